@@ -1,0 +1,229 @@
+"""R-CONV: from a model and the gradients of one client step back to the image, layer by layer.
+
+The attack is prepared once per model and then applied to the gradients of one image or of
+hundreds. It receives what an attacker has, the model and the gradients, and nothing else.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rconv.certificate import gradient_residual
+from rconv.constraints import weight_matrix
+from rconv.head import HeadInput, head_input
+from rconv.layer import LayerReport, solve_layer
+from rconv.network import Stage, read
+from rconv.observation import Gradients
+from rconv.propagation import through_activation
+from rconv.reconstruction import Reconstruction
+from rconv.solvers import SparseSystem
+from rconv.validation import check_gradients
+
+KINDS = ("auto", "gradient", "weight", "hybrid")
+CHUNK_BYTES = 2**27
+
+
+class Attack:
+    """R-CONV on one model, prepared for any number of gradients.
+
+    Parameters
+    ----------
+    model : a Sequential of convolutions with activations, Flatten, a Linear and any head.
+    input_shape : (C, H, W) of one image.
+    constraints : the equations that each convolution's input is solved from: "gradient",
+        "weight" or "hybrid" (both) for every layer, or one of them per convolution in a
+        sequence. "paper" is weight constraints on the first layer and gradient constraints
+        on the others. "auto" takes the cheapest that have full rank, layer by layer and image
+        by image, and hybrid where neither has, or where they would amplify the noise.
+    value_range : of the pixels; used only to choose between twin images.
+
+    Raises
+    ------
+    UnsupportedModelError : a layer that the attack cannot pass, named.
+    ValueError : unknown constraints.
+    """
+
+    def __init__(
+        self,
+        model: nn.Sequential,
+        input_shape: tuple[int, int, int],
+        *,
+        constraints: str | Sequence[str] = "auto",
+        value_range: tuple[float, float] = (0.0, 1.0),
+    ):
+        self.network = read(model, input_shape)
+        self.model = copy.deepcopy(model).double()
+        self.value_range = value_range
+        self.constraints = _per_layer(constraints, len(self.network.stages))
+        self.systems = [
+            _weight_system(stage, kind, first=stage is self.network.stages[0])
+            for stage, kind in zip(self.network.stages, self.constraints, strict=True)
+        ]
+
+    def __call__(
+        self,
+        gradients: Gradients,
+        *,
+        strict: bool = False,
+        precision: float | None = None,
+        progress: bool = False,
+    ) -> Reconstruction:
+        """Reconstruct the images behind gradients.
+
+        Parameters
+        ----------
+        gradients : parameter name → gradient, shaped as the parameter (one image) or with a
+            leading axis N. float64, float32, bfloat16 or float16, on any device.
+        strict : raise where a layer does not determine its input, instead of reporting it.
+        precision : relative error of the gradients; by default the rounding of their dtype.
+        progress : show a progress bar over the images.
+
+        Returns
+        -------
+        Reconstruction of N images.
+
+        Raises
+        ------
+        ValueError : missing or unknown names, wrong shapes, NaN or infinite entries.
+        ShortRankError : with `strict`, the first layer of short rank and what would help.
+        """
+        gradients, rounding = check_gradients(self.model, gradients)
+        total = len(next(iter(gradients.values())))
+        parts = []
+        with tqdm(total=total, disable=not progress, unit="image") as bar:
+            for start in range(0, total, self._chunk()):
+                part = {name: g[start : start + self._chunk()] for name, g in gradients.items()}
+                parts.append(self._reconstruct(part, precision or rounding))
+                bar.update(len(parts[-1].images))
+        result = Reconstruction.concatenate(parts)
+        if strict:
+            result.raise_if_short()
+        return result
+
+    def _reconstruct(self, gradients: Gradients, precision: float) -> Reconstruction:
+        """The recursion: head, then activation, constraints and propagation per layer."""
+        head = head_input(self.network.head, gradients)
+        gradients = {name: g[head.image] for name, g in gradients.items()}
+        output, cotangent = head.value, head.cotangent @ self.network.head.weight
+        noise = torch.full_like(head.residual, precision)
+        reports = [_head_report(self.network.head.name, head)]
+        layers = zip(self.network.stages, self.constraints, self.systems, strict=True)
+        for stage, kind, system in reversed(list(layers)):
+            shape = (-1, *stage.geometry.output)
+            passed = through_activation(
+                stage.activation,
+                output.reshape(shape),
+                cotangent.reshape(shape),
+                gradients.get(f"{stage.name}.bias"),
+                noise,
+            )
+            weight_gradient = gradients[f"{stage.name}.weight"]
+            solution, report = solve_layer(
+                stage, kind, system, passed, weight_gradient, noise, precision
+            )
+            output, cotangent = solution.value, stage.transpose(passed.cotangent)
+            noise = (noise * solution.amplification.clamp(min=1.0)).clamp(max=1.0)
+            reports.append(report)
+        images = output.reshape(-1, *self.network.input_shape)
+        return self._certify(images, tuple(reports), head, gradients)
+
+    def _certify(
+        self,
+        images: Tensor,
+        reports: tuple[LayerReport, ...],
+        head: HeadInput,
+        gradients: Gradients,
+    ) -> Reconstruction:
+        """Recompute the gradients, and keep for each image the candidate that explains them."""
+        name = self.network.head.name
+        labels = self._labels(images, head, gradients)
+        residual = gradient_residual(self.model, name, images, head.cotangent, gradients)
+        result = Reconstruction(images, reports, labels, residual, torch.zeros_like(labels))
+        count = int(head.image[-1]) + 1
+        if count == len(images):
+            return result
+        low, high = self.value_range
+        outside = (images.clamp(low, high) - images).flatten(1).abs().amax(dim=1)
+        chosen, twins = [], []
+        for i in range(count):
+            own = (head.image == i).nonzero()[:, 0]
+            explains = residual[own] <= 10 * residual[own].min().clamp(min=1e-9)
+            inside = outside[own] <= 1e-3 * (high - low)
+            rank = torch.where(explains, outside[own], torch.inf)
+            chosen.append(int(own[rank.argmin()]))
+            twins.append(max(0, int((explains & inside).sum()) - 1))
+        result = result.select(torch.tensor(chosen, device=images.device))
+        return Reconstruction(
+            result.images,
+            result.layers,
+            result.labels,
+            result.gradient_residual,
+            torch.tensor(twins, device=images.device),
+        )
+
+    def _labels(self, images: Tensor, head: HeadInput, gradients: Gradients) -> Tensor:
+        """The class whose logit the step pushes up: the only negative logit gradient (iDLG).
+
+        Where rounding has left none, the softmax is saturated at the right class: the label is
+        the model's own prediction.
+        """
+        last_bias = self.network.head.last_bias
+        logit_gradient = gradients[last_bias] if last_bias else head.cotangent
+        if logit_gradient.shape[1] == 1:
+            return (logit_gradient[:, 0] < 0).long()
+        with torch.no_grad():
+            predicted = self.model(images).argmax(dim=1)
+        told = (logit_gradient < 0).any(dim=1)
+        return torch.where(told, logit_gradient.argmin(dim=1), predicted)
+
+    def _chunk(self) -> int:
+        """Images at a time, so that their gradient matrices stay within `CHUNK_BYTES`."""
+        shapes = [stage.geometry for stage in self.network.stages]
+        sizes = [8 * g.output[0] * g.offsets * g.pixels for g in shapes]
+        return max(1, CHUNK_BYTES // max(sizes, default=CHUNK_BYTES))
+
+
+def _per_layer(constraints: str | Sequence[str], layers: int) -> tuple[str, ...]:
+    if constraints == "paper":
+        return ("weight", *["gradient"] * (layers - 1))[:layers]
+    kinds = (constraints,) * layers if isinstance(constraints, str) else tuple(constraints)
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if isinstance(constraints, str) and constraints not in KINDS:
+        unknown = [constraints]
+    if unknown:
+        raise ValueError(
+            f"unknown constraints {unknown[0]!r}: use one of {', '.join(KINDS)}, paper, "
+            "or a sequence with one of the first four per convolution"
+        )
+    if len(kinds) != layers:
+        raise ValueError(f"{len(kinds)} constraints for {layers} convolutions: give one for each")
+    return kinds
+
+
+def _weight_system(stage: Stage, kind: str, *, first: bool) -> SparseSystem | None:
+    """The stage's weight constraints, factored, where they can determine its input alone."""
+    wanted = kind == "weight" or (kind == "auto" and first)
+    enough = stage.geometry.weight_rows >= stage.geometry.unknowns
+    if not (wanted and enough and stage.activation.invertible):
+        return None
+    system = SparseSystem(weight_matrix(stage.weight, stage.geometry))
+    return system if system.regular else None
+
+
+def _head_report(name: str, head: HeadInput) -> LayerReport:
+    unknowns = head.value.shape[1]
+    rows = torch.full_like(head.image, head.cotangent.shape[1] * unknowns)
+    ones = torch.ones_like(head.residual)
+    return LayerReport(
+        name,
+        unknowns,
+        rows,
+        torch.zeros_like(rows),
+        head.known * unknowns,
+        torch.where(head.known, ones, torch.inf),
+        head.residual,
+        ("head",) * len(rows),
+    )

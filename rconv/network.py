@@ -1,0 +1,278 @@
+"""A model as the attack reads it: convolution stages, then the first Linear. Refuses the rest."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rconv.activations import Activation, from_module
+
+
+class UnsupportedModelError(ValueError):
+    """The attack does not apply to this model; the message names the layer and why."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Shapes of one convolution.
+
+    Attributes
+    ----------
+    input : (C, H, W).
+    output : (D, Ho, Wo).
+    kernel, stride, padding, dilation : (rows, columns) each.
+    """
+
+    input: tuple[int, int, int]
+    output: tuple[int, int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    @property
+    def offsets(self) -> int:
+        """Kernel offsets, kh·kw."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of one input channel, H·W."""
+        return self.input[1] * self.input[2]
+
+    @property
+    def positions(self) -> int:
+        """Output positions L = Ho·Wo."""
+        return self.output[1] * self.output[2]
+
+    @property
+    def unknowns(self) -> int:
+        """Entries of the input, C·H·W."""
+        return self.input[0] * self.pixels
+
+    @property
+    def gradient_rows(self) -> int:
+        """Gradient constraints over all input channels, C·D·kh·kw."""
+        return self.input[0] * self.output[0] * self.offsets
+
+    @property
+    def weight_rows(self) -> int:
+        """Weight constraints where every output is known, D·L."""
+        return self.output[0] * self.positions
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One convolution and the activation behind it.
+
+    Attributes
+    ----------
+    name : the convolution's name; its parameters are `name`.weight and `name`.bias.
+    weight : (D, C, kh, kw), float64.
+    bias : (D,), float64, or None.
+    activation : what follows.
+    geometry : the shapes.
+    """
+
+    name: str
+    weight: Tensor
+    bias: Tensor | None
+    activation: Activation
+    geometry: Geometry
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """Output without the bias: (N, C, H, W) → (N, D, Ho, Wo)."""
+        g = self.geometry
+        return nn.functional.conv2d(
+            x, self.weight, None, g.stride, g.padding, g.dilation
+        )
+
+    def transpose(self, o: Tensor) -> Tensor:
+        """Adjoint of `convolve`: (N, D, Ho, Wo) → (N, C, H, W). Propagates the gradient."""
+        g = self.geometry
+        return torch.nn.grad.conv2d_input(
+            (o.shape[0], *g.input), self.weight, o, g.stride, g.padding, g.dilation
+        )
+
+    def row_norms(self) -> Tensor:
+        """Norm of each weight constraint's row, (D, Ho, Wo)."""
+        g = self.geometry
+        ones = self.weight.new_ones(1, *g.input)
+        squares = nn.functional.conv2d(
+            ones, self.weight**2, None, g.stride, g.padding, g.dilation
+        )
+        return squares[0].sqrt()
+
+
+@dataclass(frozen=True)
+class Head:
+    """The first Linear, and whether it is also the last.
+
+    Attributes
+    ----------
+    name : the Linear's name.
+    weight : (K, n), float64.
+    has_bias : whether it has one.
+    last : the loss follows directly.
+    last_bias : name of the last Linear's bias, which tells the label; None if there is none.
+    """
+
+    name: str
+    weight: Tensor
+    has_bias: bool
+    last: bool
+    last_bias: str | None
+
+
+@dataclass(frozen=True)
+class Network:
+    """Stages in the order of the forward pass, and the head."""
+
+    stages: tuple[Stage, ...]
+    head: Head
+    input_shape: tuple[int, int, int]
+
+
+_SKIPPED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+def read(model: nn.Sequential, input_shape: tuple[int, int, int]) -> Network:
+    """Read a Sequential (nested ones included) into stages and head, in float64.
+
+    Parameters
+    ----------
+    model : convolutions, each followed by at most one activation; Flatten; Linear; anything.
+    input_shape : (C, H, W) of one image.
+
+    Raises
+    ------
+    UnsupportedModelError : a layer that the attack cannot pass, by name and with the reason.
+    """
+    layers = list(_flatten(model))
+    _refuse_active_dropout(layers)
+    if len(input_shape) != 3 or min(input_shape) < 1:
+        raise UnsupportedModelError(f"the input shape must be (C, H, W), got {input_shape}")
+    shape = tuple(int(n) for n in input_shape)
+    stages: list[Stage] = []
+    convolution: tuple[str, nn.Conv2d, Geometry] | None = None
+    activation: nn.Module = nn.Identity()
+
+    def close_stage() -> None:
+        if convolution is not None:
+            name, module, geometry = convolution
+            bias = None if module.bias is None else module.bias.detach().double()
+            weight = module.weight.detach().double()
+            stages.append(Stage(name, weight, bias, from_module(activation), geometry))
+
+    for position, (name, module) in enumerate(layers):
+        if isinstance(module, nn.Linear):
+            close_stage()
+            head = _head(layers[position:], shape)
+            return Network(tuple(stages), head, tuple(input_shape))
+        if isinstance(module, nn.Conv2d):
+            close_stage()
+            geometry = _geometry(name, module, shape)
+            convolution, activation, shape = (name, module, geometry), nn.Identity(), geometry.output
+        elif isinstance(module, nn.Flatten):
+            if module.start_dim != 1 or module.end_dim != -1:
+                raise UnsupportedModelError(f"{name}: Flatten must keep the batch axis and no other")
+        elif isinstance(module, (nn.Identity, *_SKIPPED)):
+            continue
+        else:
+            _check_activation(name, module, convolution is None, type(activation) is not nn.Identity)
+            activation = module
+    raise UnsupportedModelError(
+        "the model has no Linear layer: the attack starts at the gradient of the first one"
+    )
+
+
+def _flatten(model: nn.Module, prefix: str = ""):
+    if not isinstance(model, nn.Sequential):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is no Sequential: write the model as nn.Sequential, so that "
+            "the order of its layers is known (branches and skip connections are not supported)"
+        )
+    for name, module in model.named_children():
+        if isinstance(module, nn.Sequential):
+            yield from _flatten(module, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", module
+
+
+def _refuse_active_dropout(layers: list[tuple[str, nn.Module]]) -> None:
+    for name, module in layers:
+        if isinstance(module, _SKIPPED) and module.training and module.p > 0:
+            raise UnsupportedModelError(
+                f"{name}: Dropout is active, its random mask is not in the gradients; "
+                "call model.eval() on both sides first"
+            )
+
+
+def _check_activation(name: str, module: nn.Module, first: bool, second: bool) -> None:
+    kind = type(module).__name__
+    if first:
+        raise UnsupportedModelError(f"{name}: {kind} stands before the first convolution")
+    try:
+        from_module(module)
+    except ValueError as error:
+        reason = "loses what it does not pass on" if "Pool" in kind else str(error)
+        raise UnsupportedModelError(
+            f"{name}: {kind} between the image and the first Linear is not supported: {reason}"
+        ) from None
+    if second:
+        raise UnsupportedModelError(f"{name}: {kind} is a second activation after one convolution")
+
+
+def _geometry(name: str, conv: nn.Conv2d, shape: tuple[int, ...]) -> Geometry:
+    if len(shape) != 3 or conv.in_channels != shape[0]:
+        raise UnsupportedModelError(
+            f"{name}: takes {conv.in_channels} channels, but its input has the shape {shape}"
+        )
+    if conv.groups != 1:
+        raise UnsupportedModelError(f"{name}: grouped convolutions are not supported")
+    if conv.padding_mode != "zeros":
+        raise UnsupportedModelError(f"{name}: padding_mode {conv.padding_mode!r} is not supported")
+    padding = _padding(name, conv)
+    size = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, p, d, k, s in zip(
+            shape[1:], padding, conv.dilation, conv.kernel_size, conv.stride, strict=True
+        )
+    ]
+    if min(size) < 1:
+        raise UnsupportedModelError(f"{name}: the kernel is larger than its input {shape}")
+    output = (conv.out_channels, size[0], size[1])
+    return Geometry(shape, output, conv.kernel_size, conv.stride, padding, conv.dilation)
+
+
+def _padding(name: str, conv: nn.Conv2d) -> tuple[int, int]:
+    if conv.padding == "valid":
+        return (0, 0)
+    if conv.padding == "same":
+        total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        if any(t % 2 for t in total):
+            raise UnsupportedModelError(f"{name}: padding 'same' with an even kernel is lopsided")
+        return (total[0] // 2, total[1] // 2)
+    return tuple(conv.padding)
+
+
+def _head(layers: list[tuple[str, nn.Module]], shape: tuple[int, ...]) -> Head:
+    name, linear = layers[0]
+    n = 1
+    for size in shape:
+        n *= size
+    if linear.in_features != n:
+        raise UnsupportedModelError(
+            f"{name}: takes {linear.in_features} features, but its input has the shape {shape}"
+        )
+    rest = [m for _, m in layers[1:] if not isinstance(m, (nn.Identity, *_SKIPPED))]
+    linears = [(key, m) for key, m in layers if isinstance(m, nn.Linear)]
+    last_name, last = linears[-1]
+    ends_in_linear = layers[-1][1] is last and last.bias is not None
+    return Head(
+        name,
+        linear.weight.detach().double(),
+        linear.bias is not None,
+        last=not rest,
+        last_bias=f"{last_name}.bias" if ends_in_linear else None,
+    )

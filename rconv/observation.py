@@ -1,0 +1,64 @@
+"""What the attacker sees: the gradients that a client computes from its own images."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+Gradients = Mapping[str, Tensor]
+"""Parameter name → gradient, shaped as the parameter or with a leading axis N of images."""
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""loss(logits (1, K), target (1,)) → scalar, a client step on one image."""
+
+
+def per_sample_gradients(
+    model: nn.Module, images: Tensor, targets: Tensor, loss: Loss | None = None
+) -> dict[str, Tensor]:
+    """Gradients of each image's own loss: N clients, each with a batch of one.
+
+    Parameters
+    ----------
+    model : the shared model; its dtype and device are those of the computation.
+    images : (N, C, H, W), converted to the model's dtype and device.
+    targets : (N,) class numbers, or 0 and 1 where the model has one logit.
+    loss : the clients' loss (default cross-entropy).
+
+    Returns
+    -------
+    Parameter name → (N, *parameter.shape); entry [n] is the derivative of image n's loss.
+    """
+    loss = loss or nn.functional.cross_entropy
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    example = next(iter(parameters.values()))
+
+    def client_loss(parameters: Gradients, image: Tensor, target: Tensor) -> Tensor:
+        logits = functional_call(model, parameters, (image[None],))
+        if logits.shape[-1] == 1:
+            return loss(logits[:, 0], target[None].to(logits.dtype))
+        return loss(logits, target[None])
+
+    images = images.to(example)
+    targets = targets.to(example.device)
+    return vmap(grad(client_loss), in_dims=(None, 0, 0))(parameters, images, targets)
+
+
+def features(model: nn.Sequential, images: Tensor) -> dict[str, Tensor]:
+    """Output of every module, by name: the truth that evaluation compares feature maps with.
+
+    Parameters
+    ----------
+    model : a Sequential.
+    images : (N, C, H, W).
+
+    Returns
+    -------
+    Module name → its output for these images.
+    """
+    outputs = {}
+    with torch.no_grad():
+        for name, module in model.named_children():
+            images = module(images)
+            outputs[name] = images
+    return outputs

@@ -1,0 +1,106 @@
+"""One activation passed backwards, from its output.
+
+Ō = Ȳ · a'(O) with a' written in Y (R-CONV's key observation). Where the derivative jumps at
+Y = 0, a rounding error can pick the wrong side; the gradient of the convolution's bias, the
+sum of Ō over the positions, tells which.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rconv.activations import Activation, input_noise
+
+FLIPS = 3
+"""Outputs per filter whose side the bias gradient may correct."""
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What lies on the far side of an activation, for N images.
+
+    Attributes
+    ----------
+    cotangent : Ō = ∂ℓ/∂O, (N, D, Ho, Wo).
+    value : O where it is known, (N, D, Ho, Wo); meaningful where `weight` is positive.
+    weight : a'(O), the worth of each known O as an equation, 0 where it is unknown.
+    """
+
+    cotangent: Tensor
+    value: Tensor
+    weight: Tensor
+
+
+def through_activation(
+    activation: Activation,
+    output: Tensor,
+    cotangent: Tensor,
+    bias_gradient: Tensor | None,
+    noise: Tensor,
+) -> Passed:
+    """Pass an activation backwards.
+
+    Parameters
+    ----------
+    activation : the activation.
+    output : Y = a(O) as reconstructed, (N, D, Ho, Wo).
+    cotangent : Ȳ = ∂ℓ/∂Y, shaped as Y.
+    bias_gradient : gradient of the convolution's bias, (N, D), or None where it has no bias.
+    noise : (N,), relative error of Y.
+    """
+    scale = output.abs().flatten(1).amax(dim=1)
+    error = (noise * scale)[:, None, None, None]
+    if activation.flat:
+        # A true output is never negative: what is below zero shows the size of the error.
+        below = (-output).clamp(min=0).flatten(1).amax(dim=1)
+        error = torch.minimum(4 * below, 1e-2 * scale)[:, None, None, None].clamp(min=1e-14)
+        output = torch.where(output > error, output, 0.0)
+    if activation.kink and bias_gradient is not None:
+        output = settle_sides(activation, output, cotangent, bias_gradient, error)
+    margin = float((noise * 100).clamp(min=1e-12, max=1e-2).amax())
+    value, weight = input_noise(activation, output, margin)
+    bounded = output.clamp(activation.low, activation.high)
+    return Passed(cotangent * activation.derivative(bounded), value, weight)
+
+
+def settle_sides(
+    activation: Activation, output: Tensor, cotangent: Tensor, bias_gradient: Tensor, error: Tensor
+) -> Tensor:
+    """Correct the side of a kink for outputs near it, so that Σ_p Ō[d, p] = ∂ℓ/∂b[d].
+
+    Per filter and at most `FLIPS` times: where the sum misses the bias gradient, move the one
+    uncertain output that explains the difference best to the other side of 0.
+
+    Parameters
+    ----------
+    activation : one with a kink at 0.
+    output, cotangent : Y and Ȳ, (N, D, Ho, Wo).
+    bias_gradient : (N, D).
+    error : broadcasts to Y; outputs below 30 times it in size are uncertain.
+
+    Returns
+    -------
+    Y with the corrected outputs at ± a tenth of the error.
+    """
+    y, back = output.flatten(2), cotangent.flatten(2)
+    error = error.flatten(2).expand_as(y)
+    target = bias_gradient
+    # What moving an output to the other side adds to the sum.
+    tiny = torch.full_like(y, 1e-300)
+    jump = activation.derivative(tiny) - activation.derivative(-tiny)
+    uncertain = y.abs() <= 30 * error
+    for _ in range(FLIPS):
+        slope = activation.derivative(y)
+        miss = target - (back * slope).sum(dim=2)
+        change = torch.where(y > 0, -jump, jump) * back
+        left = (miss[..., None] - change).abs()
+        left = torch.where(uncertain, left, torch.inf)
+        best, where = left.min(dim=2)
+        better = best < 1e-2 * miss.abs()
+        if not better.any():
+            break
+        side = torch.where(y > 0, -1.0, 1.0) * error / 10
+        moved = y.scatter(2, where[..., None], side.gather(2, where[..., None]))
+        y = torch.where(better[..., None], moved, y)
+    return y.reshape(output.shape)

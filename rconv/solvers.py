@@ -1,0 +1,236 @@
+"""Least squares that says how good it is.
+
+Gradient constraints are small and differ per image: batched normal equations, Cholesky and
+iterative refinement, with an SVD for the few that are short of rank. Weight constraints are
+sparse and belong to the model: one sparse LU. Both kinds together: dense normal equations of
+one image, Cholesky and refinement.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+REFINEMENTS = 2
+PROBES = 4
+POWERS = 4
+CONDITION_LIMIT = 1e7
+"""Beyond it the normal equations, whose condition is the square, lose every digit."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A least-squares solution for N images and what is known of its quality.
+
+    Attributes
+    ----------
+    value : (N, n, k), the solution; of minimum norm where the rank is short.
+    rank : (N,) int64, numerical rank, at most n.
+    condition : (N,), ratio of the largest to the smallest singular value that counts. An
+        estimate (a lower bound, mostly within a factor of two) where the rank is full.
+    amplification : (N,), expected relative error of x for a relative error of one in b, both
+        as root mean squares and for errors that are independent (an estimate).
+    residual : (N,), ‖b - A x‖ / ‖b‖.
+    """
+
+    value: Tensor
+    rank: Tensor
+    condition: Tensor
+    amplification: Tensor
+    residual: Tensor
+
+    @staticmethod
+    def concatenate(solutions: list["Solution"]) -> "Solution":
+        """Several images' solutions, one after the other."""
+        return Solution(
+            *(torch.cat([getattr(s, f.name) for s in solutions]) for f in fields(Solution))
+        )
+
+    def replace(self, where: Tensor | int, other: "Solution") -> "Solution":
+        """This solution with the images at `where` taken from `other`."""
+        changed = []
+        for field in fields(Solution):
+            tensor = getattr(self, field.name).clone()
+            tensor[where] = getattr(other, field.name)
+            changed.append(tensor)
+        return Solution(*changed)
+
+
+def relative(residual: Tensor, rhs: Tensor) -> Tensor:
+    """Norm of `residual` over that of `rhs`, per leading index; 0 where both are 0."""
+    size = rhs.flatten(1).norm(dim=1)
+    return residual.flatten(1).norm(dim=1) / torch.where(size > 0, size, 1.0)
+
+
+def root_mean_square(tensor: Tensor) -> Tensor:
+    """Per leading index: (N, …) → (N,)."""
+    return tensor.flatten(1).square().mean(dim=1).sqrt()
+
+
+def least_squares(matrix: Tensor, rhs: Tensor, tolerance: float) -> Solution:
+    """Solve A x = b for a batch of small dense systems.
+
+    Parameters
+    ----------
+    matrix : A, (N, m, n).
+    rhs : b, (N, m, k).
+    tolerance : relative rounding error of A and b. Singular values below √max(m, n) times it,
+        the size of a random matrix of such errors, do not count towards the rank.
+
+    Returns
+    -------
+    Solution with value (N, n, k).
+    """
+    gram = matrix.mT @ matrix
+    factor, info = torch.linalg.cholesky_ex(gram)
+    spectrum = Spectrum.estimate(
+        lambda v: gram @ v, lambda v: torch.cholesky_solve(v, factor), gram[..., 0]
+    )
+    value = torch.cholesky_solve(matrix.mT @ rhs, factor)
+    for _ in range(REFINEMENTS):
+        value = value + torch.cholesky_solve(matrix.mT @ (rhs - matrix @ value), factor)
+    solution = Solution(
+        value,
+        torch.full(gram.shape[:1], gram.shape[-1], device=gram.device),
+        spectrum.condition,
+        spectrum.amplification(rhs, value),
+        relative(rhs - matrix @ value, rhs),
+    )
+    limit = min(CONDITION_LIMIT, 1 / (tolerance * max(matrix.shape[1:]) ** 0.5))
+    failed = (info != 0) | ~(spectrum.condition < limit)
+    for i in failed.nonzero()[:, 0].split(1):
+        solution = solution.replace(i, minimum_norm(matrix[i], rhs[i], tolerance))
+    return solution
+
+
+def minimum_norm(matrix: Tensor, rhs: Tensor, tolerance: float) -> Solution:
+    """`least_squares` by SVD: exact rank, solution of minimum norm, some 50 times slower."""
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    counts = s > s[:, :1] * tolerance * max(matrix.shape[1:]) ** 0.5
+    inverse = torch.where(counts, 1 / torch.where(counts, s, 1.0), 0.0)
+    value = vt.mT @ (inverse[..., None] * (u.mT @ rhs))
+    spectrum = Spectrum(s[:, 0] * inverse.amax(dim=1), inverse.square().mean(dim=1))
+    return Solution(
+        value,
+        counts.sum(dim=1),
+        torch.where(counts.any(dim=1), spectrum.condition, torch.inf),
+        spectrum.amplification(rhs, value),
+        relative(rhs - matrix @ value, rhs),
+    )
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What the singular values of A say of a solution, for N matrices.
+
+    Attributes
+    ----------
+    condition : (N,), largest over smallest.
+    inverse_square : (N,), mean of 1 / σ².
+    """
+
+    condition: Tensor
+    inverse_square: Tensor
+
+    @staticmethod
+    def estimate(
+        gram: Callable[[Tensor], Tensor], inverse: Callable[[Tensor], Tensor], like: Tensor
+    ) -> "Spectrum":
+        """Power iteration on AᵀA and on its inverse, from a few random vectors.
+
+        Parameters
+        ----------
+        gram, inverse : (N, n, PROBES) → AᵀA, or its inverse, times the columns.
+        like : (N, n), for shape, dtype and device.
+
+        Returns
+        -------
+        Spectrum; the condition is a lower bound, mostly within a factor of two, and NaN or
+        inf where the inverse has broken down.
+        """
+        generator = torch.Generator().manual_seed(0)
+        start = torch.randn(like.shape[-1], PROBES, generator=generator, dtype=like.dtype)
+        start = (start / start.norm(dim=0)).to(like.device).expand(len(like), -1, -1)
+        largest, _ = _power(gram, start)
+        smallest, mean = _power(inverse, start)
+        return Spectrum((largest * smallest).sqrt(), mean)
+
+    def amplification(self, rhs: Tensor, value: Tensor) -> Tensor:
+        """(N,), expected relative error of the solution per relative error of `rhs`."""
+        ratio = root_mean_square(rhs) / root_mean_square(value).clamp(min=1e-300)
+        return self.inverse_square.clamp(min=0).sqrt() * ratio
+
+
+def _power(operator: Callable[[Tensor], Tensor], v: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest and mean eigenvalue of a symmetric operator, estimated: (N,) each."""
+    image = operator(v)
+    mean = (v * image).sum(dim=1).mean(dim=1)
+    for _ in range(POWERS - 1):
+        image = operator(image / image.norm(dim=1, keepdim=True))
+    return image.norm(dim=1).amax(dim=1), mean
+
+
+class SparseSystem:
+    """A sparse system factored once, for many right-hand sides.
+
+    Parameters
+    ----------
+    matrix : (m, n) with m ≥ n. Square systems are factored themselves, tall ones by their
+        normal equations; both are refined against `matrix`.
+
+    Attributes
+    ----------
+    spectrum : of `matrix`, or None where it is singular.
+    """
+
+    def __init__(self, matrix: sparse.csr_matrix):
+        self.matrix = matrix
+        self._square = matrix.shape[0] == matrix.shape[1]
+        system = matrix if self._square else matrix.T @ matrix
+        try:
+            self._factor = sparse.linalg.splu(system.tocsc(), permc_spec="COLAMD")
+        except RuntimeError:  # SuperLU: "Factor is exactly singular"
+            self._factor = self.spectrum = None
+        else:
+            self.spectrum = self._estimate()
+
+    @property
+    def regular(self) -> bool:
+        """Whether the system has full column rank, numerically."""
+        limit = CONDITION_LIMIT**2 if self._square else CONDITION_LIMIT
+        return self.spectrum is not None and bool(self.spectrum.condition < limit)
+
+    def solve(self, rhs: Tensor) -> Solution:
+        """Least-squares solution, value (N, n), for rhs (N, m)."""
+        b = rhs.detach().cpu().numpy().T
+        x = self._least_squares(b)
+        for _ in range(REFINEMENTS):
+            x = x + self._least_squares(b - self.matrix @ x)
+        value = torch.from_numpy(np.ascontiguousarray(x.T)).to(rhs)
+        residual = torch.from_numpy((b - self.matrix @ x).T).to(rhs)
+        count = torch.full((len(rhs),), self.matrix.shape[1], device=rhs.device)
+        return Solution(
+            value,
+            count,
+            self.spectrum.condition.to(rhs).expand(len(rhs)),
+            self.spectrum.amplification(rhs.cpu(), value.cpu()).to(rhs),
+            relative(residual, rhs),
+        )
+
+    def _least_squares(self, b: np.ndarray) -> np.ndarray:
+        return self._factor.solve(b if self._square else self.matrix.T @ b)
+
+    def _estimate(self) -> Spectrum:
+        def columns(function: Callable[[np.ndarray], np.ndarray]):
+            return lambda v: torch.from_numpy(function(v[0].numpy()))[None]
+
+        def inverse(v: np.ndarray) -> np.ndarray:
+            return self._factor.solve(self._factor.solve(v, "T") if self._square else v)
+
+        like = torch.empty(1, self.matrix.shape[1], dtype=torch.float64)
+        return Spectrum.estimate(
+            columns(lambda v: self.matrix.T @ (self.matrix @ v)), columns(inverse), like
+        )

@@ -1,0 +1,198 @@
+"""Where the raw images of MNIST and CIFAR come from: a snapshot, or torchvision's training set."""
+
+import os
+import re
+import socket
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from rconv.files import replacing
+
+TRAIN_SIZES = {"MNIST": 60_000, "CIFAR10": 50_000, "CIFAR100": 50_000}
+_SHAPES = {"MNIST": (28, 28), "CIFAR10": (32, 32, 3), "CIFAR100": (32, 32, 3)}
+_LABELS = {"MNIST": 10, "CIFAR10": 10, "CIFAR100": 100}
+_FOLDERS = {"MNIST": "MNIST", "CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python"}
+_STALLED = 30.0  # seconds without a byte after which a download is given up
+
+
+class DatasetError(ValueError):
+    """A dataset cannot be had. The message is one line: what is wrong, and what would help."""
+
+
+def data_folder(data_dir: str | os.PathLike | None = None) -> Path:
+    """Return the folder of the raw data: the argument, else RCONV_DATA, else the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    chosen = data_dir or os.environ.get("RCONV_DATA") or Path(cache) / "rconv"
+    return Path(chosen).expanduser()
+
+
+def read(name: str, count: int, folder: Path, download: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Read at least the first `count` raw training images of MNIST, CIFAR10 or CIFAR100.
+
+    Parameters
+    ----------
+    name
+        The dataset.
+    count
+        How many images are needed, from the first.
+    folder
+        Where a snapshot or torchvision's files lie, or are downloaded to.
+    download
+        Whether missing data may be downloaded.
+
+    Returns
+    -------
+    data : ndarray, uint8
+        Axes (image, row, column) for MNIST, (image, row, column, channel) for CIFAR, in RGB.
+    targets : ndarray, int64
+        Axis (image): the class.
+
+    Raises
+    ------
+    DatasetError
+        If the data is damaged, or missing and cannot be downloaded.
+    """
+    snapshots = _snapshots(name, folder)
+    for held in sorted(snapshots):
+        if held >= count:
+            return _read_snapshot(name, held, snapshots[held])
+    try:
+        data, targets = _read_torchvision(name, folder, download)
+    except DatasetError as error:
+        if not snapshots:
+            raise
+        largest = snapshots[max(snapshots)]
+        raise DatasetError(f"{largest} ends at image {max(snapshots) - 1}, and {error}") from error
+    if len(data) < count:
+        raise DatasetError(f"{name} in {folder} has no image {count - 1}: it has {len(data)}")
+    return data, targets
+
+
+def write_snapshot(
+    name: str,
+    count: int,
+    data_dir: str | os.PathLike | None = None,
+    out_dir: str | os.PathLike | None = None,
+) -> Path:
+    """Write the first `count` raw training images to ``<NAME>-train-first<count>.npz``.
+
+    A snapshot opens in milliseconds where the full dataset takes seconds. It holds ``data`` and
+    ``targets``, shaped as `read` returns them and named as torchvision's dataset objects do.
+
+    Parameters
+    ----------
+    name
+        MNIST, CIFAR10 or CIFAR100.
+    count
+        How many images, from the first.
+    data_dir
+        Where the raw data is, as in `load`.
+    out_dir
+        Where the snapshot goes; ``None`` means the data folder, where `load` finds it.
+
+    Returns
+    -------
+    Path
+        The file, which is whole or absent.
+
+    Raises
+    ------
+    DatasetError
+        As `load` does, and if the file cannot be written.
+    """
+    if name not in TRAIN_SIZES:
+        raise DatasetError(f"no snapshot is made of {name!r}: choose {', '.join(TRAIN_SIZES)}")
+    if not 1 <= count <= TRAIN_SIZES[name]:
+        raise DatasetError(f"{name} has no first {count} images: choose 1 to {TRAIN_SIZES[name]}")
+    data, targets = read(name, count, data_folder(data_dir), download=True)
+    path = data_folder(out_dir or data_dir) / f"{name}-train-first{count}.npz"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            np.savez_compressed(file, data=data[:count], targets=targets[:count])
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be written ({_reason(error)})") from error
+    return path
+
+
+def _snapshots(name: str, folder: Path) -> dict[int, Path]:
+    """Map the number of images in each snapshot of the folder to its file."""
+    pattern = re.compile(rf"{name}-train-first([0-9]+)\.npz")
+    matches = {path: pattern.fullmatch(path.name) for path in folder.glob("*.npz")}
+    return {int(match[1]): path for path, match in matches.items() if match}
+
+
+def _read_snapshot(name: str, count: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            data, targets = file["data"], file["targets"]
+        _validate(name, data, targets)
+        if len(data) != count:
+            raise ValueError(f"it holds {len(data)} images")
+    except Exception as error:  # a damaged archive raises whatever its parsers meet first
+        raise DatasetError(
+            f"{path} cannot be read ({_reason(error)}): delete it or write it anew"
+        ) from error
+    return data, targets
+
+
+def _read_torchvision(name: str, folder: Path, download: bool) -> tuple[np.ndarray, np.ndarray]:
+    home = folder / _FOLDERS[name]
+    if not os.path.exists(home):
+        _download(name, home, download)
+    from torchvision import datasets  # takes seconds to import
+
+    try:
+        found = getattr(datasets, name)(folder, train=True, download=False)
+        data, targets = np.asarray(found.data), np.asarray(found.targets, dtype=np.int64)
+        _validate(name, data, targets)
+    except Exception as error:  # a damaged file raises whatever its parsers meet first
+        raise DatasetError(
+            f"{home} is damaged or incomplete ({_reason(error)}): "
+            "delete that folder and it is downloaded again"
+        ) from error
+    return data, targets
+
+
+def _download(name: str, home: Path, allowed: bool) -> None:
+    """Let torchvision download a dataset to one side; move it to `home` once it is verified."""
+    remedy = (
+        "name a folder that holds it with --data-dir or RCONV_DATA, "
+        "or use Photos or Digits, which need no network"
+    )
+    if not allowed:
+        raise DatasetError(f"{name} is not in {home.parent} and was not to be downloaded: {remedy}")
+    from torchvision import datasets
+
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_STALLED)
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=home.parent) as aside:
+            getattr(datasets, name)(aside, train=True, download=True)
+            if not home.exists():  # another process may have been faster
+                os.rename(Path(aside) / home.name, home)
+    except Exception as error:  # network, disk, permissions, archive: the remedy is the same
+        raise DatasetError(
+            f"{name} is not in {home.parent} and cannot be downloaded ({_reason(error)}): {remedy}"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(patience)
+
+
+def _validate(name: str, data: np.ndarray, targets: np.ndarray) -> None:
+    """Raise ValueError unless data and targets are what the dataset's name promises."""
+    if data.dtype != np.uint8 or data.shape[1:] != _SHAPES[name]:
+        raise ValueError(f"data is {data.dtype} with shape {data.shape}")
+    if targets.dtype != np.int64 or targets.shape != data.shape[:1]:
+        raise ValueError(f"targets is {targets.dtype} with shape {targets.shape}")
+    if len(targets) == 0 or targets.min() < 0 or targets.max() >= _LABELS[name]:
+        raise ValueError(f"targets are not classes from 0 to {_LABELS[name] - 1}")
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line of an exception's message, or the exception's name."""
+    lines = str(error).split(" You can use download=True")[0].strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
