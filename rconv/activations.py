@@ -99,7 +99,7 @@ def _softplus(beta: float) -> Activation:
     )
 
 
-def input_noise(activation: Activation, y: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+def input_noise(activation: Activation, y: Tensor, margin: float | Tensor) -> tuple[Tensor, Tensor]:
     """Input of the activation where the output tells it, and how much each entry is worth.
 
     An error δ of y is an error δ / a'(o) of o, so that a'(o) is the weight of the equation
@@ -110,7 +110,8 @@ def input_noise(activation: Activation, y: Tensor, margin: float) -> tuple[Tenso
     ----------
     activation : the activation.
     y : its output, any shape.
-    margin : distance from the ends of the range below which an output is not inverted.
+    margin : distance from the ends of the range below which an output is not inverted;
+        broadcasts to y.
 
     Returns
     -------

@@ -6,6 +6,7 @@ hundreds. It receives what an attacker has, the model and the gradients, and not
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from rconv.observation import Gradients
 from rconv.propagation import through_activation
 from rconv.reconstruction import Reconstruction
 from rconv.solvers import SparseSystem
-from rconv.validation import check_gradients
+from rconv.validation import Rounding, check_gradients
 
 KINDS = ("auto", "gradient", "weight", "hybrid")
 CHUNK_BYTES = 2**27
@@ -91,24 +92,33 @@ class Attack:
         ShortRankError : with `strict`, the first layer of short rank and what would help.
         """
         gradients, rounding = check_gradients(self.model, gradients)
+        if precision is not None:
+            rounding = replace(rounding, relative=precision)
         total = len(next(iter(gradients.values())))
         parts = []
         with tqdm(total=total, disable=not progress, unit="image") as bar:
             for start in range(0, total, self._chunk()):
                 part = {name: g[start : start + self._chunk()] for name, g in gradients.items()}
-                parts.append(self._reconstruct(part, precision or rounding))
+                parts.append(self._reconstruct(part, rounding))
                 bar.update(len(parts[-1].images))
         result = Reconstruction.concatenate(parts)
         if strict:
             result.raise_if_short()
         return result
 
-    def _reconstruct(self, gradients: Gradients, precision: float) -> Reconstruction:
+    def _reconstruct(self, gradients: Gradients, rounding: Rounding) -> Reconstruction:
         """The recursion: head, then activation, constraints and propagation per layer."""
         head = head_input(self.network.head, gradients)
-        gradients = {name: g[head.image] for name, g in gradients.items()}
+        # Relative to the largest entry: gradients of 1e-200, of a saturated softmax, are sound,
+        # but have no square.
+        unit = largest_entry(gradients)[head.image]
+        head = replace(head, cotangent=head.cotangent / unit[:, None])
+        gradients = {
+            name: g[head.image] / unit.reshape(-1, *[1] * (g.dim() - 1))
+            for name, g in gradients.items()
+        }
         output, cotangent = head.value, head.cotangent @ self.network.head.weight
-        noise = torch.full_like(head.residual, precision)
+        noise = (rounding.relative + rounding.absolute / unit).clamp(max=1.0)
         reports = [_head_report(self.network.head.name, head)]
         layers = zip(self.network.stages, self.constraints, self.systems, strict=True)
         for stage, kind, system in reversed(list(layers)):
@@ -122,10 +132,11 @@ class Attack:
             )
             weight_gradient = gradients[f"{stage.name}.weight"]
             solution, report = solve_layer(
-                stage, kind, system, passed, weight_gradient, noise, precision
+                stage, kind, system, passed, weight_gradient, noise, rounding.relative
             )
             output, cotangent = solution.value, stage.transpose(passed.cotangent)
-            noise = (noise * solution.amplification.clamp(min=1.0)).clamp(max=1.0)
+            noise = noise * solution.amplification.clamp(min=1.0)
+            noise = noise.nan_to_num(nan=1.0).clamp(max=1.0)
             reports.append(report)
         images = output.reshape(-1, *self.network.input_shape)
         return self._certify(images, tuple(reports), head, gradients)
@@ -184,6 +195,13 @@ class Attack:
         shapes = [stage.geometry for stage in self.network.stages]
         sizes = [8 * g.output[0] * g.offsets * g.pixels for g in shapes]
         return max(1, CHUNK_BYTES // max(sizes, default=CHUNK_BYTES))
+
+
+def largest_entry(gradients: Gradients) -> Tensor:
+    """(N,): size of the largest entry of each image's gradients, 1 where all are zero."""
+    sizes = torch.stack([g.flatten(1).abs().amax(dim=1) for g in gradients.values()])
+    unit = sizes.amax(dim=0)
+    return torch.where(unit > 0, unit, 1.0)
 
 
 def _per_layer(constraints: str | Sequence[str], layers: int) -> tuple[str, ...]:

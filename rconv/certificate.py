@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from rconv.observation import Gradients
+from rconv.solvers import relative
 
 
 def gradient_residual(
@@ -40,16 +41,11 @@ def gradient_residual(
         hook.remove()
         return (outputs[0][0] * cotangent).sum()
 
-    # Divided by the largest entry first: gradients of 1e-200 have no square.
-    unit = torch.stack([g.flatten(1).abs().amax(dim=1) for g in gradients.values()]).amax(dim=0)
-    unit = torch.where(unit > 0, unit, 1.0)
-    own = vmap(grad(step), in_dims=(None, 0, 0))(parameters, images, cotangent / unit[:, None])
-    difference, size = torch.zeros_like(unit), torch.zeros_like(unit)
-    for name in _up_to(model, first_linear):
-        observed = gradients[name].flatten(1) / unit[:, None]
-        difference += (own[name].flatten(1) - observed).square().sum(dim=1)
-        size += observed.square().sum(dim=1)
-    ratio = (difference / torch.where(size > 0, size, 1.0)).sqrt()
+    own = vmap(grad(step), in_dims=(None, 0, 0))(parameters, images, cotangent)
+    names = _up_to(model, first_linear)
+    observed = torch.cat([gradients[name].flatten(1) for name in names], dim=1)
+    difference = torch.cat([own[name].flatten(1) for name in names], dim=1) - observed
+    ratio = relative(difference, observed)
     return torch.where(ratio.isfinite(), ratio, torch.inf)
 
 

@@ -58,7 +58,7 @@ def through_activation(
         output = torch.where(output > error, output, 0.0)
     if activation.kink and bias_gradient is not None:
         output = settle_sides(activation, output, cotangent, bias_gradient, error)
-    margin = float((noise * 100).clamp(min=1e-12, max=1e-2).amax())
+    margin = (noise * 100).clamp(min=1e-12, max=1e-2)[:, None, None, None]
     value, weight = input_noise(activation, output, margin)
     bounded = output.clamp(activation.low, activation.high)
     return Passed(cotangent * activation.derivative(bounded), value, weight)

@@ -1,12 +1,30 @@
 """Refuses gradients that are no gradients of the model, before any work starts."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from rconv.observation import Gradients
 
 
-def check_gradients(model: nn.Module, gradients: Gradients) -> tuple[dict[str, Tensor], float]:
+@dataclass(frozen=True)
+class Rounding:
+    """What a dtype rounds: the relative error of its numbers, and the absolute error near 0."""
+
+    relative: float
+    absolute: float
+
+    @staticmethod
+    def of(dtype: torch.dtype) -> "Rounding":
+        """Half the spacing of the dtype's normal and of its subnormal numbers."""
+        info = torch.finfo(dtype)
+        return Rounding(info.eps / 2, info.smallest_normal * info.eps / 2)
+
+
+def check_gradients(
+    model: nn.Module, gradients: Gradients
+) -> tuple[dict[str, Tensor], Rounding]:
     """Gradients as the attack uses them: float64, on the model's device, leading axis N.
 
     Parameters
@@ -16,7 +34,7 @@ def check_gradients(model: nn.Module, gradients: Gradients) -> tuple[dict[str, T
 
     Returns
     -------
-    Gradients, name → (N, *parameter shape); and the rounding error of their coarsest dtype.
+    Gradients, name → (N, *parameter shape); and the rounding of their coarsest dtype.
 
     Raises
     ------
@@ -42,8 +60,8 @@ def check_gradients(model: nn.Module, gradients: Gradients) -> tuple[dict[str, T
             raise ValueError(f"the gradient of {name} has NaN or infinite entries (image {bad})")
     if len(set(counts.values())) > 1:
         raise ValueError(f"the gradients are of different numbers of images: {counts}")
-    rounding = max(torch.finfo(gradients[name].dtype).eps / 2 for name in parameters)
-    return checked, rounding
+    coarsest = max((gradients[name].dtype for name in parameters), key=lambda t: torch.finfo(t).eps)
+    return checked, Rounding.of(coarsest)
 
 
 def _count(name: str, gradient: Tensor, parameter: Tensor) -> int:
