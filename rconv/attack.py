@@ -139,7 +139,7 @@ class Attack:
             noise = noise.nan_to_num(nan=1.0).clamp(max=1.0)
             reports.append(report)
         images = output.reshape(-1, *self.network.input_shape)
-        return self._certify(images, tuple(reports), head, gradients)
+        return self._certify(images, tuple(reports), head, gradients, noise)
 
     def _certify(
         self,
@@ -147,12 +147,14 @@ class Attack:
         reports: tuple[LayerReport, ...],
         head: HeadInput,
         gradients: Gradients,
+        noise: Tensor,
     ) -> Reconstruction:
         """Recompute the gradients, and keep for each image the candidate that explains them."""
         name = self.network.head.name
         labels = self._labels(images, head, gradients)
         residual = gradient_residual(self.model, name, images, head.cotangent, gradients)
-        result = Reconstruction(images, reports, labels, residual, torch.zeros_like(labels))
+        twins = torch.zeros_like(labels)
+        result = Reconstruction(images, reports, labels, residual, noise, twins)
         count = int(head.image[-1]) + 1
         if count == len(images):
             return result
@@ -167,13 +169,7 @@ class Attack:
             chosen.append(int(own[rank.argmin()]))
             twins.append(max(0, int((explains & inside).sum()) - 1))
         result = result.select(torch.tensor(chosen, device=images.device))
-        return Reconstruction(
-            result.images,
-            result.layers,
-            result.labels,
-            result.gradient_residual,
-            torch.tensor(twins, device=images.device),
-        )
+        return replace(result, twins=torch.tensor(twins, device=images.device))
 
     def _labels(self, images: Tensor, head: HeadInput, gradients: Gradients) -> Tensor:
         """The class whose logit the step pushes up: the only negative logit gradient (iDLG).

@@ -111,7 +111,9 @@ def solve_stacked(system: StackedSystem, tolerance: float) -> Solution:
 
 def _refine(system: StackedSystem, inverse: Callable[[Tensor], Tensor]) -> Tensor:
     """Iterative refinement from zero, until a step is rounding or no longer shrinks."""
-    x = torch.zeros(system.stage.geometry.unknowns, 1, dtype=system.output.dtype, device=system.output.device)
+    x = torch.zeros(
+        system.stage.geometry.unknowns, 1, dtype=system.output.dtype, device=system.output.device
+    )
     last = torch.inf
     for _ in range(REFINEMENTS):
         step = inverse(system.adjoint(*system.residual(x)))
@@ -130,7 +132,9 @@ def _pseudo_inverse(gram: Tensor, floor: float):
     known = values > values[-1] * floor**2
     rank = int(known.sum())
     inverse = torch.where(known, 1 / torch.where(known, values, 1.0), 0.0)
-    condition = (values[-1] * inverse.max()).sqrt() if rank else torch.full_like(inverse[0], torch.inf)
+    condition = (
+        (values[-1] * inverse.max()).sqrt() if rank else torch.full_like(inverse[0], torch.inf)
+    )
     spectrum = Spectrum(condition[None], inverse.mean()[None])
     return lambda v: vectors @ (inverse[:, None] * (vectors.T @ v)), rank, spectrum
 

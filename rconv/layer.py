@@ -95,7 +95,9 @@ def _cheapest(stage: Stage, system: SparseSystem | None, passed: Passed) -> str:
     return "gradient" if g.gradient_rows >= g.unknowns else "hybrid"
 
 
-def _by_gradient(stage: Stage, passed: Passed, weight_gradient: Tensor, precision: float) -> Solution:
+def _by_gradient(
+    stage: Stage, passed: Passed, weight_gradient: Tensor, precision: float
+) -> Solution:
     """Gradient constraints: every channel has the same matrix."""
     matrix = gradient_matrix(passed.cotangent, stage.geometry)
     solution = least_squares(matrix, gradient_rhs(weight_gradient), precision)

@@ -83,9 +83,7 @@ class Stage:
     def convolve(self, x: Tensor) -> Tensor:
         """Output without the bias: (N, C, H, W) → (N, D, Ho, Wo)."""
         g = self.geometry
-        return nn.functional.conv2d(
-            x, self.weight, None, g.stride, g.padding, g.dilation
-        )
+        return nn.functional.conv2d(x, self.weight, None, g.stride, g.padding, g.dilation)
 
     def transpose(self, o: Tensor) -> Tensor:
         """Adjoint of `convolve`: (N, D, Ho, Wo) → (N, C, H, W). Propagates the gradient."""
@@ -98,9 +96,7 @@ class Stage:
         """Norm of each weight constraint's row, (D, Ho, Wo)."""
         g = self.geometry
         ones = self.weight.new_ones(1, *g.input)
-        squares = nn.functional.conv2d(
-            ones, self.weight**2, None, g.stride, g.padding, g.dilation
-        )
+        squares = nn.functional.conv2d(ones, self.weight**2, None, g.stride, g.padding, g.dilation)
         return squares[0].sqrt()
 
 
@@ -172,14 +168,22 @@ def read(model: nn.Sequential, input_shape: tuple[int, int, int]) -> Network:
         if isinstance(module, nn.Conv2d):
             close_stage()
             geometry = _geometry(name, module, shape)
-            convolution, activation, shape = (name, module, geometry), nn.Identity(), geometry.output
+            convolution, activation, shape = (
+                (name, module, geometry),
+                nn.Identity(),
+                geometry.output,
+            )
         elif isinstance(module, nn.Flatten):
             if module.start_dim != 1 or module.end_dim != -1:
-                raise UnsupportedModelError(f"{name}: Flatten must keep the batch axis and no other")
+                raise UnsupportedModelError(
+                    f"{name}: Flatten must keep the batch axis and no other"
+                )
         elif isinstance(module, (nn.Identity, *_SKIPPED)):
             continue
         else:
-            _check_activation(name, module, convolution is None, type(activation) is not nn.Identity)
+            _check_activation(
+                name, module, convolution is None, type(activation) is not nn.Identity
+            )
             activation = module
     raise UnsupportedModelError(
         "the model has no Linear layer: the attack starts at the gradient of the first one"
@@ -266,6 +270,11 @@ def _head(layers: list[tuple[str, nn.Module]], shape: tuple[int, ...]) -> Head:
             f"{name}: takes {linear.in_features} features, but its input has the shape {shape}"
         )
     rest = [m for _, m in layers[1:] if not isinstance(m, (nn.Identity, *_SKIPPED))]
+    if linear.bias is None and rest:
+        raise UnsupportedModelError(
+            f"{name}: has no bias and is not the last layer, so that the scale of its input is "
+            "not in the gradients"
+        )
     linears = [(key, m) for key, m in layers if isinstance(m, nn.Linear)]
     last_name, last = linears[-1]
     ends_in_linear = layers[-1][1] is last and last.bias is not None

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from rconv.files import replacing
 from rconv.panels import show_error, show_image, show_map
 
-__all__ = ["comparison", "save", "show_error", "show_image", "show_map"]
+__all__ = ["comparison", "gallery", "save", "show_error", "show_image", "show_map"]
 
 ROWS = ("original", "reconstruction", "error")
 
@@ -70,6 +70,31 @@ def comparison(
             ax.set_visible(True)
             if column == 0:
                 ax.set_ylabel(ROWS[row], fontsize=8, color="black")
+    return figure
+
+
+def gallery(images: torch.Tensor, columns: int = 10) -> Figure:
+    """Draw images alone, where there is nothing to compare them with.
+
+    Parameters
+    ----------
+    images
+        Axes (image N, channel C, row, column), values in [0, 1].
+    columns
+        After that many images, a new row begins.
+
+    Returns
+    -------
+    Figure
+        The picture; `save` writes it.
+    """
+    width, rows = min(len(images), columns), math.ceil(len(images) / columns)
+    figure = Figure((1.1 * width + 0.4, 1.3 * rows), facecolor="white", layout="constrained")
+    for n, ax in enumerate(figure.subplots(rows, width, squeeze=False).flat):
+        if n < len(images):
+            show_image(ax, images[n])
+        else:
+            ax.set_visible(False)
     return figure
 
 

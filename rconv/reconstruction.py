@@ -23,6 +23,8 @@ class Reconstruction:
     labels : (N,) int64, class of each image as told by the gradients.
     gradient_residual : (N,), ‖g(x̂) - g‖ / ‖g‖ of the gradients recomputed from the
         reconstruction: the certificate.
+    expected_error : (N,), relative error of the image that the rounding of the gradients leads
+        one to expect: what each layer's equations amplify it to; 1 where nothing is known.
     twins : (N,) int64, other images that explain the gradients as well.
     """
 
@@ -30,6 +32,7 @@ class Reconstruction:
     layers: tuple[LayerReport, ...]
     labels: Tensor
     gradient_residual: Tensor
+    expected_error: Tensor
     twins: Tensor
 
     @property

@@ -22,9 +22,7 @@ class Rounding:
         return Rounding(info.eps / 2, info.smallest_normal * info.eps / 2)
 
 
-def check_gradients(
-    model: nn.Module, gradients: Gradients
-) -> tuple[dict[str, Tensor], Rounding]:
+def check_gradients(model: nn.Module, gradients: Gradients) -> tuple[dict[str, Tensor], Rounding]:
     """Gradients as the attack uses them: float64, on the model's device, leading axis N.
 
     Parameters
@@ -43,7 +41,9 @@ def check_gradients(
     parameters = dict(model.named_parameters())
     missing = [name for name in parameters if gradients.get(name) is None]
     if missing:
-        raise ValueError(f"no gradient for {', '.join(missing)}: the attack needs every parameter's")
+        raise ValueError(
+            f"no gradient for {', '.join(missing)}: the attack needs every parameter's"
+        )
     unknown = [name for name in gradients if name not in parameters]
     if unknown:
         raise ValueError(f"the model has no parameter {unknown[0]!r}; are these its gradients?")

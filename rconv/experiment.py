@@ -1,0 +1,213 @@
+"""One experiment: clients compute gradients, the attacker answers, the truth is the judge."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rconv import datasets, metrics, models
+from rconv.attack import Attack
+from rconv.observation import per_sample_gradients
+from rconv.reconstruction import Reconstruction
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16}
+
+Record = dict[str, Any]
+"""Everything about one attacked image, as JSON values; numbers that are not finite are None."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What came out of `run`.
+
+    Attributes
+    ----------
+    truth : the dataset's images, which the attack has not seen.
+    reconstruction : the attack's answer.
+    records : one per image.
+    """
+
+    truth: datasets.Images
+    reconstruction: Reconstruction
+    records: list[Record]
+
+
+def run(
+    dataset: str = datasets.DEFAULT,
+    indices: Sequence[int] = (0,),
+    architecture: str = "lenet",
+    activation: str | None = None,
+    *,
+    seed: int = 50,
+    dtype: str = "float64",
+    constraints: str = "auto",
+    filters: Sequence[int] | None = None,
+    initialisation: str | None = None,
+    weights: str | None = None,
+    device: str = "cpu",
+    data_dir: str | None = None,
+    progress: bool = False,
+) -> Experiment:
+    """Attack images of a dataset through an architecture, and measure.
+
+    Parameters
+    ----------
+    dataset, indices, data_dir : as `datasets.load` takes them.
+    architecture, activation, seed, filters, initialisation : as `models.build` takes them.
+    dtype : of the clients' computation, a key of `DTYPES`; float16 rounds float32 gradients.
+    constraints : as `Attack` takes them.
+    weights : a `.safetensors` file with trained weights, in place of the seeded ones.
+    device : where the clients compute and most of the attack runs.
+    progress : show a progress bar over the images.
+
+    Returns
+    -------
+    Experiment.
+
+    Raises
+    ------
+    ValueError : any setting that does not fit, with the reason.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    model = shared_model(
+        dataset,
+        architecture,
+        activation,
+        seed=seed,
+        dtype=dtype,
+        filters=filters,
+        initialisation=initialisation,
+        weights=weights,
+        device=device,
+    )
+    truth = datasets.load(dataset, indices, data_dir=data_dir)
+    attack = Attack(model, truth.images.shape[1:], constraints=constraints)
+    gradients = client_gradients(model, architecture, truth, dtype)
+    start = time.perf_counter()
+    reconstruction = attack(gradients, progress=progress)
+    seconds = (time.perf_counter() - start) / len(truth)
+    settings = {
+        "dataset": dataset,
+        "architecture": architecture,
+        "activation": models.activation_names(architecture, activation)[-1],
+        "seed": seed,
+        "dtype": dtype,
+        "constraints": constraints,
+        "filters": list(filters or models.ARCHITECTURES[architecture].filters),
+        "initialisation": weights
+        or initialisation
+        or models.ARCHITECTURES[architecture].initialisation,
+        "seconds": seconds,
+    }
+    records = make_records(reconstruction, settings, truth)
+    return Experiment(truth, reconstruction, records)
+
+
+def shared_model(
+    dataset: str,
+    architecture: str,
+    activation: str | None = None,
+    *,
+    dtype: str = "float64",
+    weights: str | None = None,
+    device: str = "cpu",
+    **options: Any,
+) -> nn.Sequential:
+    """The model that server and clients share, for a dataset's channels and classes.
+
+    The weights are those that the clients compute with: rounded to float32 unless `dtype` is
+    float64. Remaining options go to `models.build`.
+
+    Raises
+    ------
+    ValueError : an unknown dataset, device or setting.
+    """
+    from rconv.exchange import load_weights
+
+    if dataset not in datasets.CLASSES:
+        raise ValueError(f"unknown dataset {dataset!r}: use one of {', '.join(datasets.CLASSES)}")
+    model = models.build(
+        architecture, datasets.CHANNELS[dataset], datasets.CLASSES[dataset], activation, **options
+    )
+    if weights is not None:
+        load_weights(model, weights)
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {device!r} is not available: {str(error).splitlines()[0]}"
+        ) from None
+    return model.to(target, torch.float64 if dtype == "float64" else torch.float32)
+
+
+def client_gradients(
+    model: nn.Sequential, architecture: str, truth: datasets.Images, dtype: str = "float64"
+) -> dict[str, Tensor]:
+    """Gradients that the clients send, one image each: name → (N, *parameter shape)."""
+    targets = models.targets(architecture, truth.labels)
+    loss = models.loss_function(architecture)
+    gradients = per_sample_gradients(model, truth.images, targets, loss)
+    return {name: g.to(DTYPES[dtype]) for name, g in gradients.items()}
+
+
+def make_records(
+    reconstruction: Reconstruction, settings: Record, truth: datasets.Images | None = None
+) -> list[Record]:
+    """One record per image; without the truth, what compares with it is None.
+
+    Parameters
+    ----------
+    reconstruction : N images.
+    settings : entries that all records share.
+    truth : the N originals, or None.
+    """
+    quality: dict[str, Tensor] = {}
+    if truth is not None:
+        images = reconstruction.images.cpu()
+        quality["mse"] = metrics.mse(images, truth.images)
+        quality["psnr"] = metrics.psnr(images, truth.images, data_range=1.0)
+        quality["ssim"] = metrics.ssim(images, truth.images, data_range=1.0)
+    records = []
+    for i in range(len(reconstruction.images)):
+        measured = {key: _number(quality[key][i]) if key in quality else None for key in _QUALITY}
+        record = {
+            "dataset": None,
+            "index": int(truth.indices[i]) if truth is not None else i,
+            "label": int(truth.labels[i]) if truth is not None else int(reconstruction.labels[i]),
+            **settings,
+            **measured,
+            "gradient_residual": _number(reconstruction.gradient_residual[i]),
+            "expected_error": _number(reconstruction.expected_error[i]),
+            "unique": bool(reconstruction.unique[i]),
+            "gap": int(reconstruction.gap[i]),
+            "layers": [_layer_record(layer, i) for layer in reconstruction.layers],
+        }
+        records.append(record)
+    return records
+
+
+_QUALITY = ("mse", "psnr", "ssim")
+
+
+def _layer_record(layer, i: int) -> Record:
+    return {
+        "name": layer.name,
+        "unknowns": layer.unknowns,
+        "gradient_rows": int(layer.gradient_rows[i]),
+        "weight_rows": int(layer.weight_rows[i]),
+        "rank": int(layer.rank[i]),
+        "condition": _number(layer.condition[i]),
+        "residual": _number(layer.residual[i]),
+        "constraints": layer.constraints[i],
+    }
+
+
+def _number(value: Tensor) -> float | None:
+    value = float(value)
+    return value if math.isfinite(value) else None
