@@ -62,7 +62,9 @@ def from_module(module: nn.Module) -> Activation:
     if kind is nn.ELU and module.alpha > 0:
         return _elu(module.alpha)
     if kind is nn.Softplus:
-        return _softplus(module.beta)
+        if module.threshold < 20:
+            raise ValueError("Softplus with a threshold below 20 has overlapping outputs")
+        return _softplus(module.beta, module.threshold)
     raise ValueError(
         f"{kind.__name__} cannot be passed: the attack needs an activation whose derivative is a "
         "function of its output (ReLU, LeakyReLU with a positive slope, Sigmoid, Tanh, ELU, "
@@ -89,12 +91,14 @@ def _elu(alpha: float) -> Activation:
     )
 
 
-def _softplus(beta: float) -> Activation:
-    # beta·y + log(1 - exp(-beta·y)) is log(exp(beta·y) - 1) without the overflow.
+def _softplus(beta: float, threshold: float) -> Activation:
+    # beta·y + log(1 - exp(-beta·y)) is log(exp(beta·y) - 1) without the overflow. Beyond the
+    # threshold PyTorch's Softplus is the identity.
+    slope = lambda y: torch.where(beta * y > threshold, 1.0, -torch.expm1(-beta * y))  # noqa: E731
     return Activation(
         "Softplus",
-        lambda y: -torch.expm1(-beta * y),
-        lambda y: y + torch.log(-torch.expm1(-beta * y)) / beta,
+        slope,
+        lambda y: y + torch.log(slope(y)) / beta,
         low=0.0,
     )
 

@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from rconv.certificate import gradient_residual
 from rconv.constraints import weight_matrix
+from rconv.geometry import Stage
 from rconv.head import HeadInput, head_input
 from rconv.layer import LayerReport, solve_layer
-from rconv.network import Stage, read
+from rconv.network import read
 from rconv.observation import Gradients
 from rconv.propagation import through_activation
 from rconv.reconstruction import Reconstruction

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from rconv.constraints import gradient_matrix, weight_matrix
+from rconv.geometry import Geometry, Stage
 from rconv.hybrid import MAX_UNKNOWNS, StackedSystem, solve_stacked
-from rconv.network import Geometry, Head, Stage, read
+from rconv.network import Head, read
 from rconv.solvers import SparseSystem
 
 EPS = torch.finfo(torch.float64).eps

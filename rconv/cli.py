@@ -1,19 +1,20 @@
 """The command line: `rconv` reconstructs, `rconv audit` judges, and two helpers."""
 
 import argparse
-import json
-import statistics
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor, nn
+
+from rconv import __version__, datasets, plots
+from rconv.attack import Attack
+from rconv.audit import audit, overall
+from rconv.exchange import read_tensors, write_tensors
+from rconv.experiment import DTYPES, client_gradients, run, shared_model
 from rconv.models import ACTIVATIONS, ARCHITECTURES
-
-SUCCESS = 1e-6
-"""Mean squared error below which an image counts as reconstructed in the summary."""
-
-COMMANDS = ("attack", "audit", "observe", "snapshot")
-DATASETS = ("MNIST", "CIFAR10", "CIFAR100", "Photos", "Digits")
+from rconv.records import Record, make_records, summary, table, write_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,8 +40,6 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from rconv import __version__
-
     parser = _Parser(
         prog="rconv",
         description="Reconstruct images from the gradients of convolutional networks.",
@@ -55,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     attack.add_argument(
         "--constraints",
         default="auto",
-        help="auto (default), paper, gradient, weight, hybrid, or one per convolution: weight,hybrid,...",
+        help="auto (default), paper, gradient, weight, hybrid, or a list with one per convolution",
     )
     attack.add_argument("--gradients", help="attack a .safetensors file of gradients instead")
     attack.add_argument("--strict", action="store_true", help="fail where an image is not unique")
@@ -78,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     observe.set_defaults(command=_observe)
 
     snapshot = commands.add_parser("snapshot", help="write the first images of a dataset to a file")
-    snapshot.add_argument("-d", "--dataset", required=True, choices=DATASETS)
+    snapshot.add_argument("-d", "--dataset", required=True, choices=datasets.CLASSES)
     snapshot.add_argument("-n", "--count", type=int, default=200)
     snapshot.add_argument("--data-dir", help="folder of the datasets (default $RCONV_DATA)")
     snapshot.add_argument("--out-dir", help="folder to write to (default the data folder)")
@@ -88,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--architecture", choices=ARCHITECTURES, default="lenet")
-    parser.add_argument("-d", "--dataset", choices=DATASETS, default="Photos")
+    parser.add_argument("-d", "--dataset", choices=datasets.CLASSES, default=datasets.DEFAULT)
     parser.add_argument(
         "-a", "--activation", choices=ACTIVATIONS, help="where the architecture leaves it open"
     )
@@ -101,14 +100,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", "--index", default="0", help="92, 0:100 or 3,5,8 (default 0)")
     parser.add_argument("--data-dir", help="folder of the datasets (default $RCONV_DATA)")
-    parser.add_argument("--dtype", choices=("float64", "float32", "float16"), default="float64")
+    parser.add_argument("--dtype", choices=DTYPES, default="float64")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, …")
 
 
 def _attack(arguments: argparse.Namespace) -> None:
-    from rconv.experiment import run
-    from rconv.indices import parse_indices
-
     _check_outputs(arguments.out, arguments.json)
     constraints = arguments.constraints
     if "," in constraints:
@@ -119,7 +115,7 @@ def _attack(arguments: argparse.Namespace) -> None:
     else:
         experiment = run(
             arguments.dataset,
-            parse_indices(arguments.index),
+            datasets.parse_indices(arguments.index),
             arguments.architecture,
             arguments.activation,
             dtype=arguments.dtype,
@@ -140,13 +136,9 @@ def _attack(arguments: argparse.Namespace) -> None:
     print(summary(records))
 
 
-def _attack_file(arguments: argparse.Namespace, constraints: str | list[str]):
-    import time
-
-    from rconv.attack import Attack
-    from rconv.exchange import read_tensors
-    from rconv.experiment import make_records
-
+def _attack_file(
+    arguments: argparse.Namespace, constraints: str | list[str]
+) -> tuple[list[Record], Tensor]:
     gradients = read_tensors(arguments.gradients)
     model = _model(arguments, _dtype_of(gradients))
     attack = Attack(model, (model[0].in_channels, 32, 32), constraints=constraints)
@@ -164,9 +156,7 @@ def _attack_file(arguments: argparse.Namespace, constraints: str | list[str]):
     return make_records(reconstruction, settings), reconstruction.images
 
 
-def _model(arguments: argparse.Namespace, dtype: str):
-    from rconv.experiment import shared_model
-
+def _model(arguments: argparse.Namespace, dtype: str) -> nn.Sequential:
     return shared_model(
         arguments.dataset,
         arguments.architecture,
@@ -194,27 +184,16 @@ def _options(arguments: argparse.Namespace) -> dict:
     }
 
 
-def _dtype_of(gradients: dict) -> str:
-    return (
-        str(next(iter(gradients.values())).dtype).removeprefix("torch.") if gradients else "float64"
-    )
+def _dtype_of(gradients: dict[str, Tensor]) -> str:
+    if not gradients:
+        raise ValueError("the file of gradients is empty")
+    return str(next(iter(gradients.values())).dtype).removeprefix("torch.")
 
 
 def _audit(arguments: argparse.Namespace) -> None:
-    from rconv.audit import audit, overall
-    from rconv.datasets import CHANNELS
-
     model = _model(arguments, "float64")
-    layers = audit(model, (CHANNELS[arguments.dataset], 32, 32), active=arguments.active)
-    header = (
-        "layer",
-        "unknowns",
-        "counted",
-        "generic rank",
-        "weight rows",
-        "hybrid rank",
-        "verdict",
-    )
+    layers = audit(model, (datasets.CHANNELS[arguments.dataset], 32, 32), active=arguments.active)
+    header = "layer,unknowns,counted,generic rank,weight rows,hybrid rank,verdict".split(",")
     rows = [
         (a.name, a.unknowns, a.counted, a.gradient_rank, a.weight_rows, a.hybrid_rank, a.verdict)
         for a in layers
@@ -224,10 +203,6 @@ def _audit(arguments: argparse.Namespace) -> None:
 
 
 def _observe(arguments: argparse.Namespace) -> None:
-    from rconv import datasets
-    from rconv.exchange import write_tensors
-    from rconv.experiment import client_gradients
-
     model = _model(arguments, arguments.dtype)
     indices = datasets.parse_indices(arguments.index)
     truth = datasets.load(arguments.dataset, indices, data_dir=arguments.data_dir)
@@ -239,60 +214,8 @@ def _observe(arguments: argparse.Namespace) -> None:
 
 
 def _snapshot(arguments: argparse.Namespace) -> None:
-    from rconv.datasets import write_snapshot
-
-    print(write_snapshot(arguments.dataset, arguments.count, arguments.data_dir, arguments.out_dir))
-
-
-def write_json(path: str, records: list[dict]) -> None:
-    """Write records, whole or not at all."""
-    from rconv.files import replacing
-
-    with replacing(path) as file:
-        file.write((json.dumps(records, indent=1, allow_nan=False) + "\n").encode())
-
-
-def summary(records: list[dict], most: int = 20) -> str:
-    """Table of the records, one line per image while there are few, then the totals."""
-    header = ("index", "label", "MSE", "PSNR dB", "SSIM", "gradient residual", "unique")
-    rows = [
-        (
-            r["index"],
-            r["label"],
-            _format(r["mse"], ".1e"),
-            _format(r["psnr"], ".1f"),
-            _format(r["ssim"], ".4f"),
-            _format(r["gradient_residual"], ".1e"),
-            "yes" if r["unique"] else f"no, {r['gap']} open",
-        )
-        for r in records
-    ]
-    shown = rows if len(rows) <= most else [r for r in rows if r[-1] != "yes"][:most]
-    lines = [table(header, shown)] if shown else []
-    unique = sum(r["unique"] for r in records)
-    total = f"{len(records)} images: {unique} unique"
-    errors = [r["mse"] for r in records if r["mse"] is not None]
-    if errors:
-        good = sum(e < SUCCESS for e in errors)
-        total += f", {good} with MSE < {SUCCESS:g}, median MSE {statistics.median(errors):.1e}"
-    return "\n".join([*lines, f"{total}, {records[0]['seconds']:.3f} s an image"])
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
-    """Columns aligned to the right, the first to the left."""
-    cells = [tuple(map(str, row)) for row in (header, *rows)]
-    widths = [max(len(row[k]) for row in cells) for k in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            c.ljust(w) if k == 0 else c.rjust(w)
-            for k, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    )
-
-
-def _format(value: float | None, spec: str) -> str:
-    return "-" if value is None else format(value, spec)
+    a = arguments
+    print(datasets.write_snapshot(a.dataset, a.count, a.data_dir, a.out_dir))
 
 
 def _check_outputs(*paths: str | None) -> None:
@@ -302,14 +225,9 @@ def _check_outputs(*paths: str | None) -> None:
             raise ValueError(f"{path}: the folder does not exist, create it first")
 
 
-def _write_picture(path: str, images, originals) -> None:
-    from rconv import plots
-
-    if originals is None:
-        figure = plots.gallery(images)
-    else:
-        figure = plots.comparison(originals, images)
-    plots.save(figure, path)
+def _write_picture(path: str, images: Tensor, originals: Tensor | None) -> None:
+    alone = originals is None
+    plots.save(plots.gallery(images) if alone else plots.comparison(originals, images), path)
 
 
 if __name__ == "__main__":

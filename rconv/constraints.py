@@ -17,7 +17,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from rconv.network import Geometry
+from rconv.geometry import Geometry
 
 
 @lru_cache(maxsize=64)

@@ -1,6 +1,5 @@
 """One experiment: clients compute gradients, the attacker answers, the truth is the judge."""
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rconv import datasets, metrics, models
+from rconv import datasets, models
 from rconv.attack import Attack
+from rconv.exchange import load_weights
 from rconv.observation import per_sample_gradients
 from rconv.reconstruction import Reconstruction
+from rconv.records import Record, make_records
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16}
-
-Record = dict[str, Any]
-"""Everything about one attacked image, as JSON values; numbers that are not finite are None."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +125,6 @@ def shared_model(
     ------
     ValueError : an unknown dataset, device or setting.
     """
-    from rconv.exchange import load_weights
-
     if dataset not in datasets.CLASSES:
         raise ValueError(f"unknown dataset {dataset!r}: use one of {', '.join(datasets.CLASSES)}")
     model = models.build(
@@ -154,60 +150,3 @@ def client_gradients(
     loss = models.loss_function(architecture)
     gradients = per_sample_gradients(model, truth.images, targets, loss)
     return {name: g.to(DTYPES[dtype]) for name, g in gradients.items()}
-
-
-def make_records(
-    reconstruction: Reconstruction, settings: Record, truth: datasets.Images | None = None
-) -> list[Record]:
-    """One record per image; without the truth, what compares with it is None.
-
-    Parameters
-    ----------
-    reconstruction : N images.
-    settings : entries that all records share.
-    truth : the N originals, or None.
-    """
-    quality: dict[str, Tensor] = {}
-    if truth is not None:
-        images = reconstruction.images.cpu()
-        quality["mse"] = metrics.mse(images, truth.images)
-        quality["psnr"] = metrics.psnr(images, truth.images, data_range=1.0)
-        quality["ssim"] = metrics.ssim(images, truth.images, data_range=1.0)
-    records = []
-    for i in range(len(reconstruction.images)):
-        measured = {key: _number(quality[key][i]) if key in quality else None for key in _QUALITY}
-        record = {
-            "dataset": None,
-            "index": int(truth.indices[i]) if truth is not None else i,
-            "label": int(truth.labels[i]) if truth is not None else int(reconstruction.labels[i]),
-            **settings,
-            **measured,
-            "gradient_residual": _number(reconstruction.gradient_residual[i]),
-            "expected_error": _number(reconstruction.expected_error[i]),
-            "unique": bool(reconstruction.unique[i]),
-            "gap": int(reconstruction.gap[i]),
-            "layers": [_layer_record(layer, i) for layer in reconstruction.layers],
-        }
-        records.append(record)
-    return records
-
-
-_QUALITY = ("mse", "psnr", "ssim")
-
-
-def _layer_record(layer, i: int) -> Record:
-    return {
-        "name": layer.name,
-        "unknowns": layer.unknowns,
-        "gradient_rows": int(layer.gradient_rows[i]),
-        "weight_rows": int(layer.weight_rows[i]),
-        "rank": int(layer.rank[i]),
-        "condition": _number(layer.condition[i]),
-        "residual": _number(layer.residual[i]),
-        "constraints": layer.constraints[i],
-    }
-
-
-def _number(value: Tensor) -> float | None:
-    value = float(value)
-    return value if math.isfinite(value) else None

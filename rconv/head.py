@@ -95,8 +95,9 @@ def _rank_one(g: Tensor) -> tuple[Tensor, Tensor]:
     direction = g.T @ u
     direction = direction / direction.norm()
     left = g @ direction
-    # |z̄| is largest at the label, where softmax - 1 balances all the other entries.
-    sign = -left[left.abs().argmax()].sign()
+    # The label's entry, softmax - 1, is the only negative one.
+    negative, positive = (left < 0).sum(), (left > 0).sum()
+    sign = -1.0 if negative > 1 or (negative == 0 and positive == 1) else 1.0
     return sign * left, sign * direction
 
 
@@ -108,7 +109,7 @@ def _scales(logits: Tensor, left: Tensor) -> list[float]:
     open, and there the equation can have two roots: twin images with the same gradients.
     """
     w, size = logits.double().cpu(), float(left.abs().max())
-    y = int(left.abs().argmax())
+    y = int(left.argmin())
     if len(w) == 1:
         margins = [(sign, -w) for sign in (1.0, -1.0)]
     elif len(w) == 2:

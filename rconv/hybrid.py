@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rconv.constraints import weight_gram
-from rconv.network import Stage
+from rconv.geometry import Stage
 from rconv.solvers import CONDITION_LIMIT, Solution, Spectrum, relative
 
 REFINEMENTS = 5

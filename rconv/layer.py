@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from rconv.constraints import gradient_matrix, gradient_rhs
+from rconv.geometry import Stage
 from rconv.hybrid import MAX_UNKNOWNS, StackedSystem, solve_stacked
-from rconv.network import Stage
 from rconv.propagation import Passed
 from rconv.solvers import Solution, SparseSystem, least_squares
 

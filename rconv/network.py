@@ -2,102 +2,14 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from rconv.activations import Activation, from_module
+from rconv.activations import from_module
+from rconv.geometry import Geometry, Stage
 
 
 class UnsupportedModelError(ValueError):
     """The attack does not apply to this model; the message names the layer and why."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Shapes of one convolution.
-
-    Attributes
-    ----------
-    input : (C, H, W).
-    output : (D, Ho, Wo).
-    kernel, stride, padding, dilation : (rows, columns) each.
-    """
-
-    input: tuple[int, int, int]
-    output: tuple[int, int, int]
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-
-    @property
-    def offsets(self) -> int:
-        """Kernel offsets, kh·kw."""
-        return self.kernel[0] * self.kernel[1]
-
-    @property
-    def pixels(self) -> int:
-        """Pixels of one input channel, H·W."""
-        return self.input[1] * self.input[2]
-
-    @property
-    def positions(self) -> int:
-        """Output positions L = Ho·Wo."""
-        return self.output[1] * self.output[2]
-
-    @property
-    def unknowns(self) -> int:
-        """Entries of the input, C·H·W."""
-        return self.input[0] * self.pixels
-
-    @property
-    def gradient_rows(self) -> int:
-        """Gradient constraints over all input channels, C·D·kh·kw."""
-        return self.input[0] * self.output[0] * self.offsets
-
-    @property
-    def weight_rows(self) -> int:
-        """Weight constraints where every output is known, D·L."""
-        return self.output[0] * self.positions
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One convolution and the activation behind it.
-
-    Attributes
-    ----------
-    name : the convolution's name; its parameters are `name`.weight and `name`.bias.
-    weight : (D, C, kh, kw), float64.
-    bias : (D,), float64, or None.
-    activation : what follows.
-    geometry : the shapes.
-    """
-
-    name: str
-    weight: Tensor
-    bias: Tensor | None
-    activation: Activation
-    geometry: Geometry
-
-    def convolve(self, x: Tensor) -> Tensor:
-        """Output without the bias: (N, C, H, W) → (N, D, Ho, Wo)."""
-        g = self.geometry
-        return nn.functional.conv2d(x, self.weight, None, g.stride, g.padding, g.dilation)
-
-    def transpose(self, o: Tensor) -> Tensor:
-        """Adjoint of `convolve`: (N, D, Ho, Wo) → (N, C, H, W). Propagates the gradient."""
-        g = self.geometry
-        return torch.nn.grad.conv2d_input(
-            (o.shape[0], *g.input), self.weight, o, g.stride, g.padding, g.dilation
-        )
-
-    def row_norms(self) -> Tensor:
-        """Norm of each weight constraint's row, (D, Ho, Wo)."""
-        g = self.geometry
-        ones = self.weight.new_ones(1, *g.input)
-        squares = nn.functional.conv2d(ones, self.weight**2, None, g.stride, g.padding, g.dilation)
-        return squares[0].sqrt()
 
 
 @dataclass(frozen=True)
@@ -146,6 +58,7 @@ def read(model: nn.Sequential, input_shape: tuple[int, int, int]) -> Network:
     """
     layers = list(_flatten(model))
     _refuse_active_dropout(layers)
+    _refuse_shared_parameters(layers)
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise UnsupportedModelError(f"the input shape must be (C, H, W), got {input_shape}")
     shape = tuple(int(n) for n in input_shape)
@@ -196,7 +109,8 @@ def _flatten(model: nn.Module, prefix: str = ""):
             f"{type(model).__name__} is no Sequential: write the model as nn.Sequential, so that "
             "the order of its layers is known (branches and skip connections are not supported)"
         )
-    for name, module in model.named_children():
+    # Not named_children: it lists a module that serves twice only once.
+    for name, module in model._modules.items():
         if isinstance(module, nn.Sequential):
             yield from _flatten(module, f"{prefix}{name}.")
         else:
@@ -210,6 +124,17 @@ def _refuse_active_dropout(layers: list[tuple[str, nn.Module]]) -> None:
                 f"{name}: Dropout is active, its random mask is not in the gradients; "
                 "call model.eval() on both sides first"
             )
+
+
+def _refuse_shared_parameters(layers: list[tuple[str, nn.Module]]) -> None:
+    owners: dict[nn.Parameter, str] = {}
+    for name, module in layers:
+        for parameter in module.parameters():
+            if owners.setdefault(parameter, name) != name:
+                raise UnsupportedModelError(
+                    f"{name}: shares a parameter with {owners[parameter]}, whose gradient is the "
+                    "sum over both layers"
+                )
 
 
 def _check_activation(name: str, module: nn.Module, first: bool, second: bool) -> None:
@@ -277,7 +202,7 @@ def _head(layers: list[tuple[str, nn.Module]], shape: tuple[int, ...]) -> Head:
         )
     linears = [(key, m) for key, m in layers if isinstance(m, nn.Linear)]
     last_name, last = linears[-1]
-    ends_in_linear = layers[-1][1] is last and last.bias is not None
+    ends_in_linear = [linear, *rest][-1] is last and last.bias is not None
     return Head(
         name,
         linear.weight.detach().double(),

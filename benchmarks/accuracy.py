@@ -1,0 +1,63 @@
+"""Reconstruction quality over the first images of each dataset, as one table.
+
+    RCONV_DATA=… python benchmarks/accuracy.py [--images 100] [--dtype float32] [--constraints auto]
+
+Each line is one setting; an image counts as good below MSE 1e-6, and "told" counts the others
+that the attack itself reports as not unique.
+"""
+
+import argparse
+import statistics
+
+from rconv.experiment import run
+from rconv.models import ACTIVATIONS
+from rconv.records import SUCCESS, table
+
+DATASETS = ("MNIST", "CIFAR10", "CIFAR100")
+HEADER = "dataset,architecture,activation,images,good,told,MSE median,MSE max,PSNR min,s / image"
+
+
+def line(dataset: str, count: int, architecture: str, activation: str | None, **options) -> tuple:
+    """One setting as a row of the table."""
+    records = run(dataset, range(count), architecture, activation, **options).records
+    errors = [r["mse"] for r in records]
+    told = sum(r["mse"] >= SUCCESS and not r["unique"] for r in records)
+    psnr = [r["psnr"] for r in records if r["psnr"] is not None]
+    return (
+        dataset,
+        architecture,
+        records[0]["activation"],
+        count,
+        sum(e < SUCCESS for e in errors),
+        told,
+        f"{statistics.median(errors):.0e}",
+        f"{max(errors):.0e}",
+        f"{min(psnr):.1f}",
+        f"{records[0]['seconds']:.3f}",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--dtype", default="float64")
+    parser.add_argument("--constraints", default="auto")
+    arguments = parser.parse_args()
+    options = {"dtype": arguments.dtype, "constraints": arguments.constraints}
+    few = min(20, arguments.images)
+    rows = [
+        line(dataset, arguments.images, "lenet", activation, **options)
+        for dataset in DATASETS
+        for activation in ACTIVATIONS
+    ]
+    if arguments.dtype == "float64":
+        narrow = {**options, "filters": (16, 24, 12, 12)}
+        rows.append(line("CIFAR10", arguments.images, "lenet_all_relu", None, **narrow))
+        rows.append(line("CIFAR10", arguments.images, "dlg_lenet", None, **options))
+        rows.append(line("CIFAR10", few, "o_cnn6", None, **options))
+        rows.append(line("CIFAR10", few, "cnn6", None, **options))
+    print(table(HEADER.split(","), rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""R-GAP, "Recursive Gradient Attack on Privacy" (Zhu, Blaschko, ICLR 2021, arXiv 2010.07733).
+
+From the loss downwards, each layer's input is solved from its weight constraints and its
+gradient constraints together. The output of a layer is the activation's INVERSE of what the layer
+above took in, so that every activation must be invertible.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rconv.baselines.matching import Replay, squared_norm
+from rconv.baselines.result import BaselineResult, Run
+from rconv.constraints import gradient_matrix, gradient_rhs
+from rconv.head import HeadInput, head_input
+from rconv.hybrid import StackedSystem, solve_stacked
+from rconv.network import Network, Stage, UnsupportedModelError, read
+from rconv.observation import Gradients, Loss
+from rconv.solvers import Solution
+
+
+@dataclass(frozen=True)
+class RecursiveResult(BaselineResult):
+    """A `BaselineResult` with what R-GAP says of each convolution.
+
+    Attributes
+    ----------
+    layers : names of the convolutions, from the last to the first.
+    rank : (N, layers) int64, numerical rank of the equations; 0 where the attack broke down above.
+    unknowns : (layers,) int64, entries of each convolution's input.
+    condition : (N, layers) float64, ratio of the extreme singular values that count.
+    """
+
+    layers: tuple[str, ...]
+    rank: Tensor
+    unknowns: Tensor
+    condition: Tensor
+
+
+class _Unweighted(StackedSystem):
+    """Equations as they come: R-GAP gives neither rows nor the two kinds a weight."""
+
+    def scaled(self) -> StackedSystem:
+        return self
+
+
+def attack(
+    model: nn.Sequential,
+    gradients: Gradients,
+    input_shape: tuple[int, int, int],
+    *,
+    loss: Loss | None = None,
+    labels: Tensor | None = None,
+    progress: bool = False,
+) -> RecursiveResult:
+    """Reconstruct images layer by layer, by joint weight and gradient constraints.
+
+    The input of the Linear follows from its gradients; without a bias its size follows from the
+    loss. For a single logit u with the label ±1, ⟨∂ℓ/∂w, w⟩ = -yu / (1 + exp(yu)) is solved for
+    yu, and where it has two solutions the one nearer to 0 is taken, as the published code's
+    search from 0 finds it. Everything is computed in float64, where the original has float32.
+
+    Parameters
+    ----------
+    model : a Sequential of convolutions with invertible activations, Flatten and Linear.
+    gradients : parameter name → gradient, shaped as the parameter or with a leading axis N.
+    input_shape : (C, H, W) of one image.
+    loss : the clients' loss, used to compare the gradients of the result with the observed ones.
+        Default: cross-entropy, or the logistic loss where the model has one logit; without a bias
+        in the Linear, the attack itself assumes these.
+    labels : (N,) labels, 0 or 1, of a single logit without a bias; the original takes them as
+        known. By default the one whose image explains the gradients better.
+    progress : show a progress bar.
+
+    Returns
+    -------
+    RecursiveResult; its objective is that of DLG, the squared distance of the gradients, and its
+    images have the dtype of the gradients. An output beyond the range of its activation has no
+    inverse: the image is then not a number, and `diverged` says so.
+
+    Raises
+    ------
+    ValueError : gradients that are not the model's, or labels of another number.
+    UnsupportedModelError : a layer that R-GAP cannot pass, named: ReLU has no inverse.
+    """
+    network = _invertible(read(model, input_shape))
+    replay = Replay(model, gradients, input_shape, loss)
+    head = head_input(network.head, {name: g.double() for name, g in replay.named.items()})
+    if labels is not None and labels.shape != (len(replay.observed),):
+        raise ValueError(f"{len(replay.observed)} images need as many labels, got {labels.shape}")
+    solutions: list[list[Solution]] = []
+
+    def invert(n: int, bar: tqdm) -> Run:
+        label = None if labels is None else int(labels[n])
+        runs = [_run(network, head, i, replay, n) for i in _candidates(head, n, label)]
+        best, layers = min(runs, key=lambda run: (run[0].diverged, run[0].objective))
+        solutions.append(layers)
+        bar.update(len(network.stages))
+        return best
+
+    result = replay.attack_each(invert, max(1, len(network.stages)), "R-GAP", progress)
+    return _with_layers(result, network, solutions)
+
+
+def _invertible(network: Network) -> Network:
+    """Refuse what R-GAP has no way through."""
+    for stage in network.stages:
+        if not stage.activation.invertible:
+            raise UnsupportedModelError(
+                f"{stage.name}: R-GAP needs the inverse of the activation behind it, and "
+                f"{stage.activation.name} has none"
+            )
+    if not (network.head.has_bias or network.head.last):
+        raise UnsupportedModelError(
+            f"{network.head.name}: without a bias, R-GAP needs the loss right behind it"
+        )
+    return network
+
+
+def _candidates(head: HeadInput, n: int, label: int | None) -> list[int]:
+    """Indices of the head's inputs to try for image n."""
+    own = (head.image == n).nonzero()[:, 0]
+    if label is None or len(own) == 1 or head.cotangent.shape[1] > 1:
+        return own.tolist()
+    right = own[(head.cotangent[own, 0] < 0) == (label > 0)]
+    return [int(right[head.value[right].norm(dim=1).argmin()])]
+
+
+def _run(
+    network: Network, head: HeadInput, candidate: int, replay: Replay, n: int
+) -> tuple[Run, list[Solution]]:
+    """The recursion from one candidate for the head's input, and how well it explains image n."""
+    value, cotangent = head.value[candidate], head.cotangent[candidate]
+    label = int(cotangent.argmin() if len(cotangent) > 1 else cotangent[0] < 0)
+    solutions, back = [], cotangent @ network.head.weight
+    for stage in reversed(network.stages):
+        y = value.reshape(1, *stage.geometry.output)
+        output = stage.activation.inverse(y)
+        back = back.reshape(y.shape) * stage.activation.derivative(y)
+        if not output.isfinite().all():
+            value = value.new_full(replay.input_shape, torch.nan)
+            break
+        weight_gradient = replay.named[f"{stage.name}.weight"][n : n + 1].double()
+        solutions.append(_solve(stage, output, back, weight_gradient))
+        value, back = solutions[-1].value, stage.transpose(back)
+    image = value.reshape(1, *replay.input_shape).to(replay.dtype)
+    observed = replay.observed[n]
+    target = torch.tensor([label], device=replay.device)
+    objective = float(replay.squared_distance(image, target, observed))
+    history = [float(head.residual[candidate]), *(float(s.residual[0]) for s in solutions)]
+    run = Run(image, label, history, objective, len(solutions), squared_norm(observed))
+    return run, solutions
+
+
+def _solve(stage: Stage, output: Tensor, back: Tensor, weight_gradient: Tensor) -> Solution:
+    """Least squares over all rows of one convolution: `output` (1, D, Ho, Wo), `back` its Ō."""
+    known = output[0] if stage.bias is None else output[0] - stage.bias[:, None, None]
+    matrix = gradient_matrix(back, stage.geometry)[0]
+    rhs = gradient_rhs(weight_gradient)[0]
+    return solve_stacked(
+        _Unweighted(stage, matrix, rhs, known, torch.ones_like(known)), tolerance=0.0
+    )
+
+
+def _with_layers(
+    result: BaselineResult, network: Network, solutions: list[list[Solution]]
+) -> RecursiveResult:
+    """The result with what the solver says of each layer."""
+    stages = network.stages[::-1]
+    rank = torch.zeros(len(solutions), len(stages), dtype=torch.int64)
+    condition = torch.full(rank.shape, torch.inf, dtype=torch.float64)
+    for n, layers in enumerate(solutions):
+        for i, solution in enumerate(layers):
+            rank[n, i], condition[n, i] = solution.rank[0], solution.condition[0]
+    return RecursiveResult(
+        **vars(result),
+        layers=tuple(stage.name for stage in stages),
+        rank=rank,
+        unknowns=torch.tensor([stage.geometry.unknowns for stage in stages]),
+        condition=condition,
+    )
