@@ -1,0 +1,78 @@
+# Everything that this project does, from a bare clone:
+#
+#   make book        run the embedded grid and build the book (no download of data)
+#   make test        run the tests, the book's included
+#   make paper       the book with the paper's own grid; RCONV_DATA names the data folder
+#   make notebooks   write the .ipynb beside each .md in notebooks/
+#   make lint, make clean
+#
+# The first run makes .venv. PYTHON=python uses an environment of your own instead (conda, Binder),
+# PROFILE=slurm a cluster, and UV_TORCH_BACKEND=cpu in the environment the small CPU build of torch.
+
+GRID    := embedded
+PROFILE := local
+
+ifeq ($(origin PYTHON),command line)
+READY :=
+else
+PYTHON := .venv/bin/python
+READY  := .venv/.installed
+endif
+
+ifdef RCONV_DATA # notebooks run in their own folder
+override export RCONV_DATA := $(abspath $(RCONV_DATA))
+endif
+
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+RUN := $(PYTHON) -m
+# What the tools say when nothing is wrong.
+SNAKEMAKE := Select jobs|Execute .* jobs|Using |Assuming |Building DAG|Nothing to be done|Complete log
+CHATTER := ^($(SNAKEMAKE)|Elapsed time|\[IPKernelApp\] WARNING)
+HUSH := 2> >(grep --line-buffered -vE '$(CHATTER)' >&2)
+
+.PHONY: book paper grid html test notebooks lint clean
+
+# The pages that could be made are built even if a point of the grid failed; make fails all the same.
+book: $(READY)
+	@$(MAKE) --no-print-directory grid; grid=$$?; \
+	$(MAKE) --no-print-directory html && exit $$grid
+
+paper:
+	@$(MAKE) --no-print-directory book GRID=paper
+
+grid: $(READY)
+	@echo "Grid $(GRID): a page for every dataset and architecture"
+	@$(RUN) snakemake --profile workflow/profiles/$(PROFILE) \
+	    --configfile workflow/grids/$(GRID).yaml $(HUSH)
+
+# Sphinx warns of a page only when it reads it. So after a build that failed or was killed, all
+# pages are read again; the notebooks' outputs stay cached.
+html: $(READY)
+	@echo "Pages: notebooks that changed are executed"
+	@[ -e _build/complete ] || rm -rf _build/.doctrees
+	@rm -f _build/complete
+	@$(PYTHON) -c 'from jupyter_book.cli.main import main; main()' build . \
+	    --warningiserror --keep-going $(HUSH) \
+	    | { grep --line-buffered -o 'notebooks/.*Executed notebook in .* seconds' || true; }
+	@touch _build/complete
+	@echo "The book: file://$(CURDIR)/_build/html/index.html"
+
+test: $(READY)
+	@$(RUN) pytest
+
+notebooks: $(READY)
+	@$(RUN) jupytext --quiet --update --to ipynb notebooks/*.md
+
+lint: $(READY)
+	@$(RUN) ruff check .
+
+clean:
+	rm -rf _build book/experiments results .snakemake
+
+.venv/.installed: pyproject.toml
+	@echo "The environment: .venv (a few minutes, once)"
+	@python3 -m venv .venv
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check uv
+	@$(RUN) uv pip install --quiet --python $(PYTHON) --editable '.[book,test]'
+	@touch $@

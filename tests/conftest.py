@@ -1,0 +1,27 @@
+"""What several test files share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def book():
+    """The folder of the book's HTML, built by make's own steps in this environment."""
+    environment = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
+    made = subprocess.run(
+        ["make", "book", f"PYTHON={sys.executable}"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert made.returncode == 0, made.stdout
+    assert "warning" not in made.stdout.lower(), made.stdout
+    return ROOT / "_build" / "html"

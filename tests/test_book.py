@@ -1,0 +1,252 @@
+"""The built book: sound links, readable offline, and working in a browser."""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from urllib.parse import unquote, urldefrag, urlsplit
+
+import pytest
+
+webdriver = pytest.importorskip("selenium.webdriver")
+
+PHONE = {"width": 375, "height": 720, "deviceScaleFactor": 2, "mobile": True}
+
+
+class Page(HTMLParser):
+    """What the HTML of one page refers to."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.anchors, self.links, self.loads, self.images = {""}, [], [], []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.anchors |= {attributes.get("id"), attributes.get("name")}
+        if tag == "a" and "href" in attributes:
+            self.links.append(attributes["href"])
+        if tag == "img":
+            self.images.append((attributes["src"], attributes.get("alt") or ""))
+        if tag == "link" and attributes.get("rel") in ("stylesheet", "preload", "icon"):
+            self.loads.append(attributes["href"])
+        if "src" in attributes:
+            self.loads.append(attributes["src"])
+
+
+@pytest.fixture(scope="module")
+def pages(book):
+    """All pages by path, parsed; the theme keeps a template of its own under _static."""
+    paths = sorted(path for path in book.rglob("*.html") if book / "_static" not in path.parents)
+    return {path: Page(path) for path in paths}
+
+
+def test_internal_links_and_anchors_exist(pages):
+    broken = []
+    for path, page in pages.items():
+        for link in (link for link in page.links if not urlsplit(link).scheme):
+            name, anchor = urldefrag(unquote(link))
+            target = (path.parent / name.split("?")[0]).resolve() if name else path
+            if not target.is_file() or (target in pages and anchor not in pages[target].anchors):
+                broken.append((path.name, link))
+    assert not broken
+
+
+def test_nothing_is_loaded_from_elsewhere(pages):
+    loads = {load for page in pages.values() for load in page.loads}
+    assert not {load for load in loads if urlsplit(load).scheme not in ("", "data")}
+    assert not {load for load in loads if load.startswith("//")}
+
+
+def test_images_have_alternative_texts(pages):
+    # Where none was given, Sphinx writes the path of the file instead.
+    images = {image for page in pages.values() for image in page.images}
+    assert not {(src, alt) for src, alt in images if not alt.strip() or "_images/" in alt}
+
+
+def test_launch_buttons_open_the_notebook_a_page_was_made_from(book):
+    made = (book / "book" / "experiments" / "Photos-lenet.html").read_text()
+    own = (book / "notebooks" / "08_rank.html").read_text()
+    assert "/notebooks/experiment.ipynb" in made
+    assert "main/book/experiments" not in made
+    assert "/notebooks/08_rank.ipynb" in own
+
+
+def test_every_module_is_in_the_reference(book):
+    package = book.parents[1] / "rconv"
+    modules = {path.stem for path in package.glob("*.py") if not path.stem.startswith("_")}
+    reference = (book / "book" / "api.html").read_text()
+    assert not {name for name in modules if f'id="module-rconv.{name}"' not in reference}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium that logs every request."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("Chromium or chromedriver is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        "headless no-sandbox disable-gpu disable-quic disable-dev-shm-usage disable-sync "
+        "disable-background-networking disable-component-update no-first-run"
+    ).split():
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    options.add_argument("--window-size=1280,900")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    browser.get("about:blank")
+    browser.get_log("performance")  # forget the requests of Chromium's own start page
+    yield browser
+    browser.quit()
+
+
+def eventually(condition, seconds=20):
+    """Wait until the condition gives something true, and return it."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return found
+
+
+@dataclass
+class Visit:
+    """What the browser saw on one page."""
+
+    console: list = field(default_factory=list)
+    requested: list = field(default_factory=list)
+    failed: list = field(default_factory=list)
+    seen: dict = field(default_factory=dict)
+    phone: dict = field(default_factory=dict)
+
+
+MATHEMATICS_DONE = """
+const done = arguments[0];
+if (!document.querySelector('.math')) done();
+else window.MathJax.startup.promise.then(() => done());
+"""
+
+SEE = """
+const all = selector => [...document.querySelectorAll(selector)];
+const name = element => element.outerHTML.slice(0, 120);
+return {
+  unrendered: all('.math').filter(e => !e.querySelector('mjx-container')).map(name),
+  errors: all('mjx-merror, [data-mjx-error]').map(name),
+  broken: all('img').filter(e => e.complete && !e.naturalWidth).map(name),
+};
+"""
+
+SEE_ON_PHONE = """
+document.documentElement.dataset.theme = 'dark';
+const root = document.documentElement, article = document.querySelector('.bd-content');
+const images = article ? [...article.querySelectorAll('img')] : [];
+return {
+  sideways: root.scrollWidth - root.clientWidth,
+  filtered: images.map(e => getComputedStyle(e).filter).filter(f => f != 'none'),
+};
+"""
+
+
+def visit(browser, path):
+    """Open one page, wide and then as a phone in dark mode, and note what happened."""
+    browser.get(path.as_uri())
+    browser.execute_async_script(MATHEMATICS_DONE)
+    result = Visit(seen=browser.execute_script(SEE))
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+    result.phone = browser.execute_script(SEE_ON_PHONE)
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    result.console = [e["message"] for e in browser.get_log("browser") if e["level"] == "SEVERE"]
+    for entry in browser.get_log("performance"):
+        event = json.loads(entry["message"])["message"]
+        if event["method"] == "Network.requestWillBeSent":
+            result.requested.append(event["params"]["request"]["url"])
+        elif event["method"] == "Network.loadingFailed":
+            result.failed.append(event["params"]["errorText"])
+    return result
+
+
+@pytest.fixture(scope="module")
+def visits(browser, book, pages):
+    """Every page, opened once, but for the one that only leads to the front page."""
+    names = {path: path.relative_to(book).as_posix() for path in pages}
+    return {name: visit(browser, path) for path, name in names.items() if name != "index.html"}
+
+
+def wrong(visits, of):
+    """The pages on which `of` finds something, with what it finds."""
+    return {name: found for name, visit in visits.items() if (found := of(visit))}
+
+
+def test_no_console_errors(visits):
+    assert not wrong(visits, lambda visit: visit.console)
+
+
+def test_no_request_fails(visits):
+    assert not wrong(visits, lambda visit: visit.failed)
+
+
+def test_no_request_leaves_the_book(visits):
+    local = ("file:", "data:", "blob:")
+    assert not wrong(visits, lambda v: [url for url in v.requested if not url.startswith(local)])
+    assert any(visit.requested for visit in visits.values())
+
+
+def test_mathematics_is_rendered(visits):
+    assert not wrong(visits, lambda visit: visit.seen["unrendered"] + visit.seen["errors"])
+
+
+def test_images_are_shown(visits):
+    assert not wrong(visits, lambda visit: visit.seen["broken"])
+
+
+def test_no_sideways_scrolling_on_a_phone(visits):
+    assert not wrong(visits, lambda visit: visit.phone["sideways"] > 0)
+
+
+def test_dark_mode_leaves_images_as_they_are(visits):
+    assert not wrong(visits, lambda visit: visit.phone["filtered"])
+
+
+def find(browser, selector):
+    """Those elements that a reader can see."""
+    return [e for e in browser.find_elements("css selector", selector) if e.is_displayed()]
+
+
+def click(browser, selector):
+    """Click the first such element once it can be seen, in the middle of the window."""
+    element = eventually(lambda: find(browser, selector))[0]
+    middle = "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})"
+    browser.execute_script(middle, element)
+    element.click()
+
+
+def test_navigation(browser, book):
+    browser.get((book / "index.html").as_uri())
+    eventually(lambda: browser.current_url.endswith("/book/index.html"))
+    click(browser, "a.right-next")
+    eventually(lambda: browser.current_url.endswith("/notebooks/01_observation.html"))
+
+
+def test_navigation_on_a_phone(browser, book):
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+    try:
+        browser.get((book / "book" / "index.html").as_uri())
+        link = ".bd-sidebar-primary a[href$='08_rank.html']"
+        assert not find(browser, link), "the navigation starts closed"
+        click(browser, ".primary-toggle")
+        click(browser, link)
+        eventually(lambda: browser.current_url.endswith("/notebooks/08_rank.html"))
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_search(browser, book):
+    browser.get((book / "book" / "index.html").as_uri())
+    click(browser, ".search-button__button, .search-button-field")
+    eventually(lambda: find(browser, "input[type=search]"))[0].send_keys("constraints\n")
+    click(browser, "#search-results li a")
+    eventually(lambda: "search.html" not in browser.current_url)

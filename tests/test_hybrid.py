@@ -1,0 +1,193 @@
+"""Hybrid: against dense least squares of the rows written out, full rank and short."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from small import SEEDS, geometries, normal, relative_error
+from torch import nn
+
+from rconv.activations import from_module
+from rconv.constraints import gradient_matrix, weight_matrix
+from rconv.geometry import Geometry, Stage
+from rconv.hybrid import StackedSystem, solve_stacked
+
+EPS = 2.0**-53
+
+
+def stage_of(geometry, seed=0):
+    g = geometry
+    weight = normal(g.output[0], g.input[0], *g.kernel, seed=seed)
+    return Stage("conv", weight, None, from_module(nn.Identity()), geometry)
+
+
+def system_of(geometry, known=1.0, gradient=True, seed=0):
+    """Equations of a known input: its weight rows are used with the probability `known`."""
+    stage = stage_of(geometry, seed)
+    x = normal(*geometry.input, seed=seed + 1)
+    matrix = gradient_matrix(normal(1, *geometry.output, seed=seed + 2), geometry)[0]
+    if not gradient:
+        matrix = matrix[:0]
+    output = stage.convolve(x[None])[0]
+    row_weight = normal(*geometry.output, seed=seed + 3).abs() + 0.1
+    chosen = torch.rand(output.shape, generator=torch.Generator().manual_seed(seed)) < known
+    rhs = matrix @ x.flatten(1).T
+    return StackedSystem(stage, matrix, rhs, output, row_weight * chosen), x
+
+
+def rows(system):
+    """The weighted equations written out: matrix and right-hand side."""
+    g = system.stage.geometry
+    weight = torch.from_numpy(weight_matrix(system.stage.weight, g).toarray())
+    worth = system.row_weight.reshape(-1, 1)
+    blocks = torch.kron(torch.eye(g.input[0], dtype=torch.float64), system.matrix)
+    matrix = torch.cat([blocks, worth * weight])
+    rhs = torch.cat([system.rhs.T.reshape(-1, 1), worth * system.output.reshape(-1, 1)])
+    return matrix, rhs
+
+
+def lstsq(matrix, rhs):
+    return torch.linalg.lstsq(matrix, rhs, driver="gelsd", rcond=1e-9).solution
+
+
+@given(geometries(largest=5), SEEDS)
+@settings(max_examples=40, deadline=None)
+def test_normal_matrix_residual_and_adjoint_are_those_of_the_rows(g, seed):
+    system, _ = system_of(g, known=0.6, seed=seed)
+    matrix, rhs = rows(system)
+    x = normal(g.unknowns, 1, seed=seed + 7)
+    gradient, weight = system.residual(x)
+    left = rhs - matrix @ x
+    stacked = torch.cat([gradient.T.reshape(-1, 1), weight.reshape(-1, 1)])
+    torch.testing.assert_close(stacked, left, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(system.normal_matrix(), matrix.T @ matrix, rtol=1e-10, atol=1e-10)
+    back = system.adjoint(gradient, weight)
+    torch.testing.assert_close(back, matrix.T @ left, rtol=1e-10, atol=1e-10)
+
+
+G = Geometry((2, 6, 5), (3, 6, 5), (3, 3), (1, 1), (1, 1), (1, 1))
+CASES = [
+    pytest.param(1.0, True, id="both kinds in full"),
+    pytest.param(0.5, True, id="half the outputs are known, as after a ReLU"),
+    pytest.param(0.0, True, id="no output is known: gradient rows alone"),
+    pytest.param(1.0, False, id="weight rows alone"),
+]
+
+
+@pytest.mark.parametrize(("known", "gradient"), CASES)
+def test_a_known_input_is_recovered(known, gradient):
+    system, x = system_of(G, known, gradient)
+    matrix, _ = rows(system.scaled())
+    rank = int(torch.linalg.matrix_rank(matrix, rtol=1e-9))
+    found = solve_stacked(system, EPS)
+    assert found.value.shape == (1, G.unknowns)
+    assert found.rank.item() == rank
+    assert found.residual.item() < 1e-13
+    if rank == G.unknowns:
+        assert relative_error(found.value[0], x.flatten()) < 1e-11
+
+
+@pytest.mark.parametrize("known", [0.3, 1.0])
+def test_noisy_equations_are_solved_as_dense_least_squares_of_the_stacked_rows(known):
+    system, _ = system_of(G, known)
+    noisy = replace(
+        system,
+        rhs=system.rhs + 0.1 * normal(*system.rhs.shape, seed=5),
+        output=system.output + 0.1 * normal(*system.output.shape, seed=6),
+    )
+    matrix, rhs = rows(noisy.scaled())
+    found = solve_stacked(noisy, EPS)
+    expected = lstsq(matrix, rhs)
+    torch.testing.assert_close(found.value.T, expected, rtol=1e-9, atol=1e-9)
+    left = (rhs - matrix @ expected).norm() / rhs.norm()
+    assert found.residual.item() == pytest.approx(left.item(), rel=1e-6)
+
+
+SHORT = [
+    # geometry, known share of the outputs, gradient rows: why it is short
+    pytest.param(G, 0.0, 3, id="27 rows for 30 pixels and no output known"),
+    pytest.param(G, 0.15, 1, id="few outputs are known"),
+    pytest.param(
+        Geometry((1, 6, 6), (2, 2, 2), (2, 2), (3, 3), (0, 0), (1, 1)), 1.0, 8,
+        id="pixels that no window covers",
+    ),
+    pytest.param(
+        Geometry((2, 4, 4), (1, 4, 4), (1, 1), (1, 1), (0, 0), (1, 1)), 1.0, 0,
+        id="a sum of two channels",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("geometry", "known", "gradient_rows"), SHORT)
+def test_short_rank_is_counted_and_solved_with_minimum_norm(geometry, known, gradient_rows):
+    system, x = system_of(geometry, known)
+    system = replace(system, matrix=system.matrix[:gradient_rows], rhs=system.rhs[:gradient_rows])
+    matrix, rhs = rows(system.scaled())
+    rank = int(torch.linalg.matrix_rank(matrix, rtol=1e-8))
+    assert rank < geometry.unknowns
+    found = solve_stacked(system, EPS)
+    assert found.rank.item() == rank
+    assert found.residual.item() < 1e-10
+    torch.testing.assert_close(found.value.T, lstsq(matrix, rhs), rtol=1e-7, atol=1e-9)
+    assert found.value.norm() <= x.norm() * (1 + 1e-9)
+
+
+def test_no_equation_at_all_gives_zero_and_rank_zero():
+    system, _ = system_of(G, 0.0)
+    found = solve_stacked(replace(system, matrix=system.matrix * 0, rhs=system.rhs * 0), EPS)
+    assert (found.rank.item(), found.value.abs().max().item()) == (0, 0.0)
+    assert found.condition.item() == math.inf
+
+
+def test_the_condition_is_that_of_the_scaled_rows():
+    system, _ = system_of(G, 0.7)
+    matrix, _ = rows(system.scaled())
+    values = torch.linalg.svdvals(matrix)
+    condition = (values[0] / values[-1]).item()
+    assert condition / 3 <= solve_stacked(system, EPS).condition.item() <= condition * 1.01
+
+
+def test_both_blocks_are_scaled_to_a_mean_row_norm_of_one():
+    system, _ = system_of(G, 0.5)
+    scaled = replace(system, matrix=system.matrix * 1e6, rhs=system.rhs * 1e6).scaled()
+    assert scaled.matrix.norm(dim=1).mean().item() == pytest.approx(1)
+    worth = (scaled.stage.row_norms() * scaled.row_weight)[scaled.row_weight > 0]
+    assert worth.mean().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("unit", [1e-150, 1e-20, 1e20, 1e150])
+def test_the_unit_of_the_gradient_rows_does_not_matter(unit):
+    system, x = system_of(G, 0.5)
+    found = solve_stacked(replace(system, matrix=system.matrix * unit, rhs=system.rhs * unit), EPS)
+    assert found.rank.item() == G.unknowns
+    assert relative_error(found.value[0], x.flatten()) < 1e-11
+
+
+def test_a_row_of_little_weight_hardly_matters_and_one_of_none_not_at_all():
+    system, x = system_of(G, 1.0)
+    output, row_weight = system.output.clone(), system.row_weight.clone()
+    output[0, 0, 0], row_weight[0, 0, 0] = 1e6, 0.0
+    output[1, 2, 2], row_weight[1, 2, 2] = output[1, 2, 2] + 1, 1e-9
+    found = solve_stacked(replace(system, output=output, row_weight=row_weight), EPS)
+    assert relative_error(found.value[0], x.flatten()) < 1e-7
+
+
+def test_amplification_is_what_noise_does():
+    """Monte Carlo over independent errors of every right-hand side, relative to their size."""
+    system, x = system_of(Geometry((1, 5, 5), (3, 5, 5), (3, 3), (1, 1), (1, 1), (1, 1)))
+    system = replace(system, row_weight=torch.ones_like(system.row_weight)).scaled()
+    _, rhs = rows(system)
+    size, noise, squares = rhs.square().mean().sqrt().item(), 1e-6, []
+    for trial in range(60):
+        moved = replace(
+            system,
+            rhs=system.rhs + noise * size * normal(*system.rhs.shape, seed=2 * trial + 100),
+            output=system.output
+            + noise * size / system.row_weight * normal(*system.output.shape, seed=2 * trial + 101),
+        )
+        squares.append((solve_stacked(moved, EPS).value[0] - x.flatten()).square().mean())
+    measured = (torch.stack(squares).mean() / x.square().mean()).sqrt().item() / noise
+    found = solve_stacked(system, EPS).amplification.item()
+    assert measured / 3 < found < measured * 3

@@ -1,0 +1,93 @@
+"""The notebooks run from clean, are short, and agree with their .ipynb."""
+
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import matplotlib
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.md"))
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path):
+    """Sources of the code cells; the first is the set-up cell."""
+    return [cell.source for cell in jupytext.read(path).cells if cell.cell_type == "code"]
+
+
+@pytest.fixture
+def clean_state(monkeypatch):
+    """What a notebook finds when it starts, and leaves behind nothing of what it sets."""
+    torch = pytest.importorskip("torch")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    matplotlib.use("Agg")
+    monkeypatch.chdir(ROOT / "notebooks")
+    dtype = torch.get_default_dtype()
+    with matplotlib.rc_context(), torch.random.fork_rng(devices=[]):
+        yield
+    torch.set_default_dtype(dtype)
+    pyplot.close("all")
+
+
+@each_notebook
+def test_runs_from_clean(path, clean_state, book):
+    # In this process: torch is imported once for all of them. `book` has written the results
+    # that the gallery reads.
+    namespace = {"__name__": "__main__"}
+    for number, source in enumerate(code_cells(path)):
+        exec(compile(source, f"{path.name}, code cell {number}", "exec"), namespace)
+
+
+@each_notebook
+def test_cells_are_short(path):
+    lengths = [len(source.splitlines()) for source in code_cells(path)[1:]]
+    assert statistics.median(lengths) <= 5
+    assert max(lengths) <= 15
+    widest = max(len(line) for source in code_cells(path)[1:] for line in source.splitlines())
+    assert widest <= 79, "wider lines do not fit the page"
+
+
+def test_setup_cells_name_the_repository():
+    url = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+    setup = {code_cells(path)[0] for path in NOTEBOOKS}
+    assert len(setup) == 1, "set-up cells differ"
+    assert f'"git+{url}"' in setup.pop()
+
+
+@pytest.fixture(scope="module")
+def regenerated(tmp_path_factory):
+    """The .ipynb as `make notebooks` writes them now."""
+    folder = tmp_path_factory.mktemp("paired")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    names = [f"notebooks/{path.name}" for path in NOTEBOOKS]
+    command = [sys.executable, "-m", "jupytext", "--quiet", "--update", "--to", "ipynb", *names]
+    subprocess.run(command, cwd=folder, check=True)
+    return folder / "notebooks"
+
+
+@each_notebook
+def test_ipynb_is_in_step(path, regenerated):
+    ours = path.with_suffix(".ipynb")
+    assert ours.exists(), "run `make notebooks`"
+    expected = (regenerated / ours.name).read_text()
+    assert ours.read_text() == expected, "run `make notebooks`"
+
+
+@each_notebook
+def test_ipynb_holds_no_outputs(path):
+    cells = jupytext.read(path.with_suffix(".ipynb")).cells
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+
+
+def test_every_ipynb_has_its_source():
+    assert [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))] == [
+        path.stem for path in NOTEBOOKS
+    ]

@@ -1,0 +1,269 @@
+"""Least squares: known solutions, systems made singular on purpose, and how good it says it is."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+from small import SEEDS, normal, relative_error
+
+from rconv.solvers import (
+    CONDITION_LIMIT,
+    Solution,
+    SparseSystem,
+    least_squares,
+    minimum_norm,
+    relative,
+    root_mean_square,
+)
+
+EPS = 2.0**-53
+SOLVERS = pytest.mark.parametrize("solve", [least_squares, minimum_norm])
+
+
+def with_singular_values(values, rows, seed=0):
+    """A (rows, n) matrix with these singular values and random singular vectors."""
+    values = torch.as_tensor(values, dtype=torch.float64)
+    n = len(values)
+    left = torch.linalg.qr(normal(rows, n, seed=seed)).Q
+    right = torch.linalg.qr(normal(n, n, seed=seed + 1)).Q
+    return left * values @ right.T
+
+
+def spectra(largest=1e6):
+    return st.tuples(SEEDS, st.floats(1, largest), st.integers(2, 24))
+
+
+def geometric(condition, n):
+    return torch.logspace(0, -math.log10(condition), n, dtype=torch.float64)
+
+
+@SOLVERS
+@given(SEEDS, st.integers(1, 4), st.integers(1, 12), st.integers(0, 8), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_a_known_solution_is_recovered(solve, seed, images, n, more, columns):
+    matrix = torch.stack(
+        [with_singular_values(geometric(50, n), n + more, seed + i) for i in range(images)]
+    )
+    x = normal(images, n, columns, seed=seed + 9)
+    found = solve(matrix, matrix @ x, EPS)
+    torch.testing.assert_close(found.value, x, rtol=1e-11, atol=1e-11)
+    assert found.rank.tolist() == [n] * images
+    assert (found.residual < 1e-13).all()
+
+
+@given(spectra())
+@settings(max_examples=40, deadline=None)
+def test_the_condition_is_within_a_factor_of_three(case):
+    seed, condition, n = case
+    matrix = with_singular_values(geometric(condition, n), n + 5, seed)[None]
+    found = least_squares(matrix, normal(1, n + 5, 1), EPS).condition.item()
+    assert condition / 3 <= found <= condition * 1.01
+    exact = minimum_norm(matrix, normal(1, n + 5, 1), EPS).condition.item()
+    assert exact == pytest.approx(condition, rel=1e-6)
+
+
+@pytest.mark.parametrize("condition", [1.0, 1e3, 1e6, 9e6, 1e8, 1e10])
+def test_refinement_keeps_the_digits_that_the_normal_equations_lose(condition):
+    """Error of the order of condition · ε, not condition² · ε, on both sides of the limit."""
+    matrix = with_singular_values(geometric(condition, 30), 40)[None]
+    x = normal(1, 30, 2, seed=3)
+    found = least_squares(matrix, matrix @ x, EPS)
+    assert relative_error(found.value, x) < 100 * condition * EPS
+    assert found.rank.item() == 30
+
+
+@SOLVERS
+@given(SEEDS, st.integers(2, 16), st.data())
+@settings(max_examples=40, deadline=None)
+def test_short_rank_is_counted_and_solved_with_minimum_norm(solve, seed, n, data):
+    rank = data.draw(st.integers(1, n - 1))
+    values = torch.cat([geometric(100, rank), torch.zeros(n - rank)])
+    matrix = with_singular_values(values, n + 3, seed)[None]
+    rhs = matrix @ normal(1, n, 2, seed=seed + 5)
+    found = solve(matrix, rhs, EPS)
+    expected = torch.linalg.pinv(matrix[0], rtol=1e-9) @ rhs[0]
+    assert found.rank.item() == rank
+    torch.testing.assert_close(found.value[0], expected, rtol=1e-9, atol=1e-9)
+    assert found.residual.item() < 1e-12
+    expected = 100 if rank > 1 else 1
+    assert found.condition.item() == pytest.approx(expected, rel=1e-6)
+
+
+@SOLVERS
+def test_wide_systems_have_minimum_norm(solve):
+    matrix = normal(1, 5, 9)
+    rhs = normal(1, 5, 1, seed=1)
+    found = solve(matrix, rhs, EPS)
+    assert found.rank.item() == 5
+    expected = torch.linalg.pinv(matrix[0]) @ rhs[0]
+    torch.testing.assert_close(found.value[0], expected, rtol=1e-10, atol=1e-10)
+
+
+@SOLVERS
+def test_a_zero_matrix_has_rank_zero_and_solution_zero(solve):
+    found = solve(torch.zeros(2, 5, 3).double(), normal(2, 5, 1), EPS)
+    assert found.rank.tolist() == [0, 0]
+    assert (found.value == 0).all()
+    assert (found.condition == math.inf).all()
+    assert found.residual.tolist() == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_singular_image_does_not_change_its_neighbours(place):
+    matrix = normal(3, 12, 8)
+    matrix[place, :, 3] = 0
+    x = normal(3, 8, 2, seed=1)
+    rhs = matrix @ x
+    together = least_squares(matrix, rhs, EPS)
+    assert together.rank.tolist() == [7 if i == place else 8 for i in range(3)]
+    for i in range(3):
+        alone = least_squares(matrix[i : i + 1], rhs[i : i + 1], EPS)
+        torch.testing.assert_close(together.value[i], alone.value[0], rtol=1e-10, atol=1e-12)
+        assert together.condition[i].item() == pytest.approx(alone.condition.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("smallest", "tolerance", "rank"),
+    [
+        (1e-3, EPS, 10),
+        (1e-3, 1e-2, 9),
+        (1e-9, EPS, 10),  # beyond the normal equations' limit, yet a direction that is known
+        (1e-9, 6e-8, 9),  # float32 rounding: not known
+        (1e-17, EPS, 9),
+    ],
+)
+def test_directions_below_the_rounding_do_not_count(smallest, tolerance, rank):
+    values = torch.ones(10, dtype=torch.float64)
+    values[-1] = smallest
+    matrix = with_singular_values(values, 15)[None]
+    found = least_squares(matrix, matrix @ normal(1, 10, 1), tolerance)
+    assert found.rank.item() == rank
+
+
+@pytest.mark.parametrize("condition", [1.0, 30.0, 1e4])
+@pytest.mark.parametrize("single", [True, False], ids=["one small value", "geometric"])
+def test_amplification_is_what_noisy_right_hand_sides_do(condition, single):
+    """Monte Carlo: independent errors on b, relative error of x by relative error of b."""
+    n, rows, trials, noise = 12, 18, 400, 1e-6
+    values = geometric(condition, n)
+    if single:
+        values = torch.cat([torch.ones(n - 1), torch.tensor([1 / condition])])
+    matrix = with_singular_values(values, rows)[None]
+    x = normal(1, n, 1, seed=3)
+    rhs = matrix @ x
+    size = root_mean_square(rhs).item()
+    errors = noise * size * normal(1, rows, trials, seed=4)
+    moved = least_squares(matrix, rhs + errors, EPS).value
+    measured = (root_mean_square(moved - x) / root_mean_square(x)).item() / noise
+    for solve in (least_squares, minimum_norm):
+        found = solve(matrix, rhs, EPS).amplification.item()
+        # Four probes tell the mean of 1 / σ² to a factor; the SVD tells it exactly.
+        factor = 1.2 if solve is minimum_norm else 4
+        assert measured / factor < found < measured * factor
+
+
+def test_residual_is_that_of_the_inconsistent_part():
+    matrix = torch.zeros(1, 4, 2).double()
+    matrix[0, 0, 0] = matrix[0, 1, 1] = 1
+    rhs = torch.tensor([[[3.0], [0.0], [4.0], [0.0]]]).double()
+    assert least_squares(matrix, rhs, EPS).residual.item() == pytest.approx(0.8)
+
+
+@given(SEEDS, st.floats(-120, 120))
+@settings(max_examples=30, deadline=None)
+def test_a_common_unit_changes_nothing_but_the_unit(seed, exponent):
+    unit = 10.0**exponent
+    matrix = normal(1, 9, 6, seed=seed)
+    rhs = normal(1, 9, 1, seed=seed + 1)
+    plain, scaled = (least_squares(matrix, b, EPS) for b in (rhs, rhs * unit))
+    torch.testing.assert_close(scaled.value / unit, plain.value, rtol=1e-9, atol=0)
+    for name in ("rank", "condition", "amplification", "residual"):
+        torch.testing.assert_close(
+            getattr(scaled, name), getattr(plain, name), rtol=1e-6, atol=1e-14
+        )
+
+
+def test_relative_and_root_mean_square():
+    residual = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1.0, 0.0]])
+    rhs = torch.tensor([[0.0, 10.0], [0.0, 0.0], [0.0, 0.0]])
+    assert relative(residual, rhs).tolist() == [0.5, 0.0, 1.0]
+    assert root_mean_square(residual)[0].item() == pytest.approx(math.sqrt(12.5))
+
+
+def solution(*values):
+    t = torch.tensor(values).double()
+    return Solution(t[:, None, None], t.long(), t, t, t)
+
+
+def test_solutions_are_joined_and_replaced_image_by_image():
+    joined = Solution.concatenate([solution(1, 2), solution(3)])
+    assert joined.rank.tolist() == [1, 2, 3]
+    changed = joined.replace(torch.tensor([1]), solution(9))
+    assert changed.value.flatten().tolist() == [1, 9, 3]
+    assert changed.condition.tolist() == changed.residual.tolist() == [1, 9, 3]
+    assert joined.value.flatten().tolist() == [1, 2, 3]
+
+
+def sparse_matrix(rows, n, condition, seed=0):
+    return sparse.csr_matrix(with_singular_values(geometric(condition, n), rows, seed).numpy())
+
+
+@pytest.mark.parametrize("rows", [20, 21, 50], ids=["square", "nearly square", "tall"])
+@pytest.mark.parametrize("condition", [2.0, 1e4])
+def test_a_sparse_system_recovers_known_solutions_and_says_how_well(rows, condition):
+    matrix = sparse_matrix(rows, 20, condition)
+    system = SparseSystem(matrix)
+    assert system.regular
+    x = normal(3, 20)
+    rhs = torch.from_numpy(x.numpy() @ matrix.T)
+    found = system.solve(rhs)
+    assert relative_error(found.value, x) < 1e3 * condition * EPS
+    assert found.rank.tolist() == [20] * 3
+    assert (found.residual < 1e-13).all()
+    assert (condition / 3 <= found.condition).all() and (found.condition <= condition * 1.01).all()
+    exact = minimum_norm(torch.from_numpy(matrix.toarray())[None], rhs[:1, :, None], EPS)
+    ratio = (found.amplification[0] / exact.amplification[0]).item()
+    assert 1 / 4 < ratio < 4
+
+
+def test_a_tall_sparse_system_is_least_squares_where_it_is_inconsistent():
+    matrix = sparse_matrix(40, 20, 100)
+    rhs = normal(2, 40)
+    found = SparseSystem(matrix).solve(rhs)
+    expected = np.linalg.lstsq(matrix.toarray(), rhs.numpy().T, rcond=None)[0].T
+    np.testing.assert_allclose(found.value.numpy(), expected, rtol=1e-9, atol=1e-9)
+    left = np.linalg.norm(rhs.numpy() - expected @ matrix.T, axis=1)
+    expected = left / np.linalg.norm(rhs.numpy(), axis=1)
+    np.testing.assert_allclose(found.residual.numpy(), expected, rtol=1e-9)
+
+
+def zero_column(rows):
+    dense = normal(rows, 6).numpy()
+    dense[:, 2] = 0
+    return dense
+
+
+SINGULAR = [
+    pytest.param(zero_column(6), id="square, an unknown in no equation"),
+    pytest.param(zero_column(9), id="tall, an unknown in no equation"),
+    pytest.param(np.ones((4, 4)), id="square, one equation four times"),
+    pytest.param(np.ones((6, 4)), id="tall, one equation six times"),
+    pytest.param(np.diag([1.0, 1.0, 1e-15]), id="square, beyond the limit"),
+    pytest.param(np.diag([1.0, 1.0, 1e-9])[[0, 1, 2, 0]], id="tall, beyond the limit"),
+]
+
+
+@pytest.mark.parametrize("dense", SINGULAR)
+def test_singular_sparse_systems_say_so(dense):
+    assert not SparseSystem(sparse.csr_matrix(dense)).regular
+
+
+def test_a_square_system_is_regular_beyond_the_limit_of_the_normal_equations():
+    condition = 100 * CONDITION_LIMIT
+    system = SparseSystem(sparse.csr_matrix(np.diag([1.0, 0.5, 1 / condition])))
+    assert system.regular
+    assert system.spectrum.condition.item() == pytest.approx(condition, rel=1e-3)

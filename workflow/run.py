@@ -1,0 +1,102 @@
+"""Run the parameterised notebook at one point of the grid.
+
+    python workflow/run.py PAGE RECORD '{"dataset": "Photos", "architecture": "lenet", ...}'
+
+Writes a page of the book (an executed notebook) and the results record that the gallery reads.
+Both are written whole or not at all, and a second run with equal inputs writes equal bytes. If a
+cell fails, its error is shown and neither file is left.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+import jupytext
+import nbformat
+import papermill
+
+NOTEBOOK = Path("notebooks/experiment.md")
+RECORDS = "application/vnd.rconv.records+json"
+"""Type of the output by which the notebook hands over its records; it is no part of the page."""
+
+
+def prepare(parameters):
+    """The notebook with its titles filled in: what a code cell prints would be no title."""
+    notebook = jupytext.read(NOTEBOOK)
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            for name in ("dataset", "architecture"):
+                cell.source = cell.source.replace(f"{{{name}}}", parameters[name])
+    return notebook
+
+
+def execute(notebook, parameters):
+    """Execute in memory, where the notebook lies, so that relative paths mean the same."""
+    return papermill.execute_notebook(
+        notebook,
+        None,
+        parameters,
+        kernel_name="python3",
+        progress_bar=False,
+        cwd=NOTEBOOK.parent,
+    )
+
+
+def take_records(notebook):
+    """Remove the output that holds the records, and return them."""
+    found = []
+    for cell in notebook.cells:
+        for output in list(cell.get("outputs", [])):
+            if RECORDS in output.get("data", {}):
+                found.append(output.data[RECORDS])
+                cell.outputs.remove(output)
+    if len(found) != 1:
+        raise SystemExit(f"{NOTEBOOK} must display {RECORDS} once, not {len(found)} times")
+    return found[0]
+
+
+def clean(notebook):
+    """Drop all that differs from run to run, and hide the injected parameters."""
+    notebook.metadata = {"kernelspec": notebook.metadata.kernelspec}
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+        for key in ("execution", "papermill"):
+            cell.metadata.pop(key, None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.metadata.tags.append("hide-input")
+
+
+def replace(path, text):
+    """Write a file beside its place, then move it there in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def main(page, record, parameters):
+    """Run one point, and say on one line what was done."""
+    page, record, parameters = Path(page), Path(record), json.loads(parameters)
+    point = f"{parameters['dataset']}, {parameters['architecture']}"
+    logging.getLogger("papermill").setLevel(logging.WARNING)
+    start = time.perf_counter()
+    try:
+        notebook = execute(prepare(parameters), parameters)
+        records = take_records(notebook)
+        clean(notebook)
+        replace(record, json.dumps(records, indent=1) + "\n")
+        replace(page, nbformat.writes(notebook) + "\n")
+    except BaseException as error:
+        record.unlink(missing_ok=True)
+        page.unlink(missing_ok=True)
+        if isinstance(error, papermill.PapermillExecutionError):
+            raise SystemExit(f"{point}: {error}") from None
+        raise
+    print(f"{point}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
