@@ -23,21 +23,21 @@ def per_sample_gradients(
     model : the shared model; its dtype and device are those of the computation.
     images : (N, C, H, W), converted to the model's dtype and device.
     targets : (N,) class numbers, or 0 and 1 where the model has one logit.
-    loss : the clients' loss (default cross-entropy).
+    loss : the clients' loss (default cross-entropy, or the logistic loss for one logit).
 
     Returns
     -------
     Parameter name → (N, *parameter.shape); entry [n] is the derivative of image n's loss.
     """
-    loss = loss or nn.functional.cross_entropy
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     example = next(iter(parameters.values()))
 
     def client_loss(parameters: Gradients, image: Tensor, target: Tensor) -> Tensor:
         logits = functional_call(model, parameters, (image[None],))
         if logits.shape[-1] == 1:
-            return loss(logits[:, 0], target[None].to(logits.dtype))
-        return loss(logits, target[None])
+            logistic = loss or nn.functional.binary_cross_entropy_with_logits
+            return logistic(logits[:, 0], target[None].to(logits.dtype))
+        return (loss or nn.functional.cross_entropy)(logits, target[None])
 
     images = images.to(example)
     targets = targets.to(example.device)
@@ -58,7 +58,7 @@ def features(model: nn.Sequential, images: Tensor) -> dict[str, Tensor]:
     """
     outputs = {}
     with torch.no_grad():
-        for name, module in model.named_children():
+        for name, module in model._modules.items():  # named_children skips repeated ones
             images = module(images)
             outputs[name] = images
     return outputs

@@ -1,6 +1,7 @@
 """Draw one image, error or feature map: Axes in, Axes out."""
 
 import math
+from collections.abc import Sequence
 
 import matplotlib as mpl
 import torch
@@ -120,6 +121,33 @@ def show_map(ax: Axes, feature_map: torch.Tensor, title: str | None = None) -> A
         interpolation="nearest",
     )
     return _frame(ax, title)
+
+
+def show_psnr(ax: Axes, records: Sequence[dict], label: str | None = None) -> Axes:
+    """Draw the PSNR of the records' images, sorted, as one curve over their share.
+
+    Parameters
+    ----------
+    ax
+        Where to draw.
+    records
+        Records with the key ``psnr``, in dB; None stands for a value that is not finite.
+    label
+        The curve's name in a legend.
+
+    Returns
+    -------
+    Axes
+        The same axes.
+    """
+    values = sorted(r["psnr"] if r["psnr"] is not None else float("nan") for r in records)
+    share = [100 * (n + 0.5) / len(values) for n in range(len(values))]
+    ax.plot(share, values, marker=".", markersize=4, linewidth=1, label=label)
+    if not ax.get_xlabel():
+        ax.axhline(60, color="black", linewidth=0.8, linestyle=":")
+        ax.set_xlabel("images (%), worst first")
+        ax.set_ylabel("PSNR (dB)")
+    return ax
 
 
 def _magnification(error: torch.Tensor) -> tuple[float, str]:

@@ -15,9 +15,9 @@ import torch
 from matplotlib.figure import Figure
 
 from rconv.files import replacing
-from rconv.panels import show_error, show_image, show_map
+from rconv.panels import show_error, show_image, show_map, show_psnr
 
-__all__ = ["comparison", "gallery", "save", "show_error", "show_image", "show_map"]
+__all__ = ["comparison", "gallery", "save", "show_error", "show_image", "show_map", "show_psnr"]
 
 ROWS = ("original", "reconstruction", "error")
 

@@ -248,5 +248,7 @@ def test_search(browser, book):
     browser.get((book / "book" / "index.html").as_uri())
     click(browser, ".search-button__button, .search-button-field")
     eventually(lambda: find(browser, "input[type=search]"))[0].send_keys("constraints\n")
+    # Until it is finished, results move under the pointer.
+    eventually(lambda: "finished" in "".join(e.text for e in find(browser, ".search-summary")))
     click(browser, "#search-results li a")
     eventually(lambda: "search.html" not in browser.current_url)

@@ -1,0 +1,199 @@
+"""Head: the input of the first Linear, with and without a bias, whatever the softmax saturates."""
+
+import pytest
+import torch
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
+from small import SEEDS, normal, relative_error
+
+from rconv.head import head_input
+from rconv.network import Head
+
+
+def head_of(classes, features, bias=True, seed=0):
+    return Head("fc", normal(classes, features, seed=seed), bias, True, "fc.bias" if bias else None)
+
+
+def with_bias(v, back):
+    """Gradients of a Linear with inputs v (N, n) and output derivatives (N, K)."""
+    return {"fc.weight": back[:, :, None] * v[:, None, :], "fc.bias": back}
+
+
+def softmax_gradient(logits, label):
+    """Softmax minus one-hot without cancellation: the label's entry is minus the others' sum."""
+    gradient = torch.softmax(logits, dim=0)
+    gradient[label] = 0
+    gradient[label] = -gradient.sum()
+    return gradient
+
+
+@given(SEEDS, st.integers(1, 4), st.integers(1, 6), st.integers(1, 9))
+@settings(max_examples=40, deadline=None)
+def test_with_a_bias_the_input_is_read_off(seed, images, classes, features):
+    v, back = normal(images, features, seed=seed), normal(images, classes, seed=seed + 1)
+    found = head_input(head_of(classes, features), with_bias(v, back))
+    torch.testing.assert_close(found.value, v, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found.cotangent, back)
+    assert found.image.tolist() == list(range(images))
+    assert found.known.all()
+    assert (found.residual < 1e-14).all()
+
+
+ROWS = [
+    ([0.0, 0.3, 0.0, -0.3], "zero bias gradients of saturated classes"),
+    ([0.0, 0.0, 0.0, -1e-9], "one small row is left"),
+    ([1e-200, 1e-210, 1e-190, -1e-190], "every row has an underflowing square"),
+    ([1e-310, 0.0, 0.0, -1e-310], "subnormal rows"),
+    ([1e200, 1e180, 0.0, -1e200], "every row has an overflowing square"),
+    ([1e-315, 0.1, 0.2, -0.3], "a subnormal row, which R-CONV's code divides by if it is the last"),
+    ([0.1, 0.2, -0.3, 1e-315], "and here it is the last"),
+]
+
+
+@pytest.mark.parametrize(("back", "why"), ROWS, ids=[row[1] for row in ROWS])
+def test_rows_that_vanish_or_underflow(back, why):
+    back = torch.tensor([back], dtype=torch.float64)
+    v = normal(1, 6)
+    found = head_input(head_of(4, 6), with_bias(v, back))
+    assert relative_error(found.value, v) < 1e-13
+    assert found.known.all()
+
+
+def test_noise_in_one_row_is_averaged_over_all_rows():
+    """Least squares weighs a row by the square of its bias gradient."""
+    v, back = normal(1, 6), torch.tensor([[1.0, 1e-6, -1.0]]).double()
+    gradients = with_bias(v, back)
+    gradients["fc.weight"][:, 1] += 1e-7
+    found = head_input(head_of(3, 6), gradients)
+    assert relative_error(found.value, v) < 1e-12
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_that_are_zero_tell_nothing_and_spoil_no_neighbour(bias):
+    v, back = normal(3, 6), normal(3, 4, seed=1)
+    back = torch.stack([softmax_gradient(row, 2) for row in back])
+    back[1] = 0
+    gradients = with_bias(v, back)
+    head = head_of(4, 6, bias)
+    if not bias:
+        logits = v @ head.weight.T
+        back = torch.stack([softmax_gradient(row, 2) for row in logits])
+        back[1] = 0
+        gradients = {"fc.weight": back[:, :, None] * v[:, None, :]}
+    found = head_input(head, gradients)
+    assert found.known.tolist() == [True, False, True]
+    assert found.image.tolist() == [0, 1, 2]
+    assert (found.value[1] == 0).all()
+    assert relative_error(found.value[[0, 2]], v[[0, 2]]) < 1e-12
+
+
+def test_the_residual_is_not_small_where_a_step_saw_two_images():
+    v, back = normal(2, 6), normal(2, 4, seed=1)
+    one = with_bias(v, back)
+    mixed = {name: g.sum(0, keepdim=True) for name, g in one.items()}
+    assert head_input(head_of(4, 6), mixed).residual.item() > 0.1
+
+
+def test_an_input_of_zeros_is_known():
+    found = head_input(head_of(4, 6), with_bias(torch.zeros(1, 6).double(), normal(1, 4)))
+    assert found.known.all() and (found.value == 0).all()
+    assert found.residual.item() == 0
+
+
+def no_bias_error(classes, seed, spread, label):
+    """Relative error of the only candidate, where the logits have this spread."""
+    head = head_of(classes, 12, bias=False, seed=seed)
+    v = normal(12, seed=seed + 1) * spread
+    back = softmax_gradient(head.weight @ v, label)
+    if back.abs().max() < 1e-250:
+        return 0.0  # nothing is left of the gradient
+    found = head_input(head, {"fc.weight": (back[:, None] * v)[None]})
+    assert found.image.tolist() == [0]
+    assert found.residual.item() < 1e-13
+    assert relative_error(found.cotangent[0], back) < 1e-9
+    return relative_error(found.value[0], v)
+
+
+@given(SEEDS, st.sampled_from([3, 10, 100]), st.floats(-3, 2), st.data())
+@settings(max_examples=60, deadline=None)
+def test_without_a_bias_cross_entropy_gives_the_scale(seed, classes, exponent, data):
+    """From logits of 1e-3, where softmax is flat, to 100, where only two classes are left."""
+    label = data.draw(st.integers(0, classes - 1))
+    assert no_bias_error(classes, seed, 10.0**exponent, label) < 1e-9
+
+
+@pytest.mark.parametrize("label", [0, 1, 2])
+@pytest.mark.parametrize("seed", range(6))
+def test_without_a_bias_a_third_class_of_1e_20_still_tells_the_sign(seed, label):
+    """Two entries are equal in size to the last bit; the label's is the only negative one."""
+    assert no_bias_error(3, seed, 10.0, label) < 1e-9
+
+
+@pytest.mark.xfail(strict=True, reason="K ≥ 3: the mirrored sign is not tried where it is open")
+def test_without_a_bias_classes_that_underflow_to_zero_still_tell_the_sign():
+    """Only two entries are left, but the zeros say that the other classes are impossible."""
+    head = Head("fc", torch.tensor([[1.0, 0], [0.9, 0], [-9.0, 1]]).double(), False, True, None)
+    v = torch.tensor([100.0, 3.0]).double()
+    back = softmax_gradient(head.weight @ v, 1)
+    assert back[2] == 0 and back[1] < 0
+    found = head_input(head, {"fc.weight": (back[:, None] * v)[None]})
+    assert relative_error(found.value[0], v) < 1e-9
+
+
+def nearest(found, v):
+    return min(relative_error(value, v) for value in found.value)
+
+
+@given(SEEDS, st.floats(-3, 2), st.integers(0, 1))
+@example(0, 2.0, 0)
+@settings(max_examples=60, deadline=None)
+def test_with_two_classes_the_truth_is_among_the_candidates(seed, exponent, label):
+    head = head_of(2, 12, bias=False, seed=seed)
+    v = normal(12, seed=seed + 1) * 10.0**exponent
+    back = softmax_gradient(head.weight @ v, label)
+    assume(back.abs().max() > 1e-250)
+    gradients = {"fc.weight": (back[:, None] * v)[None]}
+    found = head_input(head, gradients)
+    assert nearest(found, v) < 1e-9
+    check_candidates(found, head, gradients)
+
+
+@given(SEEDS, st.floats(-3, 2), st.integers(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_with_one_logit_the_truth_is_among_the_candidates(seed, exponent, label):
+    head = head_of(1, 12, bias=False, seed=seed)
+    v = normal(12, seed=seed + 1) * 10.0**exponent
+    z = (head.weight @ v).item()
+    sign = 1 - 2 * label
+    back = sign * torch.tensor([sign * z], dtype=torch.float64).sigmoid()
+    assume(back.abs().max() > 1e-250)
+    gradients = {"fc.weight": (back[:, None] * v)[None]}
+    found = head_input(head, gradients)
+    assert nearest(found, v) < 1e-9
+    check_candidates(found, head, gradients)
+
+
+def check_candidates(found, head, gradients):
+    """Every candidate explains the gradient, and its logits give its cotangent."""
+    assert 1 <= len(found.value) <= 4
+    for value, back in zip(found.value, found.cotangent, strict=True):
+        own = back[:, None] * value
+        torch.testing.assert_close(own, gradients["fc.weight"][0], rtol=1e-9, atol=1e-300)
+        z = head.weight @ value
+        if len(z) == 1:
+            expected = -(-z).sigmoid() if back < 0 else z.sigmoid()
+        else:
+            expected = softmax_gradient(z, int(back.argmin()))
+        torch.testing.assert_close(back, expected, rtol=1e-7, atol=0)
+
+
+def test_candidates_of_several_images_name_their_image():
+    head = head_of(1, 5, bias=False)
+    v = normal(3, 5, seed=1)
+    back = (v @ head.weight.T).sigmoid()
+    found = head_input(head, {"fc.weight": back[:, :, None] * v[:, None, :]})
+    assert sorted(set(found.image.tolist())) == [0, 1, 2]
+    assert found.image.tolist() == sorted(found.image.tolist())
+    for i in range(3):
+        own = found.value[found.image == i]
+        assert min(relative_error(value, v[i]) for value in own) < 1e-9

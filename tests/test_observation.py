@@ -1,0 +1,98 @@
+"""Observation: the vectorised per-sample gradients are those of one backward() per image."""
+
+import copy
+
+import pytest
+import torch
+from small import network, normal, relative_error, uniform
+from torch import nn
+
+from rconv.observation import features, per_sample_gradients
+
+
+def backward(model, image, target, loss):
+    """Gradients by PyTorch's plain loop."""
+    own = copy.deepcopy(model)
+    own.zero_grad()
+    loss(own(image[None].to(next(own.parameters()))), target).backward()
+    return {name: p.grad for name, p in own.named_parameters()}
+
+
+def test_one_entry_per_image_as_backward_gives_it():
+    model, images = network(nn.LeakyReLU), uniform(4, 1, 8, 8)
+    labels = torch.tensor([3, 0, 9, 3])
+    found = per_sample_gradients(model, images, labels)
+    assert list(found) == [name for name, _ in model.named_parameters()]
+    for n in range(4):
+        expected = backward(model, images[n], labels[n : n + 1], nn.CrossEntropyLoss())
+        for name, gradient in expected.items():
+            assert relative_error(found[name][n], gradient) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets"),
+    [
+        (nn.CrossEntropyLoss(label_smoothing=0.1), torch.tensor([1, 2])),
+        (lambda z, y: z[:, y].square().sum(), torch.tensor([1, 2])),
+    ],
+    ids=["smoothed", "a function"],
+)
+def test_any_loss_of_logits_and_target(loss, targets):
+    model, images = network(), uniform(2, 1, 8, 8)
+    found = per_sample_gradients(model, images, targets, loss)
+    for n in range(2):
+        expected = backward(model, images[n], targets[n : n + 1], loss)
+        assert all(relative_error(found[k][n], g) < 1e-12 for k, g in expected.items())
+
+
+def test_one_logit_takes_zeros_and_ones():
+    model = network(head=lambda n: [nn.Linear(n, 1)])
+    images, targets = uniform(2, 1, 8, 8), torch.tensor([0, 1])
+    found = per_sample_gradients(model, images, targets, nn.BCEWithLogitsLoss())
+    for n in range(2):
+        own = lambda z, y: nn.functional.binary_cross_entropy_with_logits(z[:, 0], y.double())  # noqa: E731
+        expected = backward(model, images[n], targets[n : n + 1], own)
+        assert all(relative_error(found[k][n], g) < 1e-12 for k, g in expected.items())
+    assert (found["5.bias"][:, 0] > 0).tolist() == [True, False]
+
+
+def test_one_logit_without_a_loss_is_the_logistic_one():
+    """Cross-entropy over a single class is zero: every gradient would vanish."""
+    model = network(head=lambda n: [nn.Linear(n, 1)])
+    images, targets = uniform(2, 1, 8, 8), torch.tensor([0, 1])
+    found = per_sample_gradients(model, images, targets)
+    expected = per_sample_gradients(model, images, targets, nn.BCEWithLogitsLoss())
+    assert all(torch.equal(found[name], g) for name, g in expected.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_models_dtype_is_that_of_the_gradients(dtype):
+    model = network().to(dtype)
+    found = per_sample_gradients(model, uniform(1, 1, 8, 8).float(), torch.tensor([1]))
+    assert {g.dtype for g in found.values()} == {dtype}
+
+
+def test_the_model_and_its_own_gradients_stay_as_they_are():
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    found = per_sample_gradients(model, uniform(2, 1, 8, 8), torch.tensor([1, 2]))
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(g.requires_grad for g in found.values())
+
+
+def test_features_are_the_output_of_every_module():
+    model, x = network(nn.Tanh), normal(2, 1, 8, 8)
+    found = features(model, x)
+    assert list(found) == ["0", "1", "2", "3", "4", "5"]
+    with torch.no_grad():
+        assert torch.equal(found["5"], model(x))
+        assert torch.equal(found["1"], model[0](x).tanh())
+
+
+def test_features_of_a_module_that_serves_twice():
+    shared = nn.Tanh()
+    model = nn.Sequential(nn.Linear(4, 4), shared, nn.Linear(4, 4), shared).double()
+    x = normal(1, 4)
+    with torch.no_grad():
+        assert torch.equal(features(model, x)["3"], model(x))

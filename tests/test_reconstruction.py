@@ -1,0 +1,72 @@
+"""Reconstruction: gap, uniqueness, selection and joining, and the error that says what is short."""
+
+import pytest
+import torch
+
+from rconv.layer import LayerReport
+from rconv.reconstruction import Reconstruction, ShortRankError
+
+
+def report(name, unknowns, ranks, constraints="gradient"):
+    ranks = torch.tensor(ranks)
+    ones = torch.ones(len(ranks)).double()
+    kinds = (constraints,) * len(ranks)
+    return LayerReport(name, unknowns, ranks * 2, ranks * 0, ranks, ones, ones * 1e-16, kinds)
+
+
+def result(*layers, twins=None):
+    n = len(layers[0].rank)
+    twins = torch.zeros(n).long() if twins is None else torch.tensor(twins)
+    images = torch.arange(n).double().reshape(n, 1, 1, 1)
+    zeros = torch.zeros(n).double()
+    return Reconstruction(images, layers, torch.arange(n), zeros, zeros, twins)
+
+
+HEAD = report("fc", 12, [12, 12, 12], "head")
+
+
+def test_the_gap_is_summed_over_the_layers():
+    found = result(HEAD, report("conv2", 10, [10, 8, 7]), report("conv1", 5, [5, 5, 4]))
+    assert found.gap.tolist() == [0, 2, 4]
+    assert found.unique.tolist() == [True, False, False]
+
+
+def test_a_twin_is_not_unique_although_no_rank_is_short():
+    found = result(HEAD, twins=[0, 1, 0])
+    assert found.gap.tolist() == [0, 0, 0]
+    assert found.unique.tolist() == [True, False, True]
+
+
+def test_selection_and_joining_are_inverse():
+    found = result(HEAD, report("conv", 10, [10, 8, 7]), twins=[0, 1, 2])
+    parts = [found.select(torch.tensor([i])) for i in range(3)]
+    joined = Reconstruction.concatenate(parts)
+    for name in ("images", "labels", "gradient_residual", "expected_error", "twins"):
+        assert torch.equal(getattr(joined, name), getattr(found, name))
+    for own, layer in zip(joined.layers, found.layers, strict=True):
+        assert (own.name, own.unknowns) == (layer.name, layer.unknowns)
+        assert own.constraints == layer.constraints
+        assert torch.equal(own.rank, layer.rank)
+    backwards = found.select(torch.tensor([2, 0]))
+    assert backwards.gap.tolist() == [3, 0]
+    assert backwards.images.flatten().tolist() == [2, 0]
+
+
+SHORT = [
+    ([HEAD, report("conv1", 10, [10, 8, 7])], r"^conv1: gradient .* rank 8 of 10 .*\(image 1\)", "hybrid"),
+    ([HEAD, report("conv1", 10, [7, 8, 7], "hybrid")], "^conv1: hybrid .* rank 7 of 10", "filters"),
+    ([HEAD, report("conv1", 10, [9] * 3, "weight")], "^conv1: weight .* rank 9 of 10", "filters"),
+    ([report("fc", 12, [12, 0, 12], "head")], r"^fc: head .* rank 0 of 12 .*\(image 1\)", "zero"),
+    ([HEAD, report("conv2", 9, [9, 9, 8]), report("conv1", 9, [1, 1, 1])], "^conv2: .*image 2", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("layers", "message", "remedy"), SHORT, ids=[row[1] for row in SHORT])
+def test_the_error_names_layer_rank_unknowns_and_remedy(layers, message, remedy):
+    with pytest.raises(ShortRankError, match=message) as caught:
+        result(*layers).raise_if_short()
+    assert remedy in str(caught.value)
+
+
+def test_full_rank_raises_nothing():
+    result(HEAD, report("conv1", 10, [10, 10, 10])).raise_if_short()
