@@ -12,19 +12,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rconv.candidates import choose
 from rconv.certificate import gradient_residual
-from rconv.constraints import weight_matrix
-from rconv.geometry import Stage
 from rconv.head import HeadInput, head_input
 from rconv.layer import LayerReport, solve_layer
 from rconv.network import read
 from rconv.observation import Gradients
+from rconv.plan import kinds_per_layer, weight_system
 from rconv.propagation import through_activation
 from rconv.reconstruction import Reconstruction
-from rconv.solvers import SparseSystem
 from rconv.validation import Rounding, check_gradients
 
-KINDS = ("auto", "gradient", "weight", "hybrid")
 CHUNK_BYTES = 2**27
 
 
@@ -59,9 +57,9 @@ class Attack:
         self.network = read(model, input_shape)
         self.model = copy.deepcopy(model).double()
         self.value_range = value_range
-        self.constraints = _per_layer(constraints, len(self.network.stages))
+        self.constraints = kinds_per_layer(constraints, len(self.network.stages))
         self.systems = [
-            _weight_system(stage, kind, first=stage is self.network.stages[0])
+            weight_system(stage, kind, first=stage is self.network.stages[0])
             for stage, kind in zip(self.network.stages, self.constraints, strict=True)
         ]
 
@@ -156,21 +154,7 @@ class Attack:
         residual = gradient_residual(self.model, name, images, head.cotangent, gradients)
         twins = torch.zeros_like(labels)
         result = Reconstruction(images, reports, labels, residual, noise, twins)
-        count = int(head.image[-1]) + 1
-        if count == len(images):
-            return result
-        low, high = self.value_range
-        outside = (images.clamp(low, high) - images).flatten(1).abs().amax(dim=1)
-        chosen, twins = [], []
-        for i in range(count):
-            own = (head.image == i).nonzero()[:, 0]
-            explains = residual[own] <= 10 * residual[own].min().clamp(min=1e-9)
-            inside = outside[own] <= 1e-3 * (high - low)
-            rank = torch.where(explains, outside[own], torch.inf)
-            chosen.append(int(own[rank.argmin()]))
-            twins.append(max(0, int((explains & inside).sum()) - 1))
-        result = result.select(torch.tensor(chosen, device=images.device))
-        return replace(result, twins=torch.tensor(twins, device=images.device))
+        return choose(result, head.image, self.value_range)
 
     def _labels(self, images: Tensor, head: HeadInput, gradients: Gradients) -> Tensor:
         """The class whose logit the step pushes up: the only negative logit gradient (iDLG).
@@ -199,33 +183,6 @@ def largest_entry(gradients: Gradients) -> Tensor:
     sizes = torch.stack([g.flatten(1).abs().amax(dim=1) for g in gradients.values()])
     unit = sizes.amax(dim=0)
     return torch.where(unit > 0, unit, 1.0)
-
-
-def _per_layer(constraints: str | Sequence[str], layers: int) -> tuple[str, ...]:
-    if constraints == "paper":
-        return ("weight", *["gradient"] * (layers - 1))[:layers]
-    kinds = (constraints,) * layers if isinstance(constraints, str) else tuple(constraints)
-    unknown = [kind for kind in kinds if kind not in KINDS]
-    if isinstance(constraints, str) and constraints not in KINDS:
-        unknown = [constraints]
-    if unknown:
-        raise ValueError(
-            f"unknown constraints {unknown[0]!r}: use one of {', '.join(KINDS)}, paper, "
-            "or a sequence with one of the first four per convolution"
-        )
-    if len(kinds) != layers:
-        raise ValueError(f"{len(kinds)} constraints for {layers} convolutions: give one for each")
-    return kinds
-
-
-def _weight_system(stage: Stage, kind: str, *, first: bool) -> SparseSystem | None:
-    """The stage's weight constraints, factored, where they can determine its input alone."""
-    wanted = kind == "weight" or (kind == "auto" and first)
-    enough = stage.geometry.weight_rows >= stage.geometry.unknowns
-    if not (wanted and enough and stage.activation.invertible):
-        return None
-    system = SparseSystem(weight_matrix(stage.weight, stage.geometry))
-    return system if system.regular else None
 
 
 def _head_report(name: str, head: HeadInput) -> LayerReport:

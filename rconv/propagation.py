@@ -54,7 +54,8 @@ def through_activation(
     if activation.flat:
         # A true output is never negative: what is below zero shows the size of the error.
         below = (-output).clamp(min=0).flatten(1).amax(dim=1)
-        error = torch.minimum(4 * below, 1e-2 * scale)[:, None, None, None].clamp(min=1e-14)
+        error = torch.minimum(4 * below, 1e-2 * scale).maximum(1e-14 * scale)
+        error = error[:, None, None, None]
         output = torch.where(output > error, output, 0.0)
     if activation.kink and bias_gradient is not None:
         output = settle_sides(activation, output, cotangent, bias_gradient, error)

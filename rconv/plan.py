@@ -1,0 +1,36 @@
+"""What is decided once per model: which equations each layer uses, and their factorisation."""
+
+from collections.abc import Sequence
+
+from rconv.constraints import weight_matrix
+from rconv.geometry import Stage
+from rconv.solvers import SparseSystem
+
+KINDS = ("auto", "gradient", "weight", "hybrid")
+
+
+def kinds_per_layer(constraints: str | Sequence[str], layers: int) -> tuple[str, ...]:
+    if constraints == "paper":
+        return ("weight", *["gradient"] * (layers - 1))[:layers]
+    kinds = (constraints,) * layers if isinstance(constraints, str) else tuple(constraints)
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if isinstance(constraints, str) and constraints not in KINDS:
+        unknown = [constraints]
+    if unknown:
+        raise ValueError(
+            f"unknown constraints {unknown[0]!r}: use one of {', '.join(KINDS)}, paper, "
+            "or a sequence with one of the first four per convolution"
+        )
+    if len(kinds) != layers:
+        raise ValueError(f"{len(kinds)} constraints for {layers} convolutions: give one for each")
+    return kinds
+
+
+def weight_system(stage: Stage, kind: str, *, first: bool) -> SparseSystem | None:
+    """The stage's weight constraints, factored, where they can determine its input alone."""
+    wanted = kind == "weight" or (kind == "auto" and first)
+    enough = stage.geometry.weight_rows >= stage.geometry.unknowns
+    if not (wanted and enough and stage.activation.invertible):
+        return None
+    system = SparseSystem(weight_matrix(stage.weight, stage.geometry))
+    return system if system.regular else None
