@@ -123,6 +123,47 @@ def show_map(ax: Axes, feature_map: torch.Tensor, title: str | None = None) -> A
     return _frame(ax, title)
 
 
+def show_numbers(ax: Axes, values: torch.Tensor, title: str | None = None) -> Axes:
+    """Draw a small matrix with its entries written into the cells.
+
+    Parameters
+    ----------
+    ax
+        Where to draw.
+    values
+        Axes (row, column). Cells are tinted pale red where positive and pale blue where negative,
+        to the largest magnitude; a cell that is not a number stays empty.
+    title
+        Text above the matrix.
+
+    Returns
+    -------
+    Axes
+        The same `ax`.
+
+    Raises
+    ------
+    ValueError
+        If there are not exactly two axes.
+    """
+    if values.ndim != 2:
+        raise ValueError(f"a matrix has axes (row, column), not {tuple(values.shape)}")
+    values = values.detach().cpu().double()
+    limit = float(values.nan_to_num().abs().max()) or 1.0
+    # Twice the limit keeps the tint pale under black figures.
+    tint = {"cmap": SIGNED_MAP_COLOURS, "vmin": -2 * limit, "vmax": 2 * limit}
+    ax.imshow(values.numpy(), interpolation="nearest", **tint)
+    for row, numbers in enumerate(values.tolist()):
+        for column, number in enumerate(numbers):
+            if not math.isnan(number):
+                ax.text(column, row, f"{number:g}", ha="center", va="center", color="black")
+    rows, columns = values.shape
+    grid = {"colors": "0.7", "linewidth": 0.5}
+    ax.hlines([row - 0.5 for row in range(rows + 1)], -0.5, columns - 0.5, **grid)
+    ax.vlines([column - 0.5 for column in range(columns + 1)], -0.5, rows - 0.5, **grid)
+    return _frame(ax, title)
+
+
 def show_psnr(ax: Axes, records: Sequence[dict], label: str | None = None) -> Axes:
     """Draw the PSNR of the records' images, sorted, as one curve over their share.
 

@@ -151,4 +151,6 @@ def test_a_relative_weight_is_what_an_output_error_does_to_the_input():
     y = torch.tensor([0.03, 0.4, 0.9, 0.999], dtype=torch.float64)
     value, weight = input_noise(activation, y, 1e-9)
     moved, _ = input_noise(activation, y + 1e-8, 1e-9)
-    torch.testing.assert_close((moved - value) * weight, torch.full_like(y, 1e-8), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        (moved - value) * weight, torch.full_like(y, 1e-8), rtol=1e-4, atol=0
+    )

@@ -1,6 +1,7 @@
 """Certificate: rounding at the truth, growing with the error, infinite where it is no number."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def test_the_residual_grows_with_the_error():
     model, x = network(), uniform(1, 1, 8, 8)
     gradients, direction = observe(model, x), normal(1, 1, 8, 8)
     found = [residual(model, x + e * direction, gradients).item() for e in (1e-9, 1e-6, 1e-3)]
-    for small, large in zip(found, found[1:], strict=False):
+    for small, large in pairwise(found):
         assert large / small == pytest.approx(1e3, rel=0.2)
 
 

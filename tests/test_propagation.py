@@ -34,7 +34,9 @@ def forward(module, seed=0, shape=(2, 3, 4, 5)):
 def test_the_cotangent_is_autograds_and_known_inputs_are_right(module, bias):
     o, y, back, own, bias_gradient = forward(module)
     activation = from_module(module)
-    passed = through_activation(activation, y, back, bias_gradient if bias else None, TINY.repeat(2))
+    passed = through_activation(
+        activation, y, back, bias_gradient if bias else None, TINY.repeat(2)
+    )
     torch.testing.assert_close(passed.cotangent, own, rtol=1e-12, atol=1e-13)
     known = passed.weight > 0
     assert known.all() or (activation.flat and torch.equal(known, o > 0))
@@ -87,7 +89,7 @@ def test_outputs_on_the_wrong_side_are_moved_back(module, places):
 
 
 def test_the_whole_step_settles_sides_too():
-    o, wrong, back, own = on_the_wrong_side(nn.LeakyReLU(0.2), ONE_PER_FILTER)
+    _, wrong, back, own = on_the_wrong_side(nn.LeakyReLU(0.2), ONE_PER_FILTER)
     noise = torch.tensor([1e-6, 1e-6], dtype=torch.float64)
     activation = from_module(nn.LeakyReLU(0.2))
     passed = through_activation(activation, wrong, back, own.sum(dim=(2, 3)), noise)
@@ -149,9 +151,7 @@ def test_saturated_outputs_and_outputs_past_the_range_are_finite_and_unknown(mod
     low = from_module(module).low
     y[0, 0, 0, 0] = low - noise  # a rounding error past the end
     back = torch.full_like(y, 3.0)
-    passed = through_activation(
-        from_module(module), y, back, None, torch.tensor([noise]).double()
-    )
+    passed = through_activation(from_module(module), y, back, None, torch.tensor([noise]).double())
     assert passed.value.isfinite().all()
     assert passed.weight.flatten()[0] == 0 and (passed.weight.flatten()[2:] > 0).all()
     assert passed.cotangent.flatten()[0].abs() < 1e-12

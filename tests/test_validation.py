@@ -41,7 +41,7 @@ def poisoned(value):
 W = torch.ones(2, 3, 8, dtype=torch.float64)
 REFUSED = [
     # why, gradients, message
-    ("missing", {k: v for k, v in gradients().items() if k != "2.bias"}, r"no gradient for 2\.bias"),
+    ("missing", {k: v for k, v in gradients().items() if k != "2.bias"}, "no gradient for 2"),
     ("frozen", change("0.bias", None), r"no gradient for 0\.bias"),
     ("empty", {}, r"no gradient for 0\.weight, 0\.bias, 2\.weight, 2\.bias"),
     ("unknown", change("fc.weight", W), r"no parameter 'fc\.weight'"),

@@ -25,10 +25,10 @@ def attack(
 ) -> BaselineResult:
     """Reconstruct images by matching gradients, the labels with them.
 
-    Minimises the sum of squared differences of the gradients (equation 4) over the image and
-    over the label's logits, of which the softmax is the label, from a Gaussian start
-    (algorithm 1). The defaults are the paper's: L-BFGS, step length 1, 300 iterations (section
-    4); each of them evaluates up to 20 times, as in its published code.
+    Minimises the sum of squared differences of the gradients over the image and over the label's
+    logits, of which the softmax is the label, from a Gaussian start (algorithm 1), by L-BFGS with
+    steps of length 1, a history of 100 and 20 inner iterations (section 4). The 300 iterations
+    are those of the published code; the paper goes on to 1,200.
 
     Parameters
     ----------

@@ -26,9 +26,9 @@ def attack(
     """Reconstruct images by matching gradients, with the label that the gradients tell.
 
     Minimises the sum of squared differences of the gradients over the image alone, from a
-    Gaussian start (algorithm 1), with the label of `infer_labels`. The defaults are the paper's:
-    L-BFGS, step length 1, 300 iterations (section 4). Its published code also stops where the
-    objective is below 1e-6; here the iterations go on, as those of DLG do.
+    Gaussian start, with the label of `infer_labels` (algorithm 1), by L-BFGS as in DLG: steps of
+    length 1, 300 iterations (the published code). That code also stops where the objective is
+    below 1e-6; here the iterations go on, as those of DLG do.
 
     Parameters
     ----------

@@ -120,7 +120,7 @@ def _signed_adam(
     for step in range(iterations + 1):
         optimizer.zero_grad()
         value = objective()
-        history.append(float(value))
+        history.append(float(value.detach()))
         if history[-1] < lowest:
             best, lowest = image.detach().clone(), history[-1]
         if step == iterations or not math.isfinite(history[-1]):

@@ -10,11 +10,11 @@ def infer_labels(model: nn.Module, gradients: Gradients) -> Tensor:
     """Class of each image, from the gradients of the last Linear.
 
     For cross-entropy the derivative by the logits, softmax minus one-hot, is negative at the
-    label and nowhere else. The bias' gradient is that derivative; without a bias, each row of
-    the weight's gradient is the layer's input times it, so that the label's row is the one that
-    has no positive product with any other (Zhao, Mopuri, Bilen 2020, arXiv 2001.02610, section
-    3.1). One or two logits leave the input's sign open there, and it is taken to be positive
-    in sum, as behind a ReLU or a Sigmoid.
+    label and nowhere else. The bias' gradient is that derivative. Without a bias, each row of the
+    weight's gradient is the layer's input times it, so that the label's row is the one that has
+    no positive product with any other (Zhao, Mopuri, Bilen 2020, arXiv 2001.02610). One or two
+    logits leave the input's sign open there, and it is taken to be positive in sum, as behind a
+    ReLU or a Sigmoid.
 
     Parameters
     ----------

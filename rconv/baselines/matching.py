@@ -6,6 +6,7 @@ ones.
 """
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -89,7 +90,7 @@ class Replay:
         return torch.autograd.grad(loss, tuple(self.model.parameters()), create_graph=True)
 
     def squared_distance(self, image: Tensor, target: Tensor, observed: Sequence[Tensor]) -> Tensor:
-        """Sum of ‖own - observed‖² over the parameters (DLG, equation 4)."""
+        """Sum of ‖own - observed‖² over the parameters (DLG)."""
         own = self.gradients(image, target)
         return sum((a - b).square().sum() for a, b in zip(own, observed, strict=True))
 
@@ -139,12 +140,12 @@ def lbfgs(
         return value
 
     for _ in range(iterations):
-        history.append(float(optimizer.step(closure)))
-        if not torch.isfinite(torch.tensor(history[-1])):
+        history.append(float(optimizer.step(closure).detach()))
+        if not math.isfinite(history[-1]):
             return history
         bar.update()
         bar.set_postfix(objective=f"{history[-1]:.1e}", refresh=False)
-    return [*history, float(objective())]
+    return [*history, float(objective().detach())]
 
 
 def _logistic(logit: Tensor, target: Tensor) -> Tensor:

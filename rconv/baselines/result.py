@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+RUNAWAY = 1e3
+"""Pixels and the attacks' starts are of order one; no image has a pixel of this size."""
+
 
 @dataclass(frozen=True)
 class BaselineResult:
@@ -21,7 +24,9 @@ class BaselineResult:
         as the attack measures it: the value that `history` ends with, or its best one.
     iterations : (N,) int64, steps taken.
     diverged : (N,) bool: the objective is not a number, or no better than at the start, or no
-        better than an image whose gradients have nothing in common with the observed ones.
+        better than that of gradients which are zero or orthogonal to the observed ones; or the
+        image has run away to values beyond `RUNAWAY`, where saturated activations no longer
+        pull it back.
     """
 
     images: Tensor
@@ -56,8 +61,9 @@ class Run:
 
     @property
     def diverged(self) -> bool:
-        """Whether the image explains nothing; so where the objective is not a number."""
-        return not self.objective < self.worthless
+        """Whether the image explains nothing, or is none."""
+        within = bool(self.image.abs().amax() < RUNAWAY)  # False where it is not a number
+        return not (within and self.objective < self.worthless)
 
 
 def collect(runs: list[Run]) -> BaselineResult:

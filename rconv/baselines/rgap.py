@@ -15,7 +15,7 @@ from rconv.baselines.matching import Replay, squared_norm
 from rconv.baselines.result import BaselineResult, Run
 from rconv.constraints import gradient_matrix, gradient_rhs
 from rconv.head import HeadInput, head_input
-from rconv.hybrid import StackedSystem, solve_stacked
+from rconv.hybrid import MAX_UNKNOWNS, StackedSystem, solve_stacked
 from rconv.network import Network, Stage, UnsupportedModelError, read
 from rconv.observation import Gradients, Loss
 from rconv.solvers import Solution
@@ -71,7 +71,8 @@ def attack(
         Default: cross-entropy, or the logistic loss where the model has one logit; without a bias
         in the Linear, the attack itself assumes these.
     labels : (N,) labels, 0 or 1, of a single logit without a bias; the original takes them as
-        known. By default the one whose image explains the gradients better.
+        known. By default the one whose image explains the gradients better; for an odd network
+        (Tanh, no biases) both do, the image and its negative.
     progress : show a progress bar.
 
     Returns
@@ -83,9 +84,10 @@ def attack(
     Raises
     ------
     ValueError : gradients that are not the model's, or labels of another number.
-    UnsupportedModelError : a layer that R-GAP cannot pass, named: ReLU has no inverse.
+    UnsupportedModelError : a layer that R-GAP cannot pass, named (ReLU has no inverse), or one
+        whose dense system would be too large.
     """
-    network = _invertible(read(model, input_shape))
+    network = _supported(read(model, input_shape))
     replay = Replay(model, gradients, input_shape, loss)
     head = head_input(network.head, {name: g.double() for name, g in replay.named.items()})
     if labels is not None and labels.shape != (len(replay.observed),):
@@ -104,18 +106,19 @@ def attack(
     return _with_layers(result, network, solutions)
 
 
-def _invertible(network: Network) -> Network:
-    """Refuse what R-GAP has no way through."""
+def _supported(network: Network) -> Network:
+    """Refuse what R-GAP has no way through, and what would not fit into memory."""
     for stage in network.stages:
+        if stage.geometry.unknowns > MAX_UNKNOWNS:
+            raise UnsupportedModelError(
+                f"{stage.name}: {stage.geometry.unknowns} unknowns in one dense system are more "
+                f"than the {MAX_UNKNOWNS} that R-GAP is allowed here"
+            )
         if not stage.activation.invertible:
             raise UnsupportedModelError(
                 f"{stage.name}: R-GAP needs the inverse of the activation behind it, and "
                 f"{stage.activation.name} has none"
             )
-    if not (network.head.has_bias or network.head.last):
-        raise UnsupportedModelError(
-            f"{network.head.name}: without a bias, R-GAP needs the loss right behind it"
-        )
     return network
 
 
@@ -148,7 +151,7 @@ def _run(
     image = value.reshape(1, *replay.input_shape).to(replay.dtype)
     observed = replay.observed[n]
     target = torch.tensor([label], device=replay.device)
-    objective = float(replay.squared_distance(image, target, observed))
+    objective = float(replay.squared_distance(image, target, observed).detach())
     history = [float(head.residual[candidate]), *(float(s.residual[0]) for s in solutions)]
     run = Run(image, label, history, objective, len(solutions), squared_norm(observed))
     return run, solutions
