@@ -2,9 +2,9 @@
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, vmap
 
-from rconv.observation import Gradients
+from rconv.observation import Gradients, per_image
 from rconv.solvers import relative
 
 
@@ -41,7 +41,7 @@ def gradient_residual(
         hook.remove()
         return (outputs[0][0] * cotangent).sum()
 
-    own = vmap(grad(step), in_dims=(None, 0, 0))(parameters, images, cotangent)
+    own = per_image(lambda p: vmap(step)(p, images, cotangent), parameters, len(images))
     names = _up_to(model, first_linear)
     observed = torch.cat([gradients[name].flatten(1) for name in names], dim=1)
     difference = torch.cat([own[name].flatten(1) for name in names], dim=1) - observed

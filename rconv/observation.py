@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, vmap
 
 Gradients = Mapping[str, Tensor]
 """Parameter name → gradient, shaped as the parameter or with a leading axis N of images."""
@@ -39,9 +39,33 @@ def per_sample_gradients(
             return logistic(logits[:, 0], target[None].to(logits.dtype))
         return (loss or nn.functional.cross_entropy)(logits, target[None])
 
-    images = images.to(example)
-    targets = targets.to(example.device)
-    return vmap(grad(client_loss), in_dims=(None, 0, 0))(parameters, images, targets)
+    def losses(parameters: Gradients) -> Tensor:
+        return vmap(client_loss)(parameters, images.to(example), targets.to(example.device))
+
+    return per_image(losses, parameters, len(images))
+
+
+def per_image(
+    function: Callable[[Gradients], Tensor], parameters: Gradients, count: int
+) -> dict[str, Tensor]:
+    """Gradients of N scalars, each by its own copy of the parameters.
+
+    Parameters
+    ----------
+    function : parameters with a leading axis N → (N,), whose entry [n] depends on copy n only.
+    parameters : name → tensor.
+    count : N.
+
+    Returns
+    -------
+    Name → (N, *parameter.shape).
+    """
+    # As torch.func.grad under vmap, which would import PyTorch's compiler, 4 s at the first call.
+    copies = {name: p.expand(count, *p.shape).requires_grad_() for name, p in parameters.items()}
+    found = torch.autograd.grad(
+        function(copies).sum(), list(copies.values()), materialize_grads=True
+    )
+    return dict(zip(copies, found, strict=True))
 
 
 def features(model: nn.Sequential, images: Tensor) -> dict[str, Tensor]:

@@ -191,6 +191,46 @@ def show_psnr(ax: Axes, records: Sequence[dict], label: str | None = None) -> Ax
     return ax
 
 
+def show_shares(
+    ax: Axes,
+    shares: Sequence[Sequence[float]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str | None = None,
+) -> Axes:
+    """Draw a matrix of shares, each as a coloured field with its percentage.
+
+    Parameters
+    ----------
+    ax
+        Where to draw.
+    shares
+        Axes (row, column), in [0, 1]; not a number where there is none, drawn grey.
+    rows, columns
+        Their names.
+    title
+        Text above the matrix.
+
+    Returns
+    -------
+    Axes
+        The same `ax`.
+    """
+    colours = mpl.colormaps[MAP_COLOURS].with_extremes(bad=NOT_A_NUMBER)
+    ax.imshow(shares, vmin=0, vmax=1, cmap=colours, aspect="auto")
+    for i, line in enumerate(shares):
+        for j, share in enumerate(line):
+            known = not math.isnan(share)
+            text = f"{math.floor(100 * share)} %" if known else "–"  # 100 % means every one
+            colour = "white" if known and share < 0.6 else "black"
+            ax.text(j, i, text, ha="center", va="center", color=colour)
+    ax.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
+    ax.set_yticks(range(len(rows)), rows)
+    if title is not None:
+        ax.set_title(title)
+    return ax
+
+
 def _magnification(error: torch.Tensor) -> tuple[float, str]:
     """Return the power of ten that brings the largest finite error below 1, and a title."""
     finite = error[error.isfinite()]

@@ -15,9 +15,18 @@ import torch
 from matplotlib.figure import Figure
 
 from rconv.files import replacing
-from rconv.panels import show_error, show_image, show_map, show_psnr
+from rconv.panels import show_error, show_image, show_map, show_psnr, show_shares
 
-__all__ = ["comparison", "gallery", "save", "show_error", "show_image", "show_map", "show_psnr"]
+__all__ = [
+    "comparison",
+    "gallery",
+    "save",
+    "show_error",
+    "show_image",
+    "show_map",
+    "show_psnr",
+    "show_shares",
+]
 
 ROWS = ("original", "reconstruction", "error")
 

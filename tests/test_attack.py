@@ -397,6 +397,8 @@ def test_twins_of_two_classes_explain_the_gradients_equally():
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False)).double()
     _, error = attack(model, IMAGES[:2])
     assert (error < 1e-20).all()
+    narrow, _ = attack(model, IMAGES[:2])
+    assert narrow.unique.all()  # the mirror image has no pixels in [0, 1]
     wide, _ = attack(model, IMAGES[:2], value_range=(-9.0, 9.0))
     assert (wide.twins > 0).all() and not wide.unique.any()
 
@@ -455,6 +457,18 @@ def test_lenet_from_float32_gradients(activation, index):
     assert (psnr(found.images, data.images, data_range=1) >= 80).all()
     assert found.unique.all()
     assert found.labels.tolist() == data.labels.tolist()
+
+
+def test_the_expected_error_grows_as_the_layers_amplify():
+    """Within a factor of ten of the true one, for the paper's constraints in float32."""
+    data = load("Photos", range(3))
+    model = build("lenet", activation="LeakyReLU").float()
+    gradients = observe(model, data.images, data.labels)
+    found = Attack(model, (3, 32, 32), constraints="paper")(gradients)
+    size = data.images.flatten(1).norm(dim=1)
+    error = (found.images - data.images).flatten(1).norm(dim=1) / size
+    assert (found.expected_error > 1e3 * 2.0**-24).all()
+    assert (found.expected_error > error / 10).all()
 
 
 def snapshot(name, indices):

@@ -75,9 +75,10 @@ def test_launch_buttons_open_the_notebook_a_page_was_made_from(book):
 
 def test_every_module_is_in_the_reference(book):
     package = book.parents[1] / "rconv"
-    modules = {path.stem for path in package.glob("*.py") if not path.stem.startswith("_")}
+    files = (path for path in package.rglob("*.py") if not path.stem.startswith("_"))
+    modules = {".".join(path.relative_to(package.parent).with_suffix("").parts) for path in files}
     reference = (book / "book" / "api.html").read_text()
-    assert not {name for name in modules if f'id="module-rconv.{name}"' not in reference}
+    assert not {name for name in modules if f'id="module-{name}"' not in reference}
 
 
 @pytest.fixture(scope="module")

@@ -226,3 +226,16 @@ def test_refinement_keeps_the_digits_that_the_normal_equations_lose(worth):
     error = relative_error(found.value.T, lstsq(matrix, rhs))
     assert found.rank.item() == G.unknowns
     assert error < 100 * EPS * (values[0] / values[-1]).item()
+
+
+def test_a_faint_direction_counts_beside_one_that_is_not_seen():
+    """1e-5 of the others is above the floor of 1e-7, although its square is not."""
+    geometry = Geometry((1, 4, 4), (2, 4, 4), (1, 1), (1, 1), (0, 0), (1, 1))
+    system, x = system_of(geometry, 1.0, gradient=False)
+    row_weight = system.row_weight.clone()
+    row_weight[:, 2, 1], row_weight[:, 0, 0] = 1e-5, 0.0
+    found = solve_stacked(replace(system, row_weight=row_weight), EPS)
+    assert found.rank.item() == 15
+    value = found.value.reshape(4, 4)
+    assert value[0, 0] == 0
+    assert relative_error(value.flatten()[1:], x.flatten()[1:]) < 1e-9

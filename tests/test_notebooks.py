@@ -1,5 +1,6 @@
 """The notebooks run from clean, are short, and agree with their .ipynb."""
 
+import re
 import shutil
 import statistics
 import subprocess
@@ -42,6 +43,7 @@ def test_runs_from_clean(path, clean_state, book):
     # that the gallery reads.
     namespace = {"__name__": "__main__"}
     for number, source in enumerate(code_cells(path)):
+        source = re.sub(r"^%.*", "", source, flags=re.MULTILINE)  # magics belong to IPython
         exec(compile(source, f"{path.name}, code cell {number}", "exec"), namespace)
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rconv.panels import show_numbers
-from rconv.plots import comparison, save, show_error, show_image, show_map
+from rconv.plots import comparison, save, show_error, show_image, show_map, show_shares
 
 WHITE = (1, 1, 1, 1)
 
@@ -146,6 +146,13 @@ def test_show_numbers_writes_the_entries_into_the_cells(ax):
 def test_show_numbers_refuses_what_is_no_matrix(ax):
     with pytest.raises(ValueError, match="row, column"):
         show_numbers(ax, torch.zeros(2))
+
+
+def test_show_shares_writes_percentages_and_leaves_out_what_is_not_known(ax):
+    show_shares(ax, [[0.999, math.nan], [0.0, 1.0]], ["a", "b"], ["c", "d"], "t")
+    assert [text.get_text() for text in ax.texts] == ["99 %", "–", "0 %", "100 %"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["c", "d"]
+    assert drawn(ax).get_clim() == (0, 1)
 
 
 def test_comparison_has_a_column_per_image():

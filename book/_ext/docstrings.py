@@ -2,8 +2,9 @@
 
 Types are in the signatures, so in `name : what it is` a description follows the colon, where
 NumPy's convention expects a type: it goes to a line of its own. The attributes of a dataclass are
-its parameters: called so, they are listed once. And a lone asterisk, as in `(N, *shape)`, starts
-no emphasis. All this happens before napoleon looks.
+its parameters: called so, they are listed once. And plain text stays plain: neither the lone
+asterisk of `(N, *shape)` nor the bars of `|x|` mean what they mean in reStructuredText. All this
+happens before napoleon looks.
 """
 
 import dataclasses
@@ -23,12 +24,15 @@ def separate(lines):
         yield from (entry[1], f"    {entry[2]}") if entry else (line,)
 
 
+def plain(line):
+    """The line with the characters escaped that it does not use as markup."""
+    line = line.replace("|", r"\|")
+    return line.replace("*", r"\*") if line.count("*") == 1 else line
+
+
 def process(app, what, name, obj, options, lines):
     """Rewrite one docstring in place."""
-    lines[:] = [
-        line.replace("*", r"\*") if line.count("*") == 1 and "`" not in line else line
-        for line in separate(lines)
-    ]
+    lines[:] = [line if "`" in line else plain(line) for line in separate(lines)]
     if what == "class" and dataclasses.is_dataclass(obj) and "Attributes" in lines:
         start = lines.index("Attributes")
         lines[start : start + 2] = ["Parameters", "----------"]

@@ -1,21 +1,29 @@
-"""Sphinx extension: launch buttons of the generated pages open the notebook they came from.
+"""Sphinx extension: launch buttons of pages without a notebook of their own open another one.
 
 The theme links every page to a file of the same name in the repository. The experiment pages
-are not in the repository: theirs is the parameterised notebook.
+are not in the repository: theirs is the parameterised notebook. The front page has no .ipynb:
+from there a reader starts at the whole attack.
 """
 
+import re
+
 GENERATED = "book/experiments/"
-NOTEBOOK = "notebooks/experiment.ipynb"
+EXPERIMENT = "notebooks/experiment.ipynb"
+FRONT = "book/index"
+START = "notebooks/07_recursion.ipynb"
 
 
 def rewrite(app, pagename, templatename, context, doctree):
-    """Exchange the path at the end of every launch link of a generated page."""
-    if not pagename.startswith(GENERATED):
+    """Exchange the path at the end of every launch link of such a page."""
+    if pagename != FRONT and not pagename.startswith(GENERATED):
         return
+    notebook = START if pagename == FRONT else EXPERIMENT
     for group in context.get("header_buttons", []):
         if group.get("label") == "launch-buttons":
             for button in group["buttons"]:
-                button["url"] = button["url"].replace(f"{pagename}.ipynb", NOTEBOOK)
+                button["url"] = re.sub(
+                    rf"{pagename}\.(ipynb|md)", notebook, button["url"]
+                )
 
 
 def setup(app):
