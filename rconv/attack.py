@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from rconv.candidates import choose
 from rconv.certificate import gradient_residual
-from rconv.head import HeadInput, head_input
+from rconv.head import HeadInput, head_input, rank_one
 from rconv.layer import LayerReport, solve_layer
 from rconv.network import read
 from rconv.observation import Gradients
@@ -160,16 +160,26 @@ class Attack:
         """The class whose logit the step pushes up: the only negative logit gradient (iDLG).
 
         Where rounding has left none, the softmax is saturated at the right class: the label is
-        the model's own prediction.
+        the model's own prediction. It is -1 where the head does not end in logits.
         """
-        last_bias = self.network.head.last_bias
-        logit_gradient = gradients[last_bias] if last_bias else head.cotangent
+        logit_gradient = self._logit_gradient(head, gradients)
+        if logit_gradient is None:
+            return torch.full_like(head.image, -1)
         if logit_gradient.shape[1] == 1:
             return (logit_gradient[:, 0] < 0).long()
         with torch.no_grad():
             predicted = self.model(images).argmax(dim=1)
         told = (logit_gradient < 0).any(dim=1)
         return torch.where(told, logit_gradient.argmin(dim=1), predicted)
+
+    def _logit_gradient(self, head: HeadInput, gradients: Gradients) -> Tensor | None:
+        """(N, K) derivative of the loss by the logits, up to a factor."""
+        name = self.network.head.logits
+        if name is None or name == self.network.head.name:
+            return None if name is None else head.cotangent
+        if f"{name}.bias" in gradients:
+            return gradients[f"{name}.bias"]
+        return torch.stack([rank_one(g)[0] for g in gradients[f"{name}.weight"]])
 
     def _chunk(self) -> int:
         """Images at a time, so that their gradient matrices stay within `CHUNK_BYTES`."""

@@ -130,10 +130,11 @@ _STYLE = """
   font-size: .9rem; padding-bottom: .2rem }
 .rconv-explorer .frame { display: block; width: 100%; aspect-ratio: 1; margin: 0;
   image-rendering: pixelated; background-color: #fff }
+.rconv-explorer img.frame { padding: 0 !important; border: 0; border-radius: 0 }
 .rconv-explorer .bar { background: #ddd; height: .7rem; margin: .5rem 0 .2rem }
 .rconv-explorer .bar i { display: block; height: 100%; background: #c01c28 }
 .rconv-explorer .bar i.full { background: #26763a }
-.rconv-explorer .fact { font-size: .85rem }
+.rconv-explorer .fact { display: block; font-size: .85rem; line-height: 1.3; min-height: 2.6em }
 .rconv-explorer .said { position: absolute; width: 1px; height: 1px; margin: 0; overflow: hidden;
   clip-path: inset(50%) }
 .rconv-explorer .all { width: 100% }

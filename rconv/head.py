@@ -8,7 +8,7 @@ gives the scale, provided that this Linear is the last layer.
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
 from rconv.network import Head
@@ -68,7 +68,7 @@ def _without_bias(weight: Tensor, weight_gradient: Tensor) -> HeadInput:
     found = []
     for i, g in enumerate(weight_gradient):
         unit = _unit(g.abs().max())
-        left, direction = _rank_one(g / unit)
+        left, direction = rank_one(g / unit)
         if not direction.any():
             found.append((direction, g[:, 0] * 0, i, g.new_zeros(()), False))
             continue
@@ -87,7 +87,7 @@ def _without_bias(weight: Tensor, weight_gradient: Tensor) -> HeadInput:
     )
 
 
-def _rank_one(g: Tensor) -> tuple[Tensor, Tensor]:
+def rank_one(g: Tensor) -> tuple[Tensor, Tensor]:
     """Best left·directionᵀ for g (K, n), ‖direction‖ = 1; the label's entry of left is < 0."""
     if not g.any():
         return g[:, 0], torch.zeros_like(g[0])
@@ -97,7 +97,8 @@ def _rank_one(g: Tensor) -> tuple[Tensor, Tensor]:
     left = g @ direction
     # The label's entry, softmax - 1, is the only negative one.
     negative, positive = (left < 0).sum(), (left > 0).sum()
-    sign = -1.0 if negative > 1 or (negative == 0 and positive == 1) else 1.0
+    single = len(left) == 1
+    sign = -1.0 if negative > 1 or (positive if single else not positive) else 1.0
     return sign * left, sign * direction
 
 
@@ -108,21 +109,23 @@ def _scales(logits: Tensor, left: Tensor) -> list[float]:
     m(t) = log Σ_{k≠y} exp(t w_k) - t w_y. A single logit or two classes leave the sign of t
     open, and there the equation can have two roots: twin images with the same gradients.
     """
-    w, size = logits.double().cpu(), float(left.abs().max())
-    y = int(left.argmin())
-    if len(w) == 1:
-        margins = [(sign, -w) for sign in (1.0, -1.0)]
-    elif len(w) == 2:
-        margins = [(sign, w[1 - y : 2 - y] - w[y]) for sign in (1.0, -1.0)]
-    else:
-        others = torch.cat([w[:y], w[y + 1 :]])
-        margins = [(1.0, others - w[y])]
-    roots = []
-    for sign, difference in margins:
-        roots += [sign * t for t in _roots(difference, size)]
-    if len(w) > 2 and len(roots) > 1:
-        roots = [min(roots, key=lambda t: _mismatch(w, left.cpu(), t, y))]
-    return roots
+    w, left = logits.double().cpu(), left.cpu()
+    found = []
+    told = len(w) > 2 and bool((left > 0).sum() > 1 or not (left < 0).any())
+    for sign in (1.0,) if told else (1.0, -1.0):
+        if len(w) == 1:
+            difference, size = -w, left.abs().sum()
+        else:
+            # The label's row is the negative one. Its size is the sum of the others, which
+            # rounding has not cancelled.
+            y = _label(w, left, sign)
+            difference = sign * (torch.cat([w[:y], w[y + 1 :]]) - w[y])
+            size = (sign * left).clamp(min=0).sum()
+        found += [sign * t for t in _roots(difference, float(size))] if size > 0 else []
+    if len(w) > 2:
+        misses = [_mismatch(w, left, t) for t in found]
+        found = [t for t, miss in zip(found, misses, strict=True) if miss <= min(misses) + 1e-7]
+    return found
 
 
 def _roots(difference: Tensor, size: float) -> list[float]:
@@ -139,17 +142,46 @@ def _roots(difference: Tensor, size: float) -> list[float]:
     grid = torch.linspace(float(log_size) - 1e-6, top, GRID, dtype=torch.float64)
     values = equation(grid)
     crossing = ((values[:-1] < 0) != (values[1:] < 0)).nonzero()[:, 0].tolist()
-    if not crossing:
+    brackets = [(float(grid[i]), float(grid[i + 1])) for i in crossing]
+    # Two roots may lie between neighbours of the grid, where the equation turns.
+    size = values.abs()
+    turning = (size[1:-1] <= size[:-2]) & (size[1:-1] <= size[2:])
+    same = (values[:-2] < 0) == (values[2:] < 0)
+    for i in (turning & same).nonzero()[:, 0].tolist():
+        a, b = float(grid[i]), float(grid[i + 2])
+        sign = 1.0 if values[i] > 0 else -1.0
+        turn = minimize_scalar(
+            lambda s, sign=sign: sign * float(equation(s)),
+            bounds=(a, b),
+            method="bounded",
+            options={"xatol": 1e-12},
+        )
+        if turn.fun < 0:
+            brackets += [(a, turn.x), (turn.x, b)]
+        elif turn.fun < 1e-9:
+            brackets += [(turn.x, turn.x)]
+    if not brackets:
         return [float(grid[values.abs().argmin()].exp())]
-    solve = lambda a, b: brentq(lambda s: float(equation(s)), a, b, xtol=1e-15, rtol=1e-15)  # noqa: E731
-    found = [solve(float(grid[i]), float(grid[i + 1])) for i in crossing]
+    solve = lambda a, b: (  # noqa: E731
+        brentq(lambda s: float(equation(s)), a, b, xtol=1e-15, rtol=1e-15) if a < b else a
+    )
+    found = [solve(a, b) for a, b in brackets]
     return [float(torch.tensor(s, dtype=torch.float64).exp()) for s in found]
 
 
-def _mismatch(logits: Tensor, left: Tensor, scale: float, label: int) -> float:
+def _label(logits: Tensor, left: Tensor, sign: float) -> int:
+    """Row of the label: the negative one, or the likeliest where softmax - 1 was rounded to 0."""
+    rows = sign * left
+    return int(rows.argmin()) if (rows < 0).any() else int((sign * logits).argmax())
+
+
+def _mismatch(logits: Tensor, left: Tensor, scale: float) -> float:
+    """Relative distance between the logit gradient at a scale and the one observed."""
     gradient = torch.softmax(scale * logits, dim=0)
-    gradient[label] -= 1
-    return float((gradient - left / scale).norm())
+    label = _label(logits, left, scale)
+    gradient[label] = 0
+    gradient[label] = -gradient.sum()  # softmax - 1 without the cancellation
+    return float((gradient - left / scale).abs().max() / (left / scale).abs().max())
 
 
 def _unit(size: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rconv.constraints import weight_gram
 from rconv.geometry import Stage
-from rconv.solvers import CONDITION_LIMIT, Solution, Spectrum, relative
+from rconv.solvers import CONDITION_LIMIT, Solution, Spectrum, rank_floor, relative
 
 REFINEMENTS = 5
 MAX_UNKNOWNS = 12_000
@@ -94,7 +94,7 @@ def solve_stacked(system: StackedSystem, tolerance: float) -> Solution:
 
     spectrum = Spectrum.estimate(lambda v: gram @ v, inverse, gram[None, :, 0])
     rank = gram.shape[0]
-    floor = max(tolerance * rank**0.5, 1 / CONDITION_LIMIT)
+    floor = max(rank_floor(tolerance, rank), 1 / CONDITION_LIMIT)
     if info != 0 or not spectrum.condition < 1 / floor:
         inverse, rank, spectrum = _pseudo_inverse(gram, floor)
     x = _refine(system, inverse)

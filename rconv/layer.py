@@ -1,13 +1,15 @@
 """The input of one convolution, from everything the attacker knows about it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from rconv import hybrid
 from rconv.constraints import gradient_matrix, gradient_rhs
 from rconv.geometry import Stage
-from rconv.hybrid import MAX_UNKNOWNS, StackedSystem, solve_stacked
+from rconv.hybrid import StackedSystem, solve_stacked
 from rconv.propagation import Passed
 from rconv.solvers import Solution, SparseSystem, least_squares
 
@@ -68,31 +70,51 @@ def solve_layer(
     -------
     Solution with value (N, C·H·W), and its report.
     """
-    g = stage.geometry
-    kind = _cheapest(stage, system, passed) if choice == "auto" else choice
-    if kind == "gradient":
-        solution = _by_gradient(stage, passed, weight_gradient, precision)
-    elif kind == "weight" and system is not None and bool((passed.weight > 0).all()):
-        solution = system.solve(_weight_rhs(stage, passed).flatten(1))
-    else:
-        solution = _stacked(stage, passed, weight_gradient, precision, gradient=kind == "hybrid")
-    kinds = [kind] * len(noise)
-    if choice == "auto" and kind != "hybrid" and g.unknowns <= MAX_UNKNOWNS:
-        expected = solution.amplification * noise
-        unsure = (expected > ERROR_LIMIT) & (solution.amplification > MILD)
-        for i in (unsure | (solution.rank < g.unknowns)).nonzero()[:, 0].tolist():
-            own = Passed(*(t[i : i + 1] for t in (passed.cotangent, passed.value, passed.weight)))
-            better = _stacked(stage, own, weight_gradient[i : i + 1], precision)
+    known = (passed.weight > 0).flatten(1).all(dim=1)
+    by_model = known if system is not None else torch.zeros_like(known)
+    kinds = [_cheapest(stage, m) if choice == "auto" else choice for m in by_model.tolist()]
+    order, parts = [], []
+    for kind, where in _groups(kinds, by_model):
+        own, gradient = passed.select(where), weight_gradient[where]
+        if kind == "gradient":
+            parts.append(_by_gradient(stage, own, gradient, precision))
+        elif kind == "weight" and by_model[where[0]]:
+            parts.append(system.solve(_weight_rhs(stage, own).flatten(1)))
+        else:
+            parts.append(_stacked(stage, own, gradient, precision, gradients=kind == "hybrid"))
+        order.append(where)
+    solution = Solution.concatenate(parts).select(torch.cat(order).argsort())
+    if choice == "auto" and stage.geometry.unknowns <= hybrid.MAX_UNKNOWNS:
+        for i in _unsure(stage, solution, kinds, noise):
+            better = _stacked(stage, passed.select([i]), weight_gradient[[i]], precision)
             solution = solution.replace(i, better)
             kinds[i] = "hybrid"
     return solution, _report(stage, solution, passed, kinds)
 
 
-def _cheapest(stage: Stage, system: SparseSystem | None, passed: Passed) -> str:
-    if system is not None and bool((passed.weight > 0).all()):
+def _cheapest(stage: Stage, by_model: bool) -> str:
+    """Kind of equations that `auto` tries first for one image."""
+    if by_model:
         return "weight"
     g = stage.geometry
-    return "gradient" if g.gradient_rows >= g.unknowns else "hybrid"
+    enough = g.gradient_rows >= g.unknowns or g.unknowns > hybrid.MAX_UNKNOWNS
+    return "gradient" if enough else "hybrid"
+
+
+def _groups(kinds: list[str], by_model: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Images that are solved in the same way: the kind of equations, and their indices."""
+    keys = list(zip(kinds, by_model.tolist(), strict=True))
+    for key in dict.fromkeys(keys):
+        where = [i for i, own in enumerate(keys) if own == key]
+        yield key[0], torch.tensor(where, device=by_model.device)
+
+
+def _unsure(stage: Stage, solution: Solution, kinds: list[str], noise: Tensor) -> list[int]:
+    """Images short of rank, or whose equations amplify the noise too much, not yet hybrid."""
+    expected = solution.amplification * noise
+    unsure = (expected > ERROR_LIMIT) & (solution.amplification > MILD)
+    unsure |= solution.rank < stage.geometry.unknowns
+    return [i for i in unsure.nonzero()[:, 0].tolist() if kinds[i] != "hybrid"]
 
 
 def _by_gradient(
@@ -106,12 +128,12 @@ def _by_gradient(
 
 
 def _stacked(
-    stage: Stage, passed: Passed, weight_gradient: Tensor, precision: float, gradient: bool = True
+    stage: Stage, passed: Passed, weight_gradient: Tensor, precision: float, gradients: bool = True
 ) -> Solution:
     """Weight constraints where the output is known, and gradient constraints if asked for."""
     matrix = gradient_matrix(passed.cotangent, stage.geometry)
     rhs = gradient_rhs(weight_gradient)
-    if not gradient:
+    if not gradients:
         matrix, rhs = matrix[:, :0], rhs[:, :0]
     output = _weight_rhs(stage, passed)
     solutions = [

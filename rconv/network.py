@@ -22,14 +22,15 @@ class Head:
     weight : (K, n), float64.
     has_bias : whether it has one.
     last : the loss follows directly.
-    last_bias : name of the last Linear's bias, which tells the label; None if there is none.
+    logits : name of the Linear that makes the logits, whose gradients tell the label; None where
+        something other than LogSoftmax follows it.
     """
 
     name: str
     weight: Tensor
     has_bias: bool
     last: bool
-    last_bias: str | None
+    logits: str | None
 
 
 @dataclass(frozen=True)
@@ -202,11 +203,11 @@ def _head(layers: list[tuple[str, nn.Module]], shape: tuple[int, ...]) -> Head:
         )
     linears = [(key, m) for key, m in layers if isinstance(m, nn.Linear)]
     last_name, last = linears[-1]
-    ends_in_linear = [linear, *rest][-1] is last and last.bias is not None
+    outputs = [linear, *(m for m in rest if not isinstance(m, nn.LogSoftmax))]
     return Head(
         name,
         linear.weight.detach().double(),
         linear.bias is not None,
         last=not rest,
-        last_bias=f"{last_name}.bias" if ends_in_linear else None,
+        logits=last_name if outputs[-1] is last else None,
     )

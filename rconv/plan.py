@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rconv import hybrid
 from rconv.constraints import weight_matrix
 from rconv.geometry import Stage
 from rconv.solvers import SparseSystem
@@ -27,10 +28,22 @@ def kinds_per_layer(constraints: str | Sequence[str], layers: int) -> tuple[str,
 
 
 def weight_system(stage: Stage, kind: str, *, first: bool) -> SparseSystem | None:
-    """The stage's weight constraints, factored, where they can determine its input alone."""
+    """The stage's weight constraints, factored, where they determine its input alone.
+
+    Raises
+    ------
+    ValueError : the layer would need a dense system that is too large.
+    """
+    g = stage.geometry
     wanted = kind == "weight" or (kind == "auto" and first)
-    enough = stage.geometry.weight_rows >= stage.geometry.unknowns
-    if not (wanted and enough and stage.activation.invertible):
-        return None
-    system = SparseSystem(weight_matrix(stage.weight, stage.geometry))
-    return system if system.regular else None
+    system = None
+    if wanted and g.weight_rows >= g.unknowns and stage.activation.invertible:
+        system = SparseSystem(weight_matrix(stage.weight, g))
+    if system is not None and system.regular:
+        return system
+    if kind in ("weight", "hybrid") and g.unknowns > hybrid.MAX_UNKNOWNS:
+        raise ValueError(
+            f"{stage.name}: {kind} constraints would take a dense system of {g.unknowns} unknowns, "
+            f"more than {hybrid.MAX_UNKNOWNS}; use gradient or auto for this layer"
+        )
+    return None

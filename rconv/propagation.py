@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rconv.activations import Activation, input_noise
 
-FLIPS = 3
-"""Outputs per filter whose side the bias gradient may correct."""
+EXPLAINED = 1e-2
+"""Share of a difference that a corrected output may leave unexplained."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class Passed:
     cotangent: Tensor
     value: Tensor
     weight: Tensor
+
+    def select(self, index: Tensor | list[int]) -> "Passed":
+        """The same of some of the images."""
+        return Passed(self.cotangent[index], self.value[index], self.weight[index])
 
 
 def through_activation(
@@ -70,8 +74,8 @@ def settle_sides(
 ) -> Tensor:
     """Correct the side of a kink for outputs near it, so that Σ_p Ō[d, p] = ∂ℓ/∂b[d].
 
-    Per filter and at most `FLIPS` times: where the sum misses the bias gradient, move the one
-    uncertain output that explains the difference best to the other side of 0.
+    Where a filter's sum misses its bias gradient, and moving one uncertain output to the other
+    side of 0 explains the difference, it is moved. One number cannot tell more than one output.
 
     Parameters
     ----------
@@ -86,22 +90,12 @@ def settle_sides(
     """
     y, back = output.flatten(2), cotangent.flatten(2)
     error = error.flatten(2).expand_as(y)
-    target = bias_gradient
-    # What moving an output to the other side adds to the sum.
     tiny = torch.full_like(y, 1e-300)
-    jump = activation.derivative(tiny) - activation.derivative(-tiny)
+    jump = (activation.derivative(tiny) - activation.derivative(-tiny)) * back
     uncertain = y.abs() <= 30 * error
-    for _ in range(FLIPS):
-        slope = activation.derivative(y)
-        miss = target - (back * slope).sum(dim=2)
-        change = torch.where(y > 0, -jump, jump) * back
-        left = (miss[..., None] - change).abs()
-        left = torch.where(uncertain, left, torch.inf)
-        best, where = left.min(dim=2)
-        better = best < 1e-2 * miss.abs()
-        if not better.any():
-            break
-        side = torch.where(y > 0, -1.0, 1.0) * error / 10
-        moved = y.scatter(2, where[..., None], side.gather(2, where[..., None]))
-        y = torch.where(better[..., None], moved, y)
-    return y.reshape(output.shape)
+    miss = (bias_gradient - (back * activation.derivative(y)).sum(dim=2))[..., None]
+    left = (miss - torch.where(y > 0, -jump, jump)).abs()
+    best, where = torch.where(uncertain, left, torch.inf).min(dim=2, keepdim=True)
+    side = torch.where(y > 0, -1.0, 1.0) * error / 10
+    moved = y.scatter(2, where, side.gather(2, where))
+    return torch.where(best < EXPLAINED * miss.abs(), moved, y).reshape(output.shape)

@@ -49,6 +49,10 @@ class Solution:
             *(torch.cat([getattr(s, f.name) for s in solutions]) for f in fields(Solution))
         )
 
+    def select(self, index: Tensor) -> "Solution":
+        """The solutions of some of the images."""
+        return Solution(*(getattr(self, f.name)[index] for f in fields(Solution)))
+
     def replace(self, where: Tensor | int, other: "Solution") -> "Solution":
         """This solution with the images at `where` taken from `other`."""
         changed = []
@@ -65,6 +69,15 @@ def relative(residual: Tensor, rhs: Tensor) -> Tensor:
     return residual.flatten(1).norm(dim=1) / torch.where(size > 0, size, 1.0)
 
 
+def rank_floor(tolerance: float, size: int) -> float:
+    """Singular values up to this share of the largest do not count towards the rank.
+
+    A random matrix of relative errors `tolerance` has singular values of up to √size times it;
+    and the computation itself, in float64, leaves some 100 roundings.
+    """
+    return max(tolerance * size**0.5, 100 * torch.finfo(torch.float64).eps)
+
+
 def root_mean_square(tensor: Tensor) -> Tensor:
     """Per leading index: (N, …) → (N,)."""
     return tensor.flatten(1).square().mean(dim=1).sqrt()
@@ -77,8 +90,7 @@ def least_squares(matrix: Tensor, rhs: Tensor, tolerance: float) -> Solution:
     ----------
     matrix : A, (N, m, n).
     rhs : b, (N, m, k).
-    tolerance : relative rounding error of A and b. Singular values below √max(m, n) times it,
-        the size of a random matrix of such errors, do not count towards the rank.
+    tolerance : relative rounding error of A and b, which sets the `rank_floor`.
 
     Returns
     -------
@@ -99,7 +111,7 @@ def least_squares(matrix: Tensor, rhs: Tensor, tolerance: float) -> Solution:
         spectrum.amplification(rhs, value),
         relative(rhs - matrix @ value, rhs),
     )
-    limit = min(CONDITION_LIMIT, 1 / (tolerance * max(matrix.shape[1:]) ** 0.5))
+    limit = min(CONDITION_LIMIT, 1 / rank_floor(tolerance, max(matrix.shape[1:])))
     failed = (info != 0) | ~(spectrum.condition < limit)
     for i in failed.nonzero()[:, 0].split(1):
         solution = solution.replace(i, minimum_norm(matrix[i], rhs[i], tolerance))
@@ -109,7 +121,7 @@ def least_squares(matrix: Tensor, rhs: Tensor, tolerance: float) -> Solution:
 def minimum_norm(matrix: Tensor, rhs: Tensor, tolerance: float) -> Solution:
     """`least_squares` by SVD: exact rank, solution of minimum norm, some 50 times slower."""
     u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-    counts = s > s[:, :1] * tolerance * max(matrix.shape[1:]) ** 0.5
+    counts = s > s[:, :1] * rank_floor(tolerance, max(matrix.shape[1:]))
     inverse = torch.where(counts, 1 / torch.where(counts, s, 1.0), 0.0)
     value = vt.mT @ (inverse[..., None] * (u.mT @ rhs))
     spectrum = Spectrum(s[:, 0] * inverse.amax(dim=1), inverse.square().mean(dim=1))

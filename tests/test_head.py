@@ -129,7 +129,6 @@ def test_without_a_bias_a_third_class_of_1e_20_still_tells_the_sign(seed, label)
     assert no_bias_error(3, seed, 10.0, label) < 1e-9
 
 
-@pytest.mark.xfail(strict=True, reason="K ≥ 3: the mirrored sign is not tried where it is open")
 def test_without_a_bias_classes_that_underflow_to_zero_still_tell_the_sign():
     """Only two entries are left, but the zeros say that the other classes are impossible."""
     head = Head("fc", torch.tensor([[1.0, 0], [0.9, 0], [-9.0, 1]]).double(), False, True, None)
@@ -140,7 +139,6 @@ def test_without_a_bias_classes_that_underflow_to_zero_still_tell_the_sign():
     assert relative_error(found.value[0], v) < 1e-9
 
 
-@pytest.mark.xfail(strict=True, reason="float32 rounds softmax - 1 at the label to 0")
 def test_without_a_bias_float32_saturation_is_survived():
     """The other rows keep their digits; the label's is minus their sum, whatever it rounds to."""
     for seed in range(30):
@@ -195,7 +193,6 @@ def test_with_two_classes_or_one_logit_the_truth_is_among_the_candidates(
     check_candidates(found, head, gradients)
 
 
-@pytest.mark.xfail(strict=True, reason="two roots between neighbours of the grid are missed")
 @CASES
 @pytest.mark.parametrize("distance", [1e-3, 1e-4])
 def test_roots_that_nearly_meet_are_both_found(case, distance):

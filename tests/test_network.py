@@ -66,10 +66,10 @@ def test_names_activations_and_shapes_of_nested_sequentials():
     assert [stage.name for stage in network.stages] == ["0.0", "0.2.0"]
     assert [stage.activation.name for stage in network.stages] == ["Sigmoid", "Identity"]
     assert [stage.geometry.output for stage in network.stages] == [(4, 8, 8), (5, 4, 4)]
-    assert (network.head.name, network.head.last, network.head.last_bias) == (
+    assert (network.head.name, network.head.last, network.head.logits) == (
         "1.1",
         False,
-        "1.3.bias",
+        "1.3",
     )
     assert network.input_shape == (3, 8, 8)
 
@@ -85,7 +85,7 @@ def test_parameters_are_read_in_float64_from_any_dtype():
 def test_a_convolution_and_a_linear_without_bias():
     network = read(model(conv(bias=False), nn.Flatten(), nn.Linear(64, 2, bias=False)), (1, 4, 4))
     assert network.stages[0].bias is None
-    assert (network.head.has_bias, network.head.last, network.head.last_bias) == (False, True, None)
+    assert (network.head.has_bias, network.head.last, network.head.logits) == (False, True, "2")
 
 
 def test_a_model_that_starts_with_its_linear_has_no_stages():
@@ -231,17 +231,18 @@ def test_an_input_shape_that_is_none_is_refused(shape):
 
 
 @pytest.mark.parametrize(
-    ("tail", "last_bias"),
+    ("tail", "logits"),
     [
-        ([nn.Linear(64, 8), nn.GELU(), nn.Linear(8, 2)], "4.bias"),
-        ([nn.Linear(64, 8), nn.GELU(), nn.Linear(8, 2), nn.Identity()], "4.bias"),
-        ([nn.Linear(64, 8), nn.GELU(), nn.Linear(8, 2), nn.Dropout()], "4.bias"),
-        ([nn.Linear(64, 8), nn.GELU(), nn.Linear(8, 2, bias=False)], None),
-        ([nn.Linear(64, 8), nn.Linear(8, 2), nn.LogSoftmax(1)], None),
+        ([nn.Linear(64, 8), nn.GELU(), nn.Linear(8, 2)], "4"),
+        ([nn.Linear(64, 8), nn.GELU(), nn.Linear(8, 2), nn.Identity()], "4"),
+        ([nn.Linear(64, 8), nn.GELU(), nn.Linear(8, 2), nn.Dropout()], "4"),
+        ([nn.Linear(64, 8), nn.GELU(), nn.Linear(8, 2, bias=False)], "4"),
+        ([nn.Linear(64, 8), nn.Linear(8, 2), nn.LogSoftmax(1)], "3"),
+        ([nn.Linear(64, 8), nn.Linear(8, 2), nn.Tanh()], None),
     ],
-    ids=["MLP", "then Identity", "then Dropout", "no bias", "then LogSoftmax"],
+    ids=["MLP", "then Identity", "then Dropout", "no bias", "then LogSoftmax", "then Tanh"],
 )
-def test_the_bias_that_tells_the_label_is_that_of_the_logits(tail, last_bias):
+def test_the_linear_that_makes_the_logits_tells_the_label(tail, logits):
     network = read(model(conv(), nn.Flatten(), *tail).eval(), (1, 4, 4))
-    assert network.head.last_bias == last_bias
+    assert network.head.logits == logits
     assert network.head.name == "2"
