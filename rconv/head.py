@@ -8,7 +8,6 @@ gives the scale, provided that this Linear is the last layer.
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
 from rconv.network import Head
@@ -130,6 +129,8 @@ def _scales(logits: Tensor, left: Tensor) -> list[float]:
 
 def _roots(difference: Tensor, size: float) -> list[float]:
     """All t > 0 with t·σ(logsumexp(t·difference)) = size."""
+    from scipy.optimize import brentq, minimize_scalar  # slow to import, and few heads have no bias
+
     log_size = torch.tensor(size, dtype=torch.float64).log()
 
     def equation(log_t):

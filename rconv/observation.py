@@ -32,17 +32,23 @@ def per_sample_gradients(
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     example = next(iter(parameters.values()))
 
-    def client_loss(parameters: Gradients, image: Tensor, target: Tensor) -> Tensor:
-        logits = functional_call(model, parameters, (image[None],))
-        if logits.shape[-1] == 1:
-            logistic = loss or nn.functional.binary_cross_entropy_with_logits
-            return logistic(logits[:, 0], target[None].to(logits.dtype))
-        return (loss or nn.functional.cross_entropy)(logits, target[None])
+    def logits(parameters: Gradients, image: Tensor) -> Tensor:
+        return functional_call(model, parameters, (image[None],))[0]
 
     def losses(parameters: Gradients) -> Tensor:
-        return vmap(client_loss)(parameters, images.to(example), targets.to(example.device))
+        outputs = vmap(logits)(parameters, images.to(example))
+        return client_losses(outputs, targets.to(example.device), loss)
 
     return per_image(losses, parameters, len(images))
+
+
+def client_losses(logits: Tensor, targets: Tensor, loss: Loss | None) -> Tensor:
+    """Loss of each client's batch of one: logits (N, K), targets (N,) → (N,)."""
+    if logits.shape[1] == 1:
+        loss = loss or nn.functional.binary_cross_entropy_with_logits
+        logits, targets = logits[:, 0], targets.to(logits.dtype)
+    loss = loss or nn.functional.cross_entropy
+    return torch.stack([loss(z, y) for z, y in zip(logits.split(1), targets.split(1), strict=True)])
 
 
 def per_image(
