@@ -94,7 +94,7 @@ def solve_stacked(system: StackedSystem, tolerance: float) -> Solution:
 
     spectrum = Spectrum.estimate(lambda v: gram @ v, inverse, gram[None, :, 0])
     rank = gram.shape[0]
-    floor = max(rank_floor(tolerance, rank), 1 / CONDITION_LIMIT)
+    floor = max(rank_floor(tolerance), 1 / CONDITION_LIMIT)
     if info != 0 or not spectrum.condition < 1 / floor:
         inverse, rank, spectrum = _pseudo_inverse(gram, floor)
     x = _refine(system, inverse)

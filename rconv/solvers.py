@@ -69,13 +69,13 @@ def relative(residual: Tensor, rhs: Tensor) -> Tensor:
     return residual.flatten(1).norm(dim=1) / torch.where(size > 0, size, 1.0)
 
 
-def rank_floor(tolerance: float, size: int) -> float:
+def rank_floor(tolerance: float) -> float:
     """Singular values up to this share of the largest do not count towards the rank.
 
-    A random matrix of relative errors `tolerance` has singular values of up to √size times it;
-    and the computation itself, in float64, leaves some 100 roundings.
+    Below the relative error `tolerance` of the equations a direction drowns in it; and the
+    computation itself, in float64, leaves some 100 roundings.
     """
-    return max(tolerance * size**0.5, 100 * torch.finfo(torch.float64).eps)
+    return max(tolerance, 100 * torch.finfo(torch.float64).eps)
 
 
 def root_mean_square(tensor: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def least_squares(matrix: Tensor, rhs: Tensor, tolerance: float) -> Solution:
         spectrum.amplification(rhs, value),
         relative(rhs - matrix @ value, rhs),
     )
-    limit = min(CONDITION_LIMIT, 1 / rank_floor(tolerance, max(matrix.shape[1:])))
+    limit = min(CONDITION_LIMIT, 1 / rank_floor(tolerance))
     failed = (info != 0) | ~(spectrum.condition < limit)
     for i in failed.nonzero()[:, 0].split(1):
         solution = solution.replace(i, minimum_norm(matrix[i], rhs[i], tolerance))
@@ -121,7 +121,7 @@ def least_squares(matrix: Tensor, rhs: Tensor, tolerance: float) -> Solution:
 def minimum_norm(matrix: Tensor, rhs: Tensor, tolerance: float) -> Solution:
     """`least_squares` by SVD: exact rank, solution of minimum norm, some 50 times slower."""
     u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-    counts = s > s[:, :1] * rank_floor(tolerance, max(matrix.shape[1:]))
+    counts = s > s[:, :1] * rank_floor(tolerance)
     inverse = torch.where(counts, 1 / torch.where(counts, s, 1.0), 0.0)
     value = vt.mT @ (inverse[..., None] * (u.mT @ rhs))
     spectrum = Spectrum(s[:, 0] * inverse.amax(dim=1), inverse.square().mean(dim=1))
