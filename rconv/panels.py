@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 import torch
@@ -164,7 +165,7 @@ def show_numbers(ax: Axes, values: torch.Tensor, title: str | None = None) -> Ax
     return _frame(ax, title)
 
 
-def show_psnr(ax: Axes, records: Sequence[dict], label: str | None = None) -> Axes:
+def show_psnr(ax: Axes, records: Sequence[dict], label: str | None = None, **style: Any) -> Axes:
     """Draw the PSNR of the records' images, sorted, as one curve over their share.
 
     Parameters
@@ -175,6 +176,8 @@ def show_psnr(ax: Axes, records: Sequence[dict], label: str | None = None) -> Ax
         Records with the key ``psnr``, in dB; None stands for a value that is not finite.
     label
         The curve's name in a legend.
+    style
+        Passed on to ``Axes.plot``.
 
     Returns
     -------
@@ -183,7 +186,7 @@ def show_psnr(ax: Axes, records: Sequence[dict], label: str | None = None) -> Ax
     """
     values = sorted(r["psnr"] if r["psnr"] is not None else float("nan") for r in records)
     share = [100 * (n + 0.5) / len(values) for n in range(len(values))]
-    ax.plot(share, values, marker=".", markersize=4, linewidth=1, label=label)
+    ax.plot(share, values, marker=".", markersize=4, linewidth=1, label=label, **style)
     if not ax.get_xlabel():
         ax.axhline(60, color="black", linewidth=0.8, linestyle=":")
         ax.set_xlabel("images (%), worst first")

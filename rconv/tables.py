@@ -11,14 +11,13 @@ QUALITY_HEADER = (
     "activation",
     "constraints",
     "dtype",
-    "images",
     "success",
     "unique",
     "MSE median",
     "MSE worst",
-    "PSNR median (dB)",
+    "PSNR median",
     "SSIM median",
-    "ms per image",
+    "ms / image",
 )
 RANK_HEADER = ("layer", "unknowns", "gradient rows", "weight rows", "rank", "condition", "from")
 
@@ -41,7 +40,6 @@ def quality_rows(records: Sequence[Record]) -> list[tuple]:
         rows.append(
             (
                 *key,
-                len(own),
                 f"{sum(e < SUCCESS for e in errors)} of {len(own)}",
                 sum(r["unique"] for r in own),
                 f"{statistics.median(errors):.0e}",

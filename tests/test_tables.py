@@ -1,0 +1,64 @@
+"""Tables of records: what they say of success, rank and the worst images."""
+
+import pytest
+
+from rconv import tables
+
+
+def record(mse, rank=64, **changes):
+    layer = {
+        "name": "conv1",
+        "unknowns": 64,
+        "gradient_rows": 75,
+        "weight_rows": 0,
+        "rank": rank,
+        "condition": 10.0,
+        "residual": 0.0,
+        "constraints": "gradient",
+    }
+    return {
+        "activation": "ReLU",
+        "constraints": "paper",
+        "dtype": "float64",
+        "mse": mse,
+        "psnr": 60.0,
+        "ssim": 1.0,
+        "unique": rank == 64,
+        "seconds": 0.005,
+        "layers": [layer],
+        **changes,
+    }
+
+
+def test_quality_counts_success_and_takes_what_is_not_finite_for_the_worst():
+    rows = tables.quality_rows([record(1e-20), record(1e-3, rank=50), record(None, rank=0)])
+    assert len(rows) == 1 and len(rows[0]) == len(tables.QUALITY_HEADER)
+    assert rows[0][:7] == ("ReLU", "paper", "float64", "1 of 3", 1, "1e-03", "inf")
+
+
+def test_quality_has_a_row_for_each_setting_in_their_order():
+    settings = [("Tanh", "paper"), ("Tanh", "auto"), ("ReLU", "auto")]
+    records = [record(1e-9, activation=a, constraints=c) for a, c in settings for _ in range(2)]
+    assert [row[:2] for row in tables.quality_rows(records)] == settings
+
+
+def test_ranks_are_spanned_over_the_images():
+    (row,) = tables.rank_rows([record(1e-20), record(1.0, rank=50)])
+    assert row == ("conv1", 64, "75", "0", "50 to 64", "10", "gradient")
+
+
+@pytest.mark.parametrize(
+    "rank, words",
+    [(64, "full rank"), (50, "conv1 has rank 50 of 64 (gradient"), (0, "gradients are zero")],
+)
+def test_explanations_name_the_layer(rank, words):
+    assert words in tables.explain(record(1.0, rank))
+
+
+def test_worst_first():
+    found = tables.worst([record(1e-9), record(None), record(1e-3)], 2)
+    assert [r["mse"] for r in found] == [None, 1e-3]
+
+
+def test_markdown():
+    assert tables.markdown(["a", "b"], [(1, "x")]) == "| a | b |\n| --- | --- |\n| 1 | x |"
