@@ -21,6 +21,7 @@ from rconv.observation import Gradients
 from rconv.plan import kinds_per_layer, weight_system
 from rconv.propagation import through_activation
 from rconv.reconstruction import Reconstruction
+from rconv.solvers import root_mean_square
 from rconv.validation import Rounding, check_gradients
 
 CHUNK_BYTES = 2**27
@@ -130,6 +131,8 @@ class Attack:
                 noise,
             )
             weight_gradient = gradients[f"{stage.name}.weight"]
+            noise = noise.maximum(rounding.absolute / unit / root_mean_square(weight_gradient))
+            noise = noise.nan_to_num(nan=1.0).clamp(max=1.0)
             solution, report = solve_layer(
                 stage, kind, system, passed, weight_gradient, noise, rounding.relative
             )

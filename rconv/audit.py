@@ -1,15 +1,15 @@
 """Does this architecture leak? The plan's verdict, from the model alone and without data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from rconv.constraints import gradient_matrix, weight_matrix
+from rconv.constraints import gradient_matrix, window_index
 from rconv.geometry import Geometry, Stage
 from rconv.hybrid import MAX_UNKNOWNS, StackedSystem, solve_stacked
 from rconv.network import Head, read
-from rconv.solvers import SparseSystem
+from rconv.plan import weight_system
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -116,6 +116,27 @@ def class_bound(geometry: Geometry) -> int:
     )
 
 
+def filters_needed(geometry: Geometry) -> int:
+    """Fewest filters with which gradient constraints alone tell a layer's input, generically.
+
+    Parameters
+    ----------
+    geometry : the convolution's shapes; its own number of filters does not matter.
+
+    Raises
+    ------
+    ValueError : no number of filters suffices, because no window covers some pixel.
+    """
+    if bool((window_index(geometry) == geometry.positions).all(dim=0).any()):
+        raise ValueError("some pixel lies under no window: no number of filters tells it")
+    filters = 1
+    while True:
+        wider = replace(geometry, output=(filters, *geometry.output[1:]))
+        if class_bound(wider) == geometry.pixels and gradient_rank(wider) == geometry.pixels:
+            return filters
+        filters += 1
+
+
 def _judge(stage: Stage, active: float, generator: torch.Generator, *, first: bool) -> LayerAudit:
     g = stage.geometry
     rank = gradient_rank(g, generator) * g.input[0]
@@ -123,7 +144,7 @@ def _judge(stage: Stage, active: float, generator: torch.Generator, *, first: bo
     if stage.activation.flat:
         known = (torch.rand(g.output, generator=generator) < active).double()
     rows = int(known.sum())
-    by_weight = stage.activation.invertible and rows >= g.unknowns and _weights_suffice(stage)
+    by_weight = weight_system(stage, "auto", first=True) is not None
     hybrid: int | None = g.unknowns
     if rank < g.unknowns and not by_weight:
         hybrid = _hybrid_rank(stage, known, rank, generator)
@@ -150,10 +171,6 @@ def _hybrid_rank(
     rhs = matrix.new_zeros(len(matrix), g.input[0])
     system = StackedSystem(stage, matrix, rhs, torch.zeros_like(known), known)
     return int(solve_stacked(system, EPS).rank)
-
-
-def _weights_suffice(stage: Stage) -> bool:
-    return SparseSystem(weight_matrix(stage.weight, stage.geometry)).regular
 
 
 def _rank(matrix: Tensor) -> int:

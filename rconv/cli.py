@@ -203,6 +203,7 @@ def _audit(arguments: argparse.Namespace) -> None:
 
 
 def _observe(arguments: argparse.Namespace) -> None:
+    _check_outputs(arguments.gradients, arguments.save_weights)
     model = _model(arguments, arguments.dtype)
     indices = datasets.parse_indices(arguments.index)
     truth = datasets.load(arguments.dataset, indices, data_dir=arguments.data_dir)

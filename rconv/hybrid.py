@@ -5,9 +5,11 @@ open the other may close, and noise that one amplifies the other holds down.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
 from rconv.constraints import weight_gram
@@ -127,16 +129,39 @@ def _refine(system: StackedSystem, inverse: Callable[[Tensor], Tensor]) -> Tenso
 
 
 def _pseudo_inverse(gram: Tensor, floor: float):
-    """Inverse of AᵀA on the directions it knows (σ above floor · σ_max), their number, spectrum."""
-    values, vectors = torch.linalg.eigh(gram)
-    known = values > values[-1] * floor**2
-    rank = int(known.sum())
-    inverse = torch.where(known, 1 / torch.where(known, values, 1.0), 0.0)
-    condition = (
-        (values[-1] * inverse.max()).sqrt() if rank else torch.full_like(inverse[0], torch.inf)
-    )
-    spectrum = Spectrum(condition[None], inverse.mean()[None])
-    return lambda v: vectors @ (inverse[:, None] * (vectors.T @ v)), rank, spectrum
+    """Inverse of AᵀA on the directions it knows (σ above floor · σ_max), their number, spectrum.
+
+    With AᵀA = F Fᵀ and F of full column rank, the pseudoinverse is F (FᵀF)⁻² Fᵀ, and FᵀF has the
+    eigenvalues of AᵀA that are not zero. Where it is badly conditioned in turn, these decide.
+    """
+    factor = _range_factor(gram)
+    small = factor.mT @ factor
+    triangle, info = torch.linalg.cholesky_ex(small)
+    mean_square = len(small) / len(gram)
+
+    def solve(v: Tensor) -> Tensor:
+        return torch.cholesky_solve(v, triangle)
+
+    if len(small) and info == 0:
+        spectrum = Spectrum.estimate(lambda v: small @ v, solve, small[None, :, 0])
+        if spectrum.condition < 1 / floor:
+            spectrum = replace(spectrum, inverse_square=spectrum.inverse_square * mean_square)
+            return lambda v: factor @ solve(solve(factor.mT @ v)), len(small), spectrum
+    values, vectors = torch.linalg.eigh(small)
+    known = values > values[-1:] * floor**2
+    values, vectors = values[known], factor @ vectors[:, known]
+    extremes = values[[-1, 0]] if len(values) else values.new_tensor([torch.inf, 1.0])
+    condition = (extremes[0] / extremes[1]).sqrt()
+    spectrum = Spectrum(condition[None], (1 / values).sum()[None] / len(gram))
+    return lambda v: vectors @ ((vectors.mT @ v) / values[:, None] ** 2), len(values), spectrum
+
+
+def _range_factor(gram: Tensor) -> Tensor:
+    """F (n, r) of full column rank r with F Fᵀ = `gram` (n, n) up to rounding."""
+    packed, pivots, rank, _ = dpstrf(gram.cpu().numpy(), lower=1)
+    factor = np.empty((len(gram), rank))
+    factor[pivots - 1] = np.tril(packed[:, :rank])
+    return torch.from_numpy(factor).to(gram)
 
 
 def _inverse(norm: Tensor) -> Tensor:

@@ -11,12 +11,15 @@ from rconv.constraints import gradient_matrix, gradient_rhs
 from rconv.geometry import Stage
 from rconv.hybrid import StackedSystem, solve_stacked
 from rconv.propagation import Passed
-from rconv.solvers import Solution, SparseSystem, least_squares
+from rconv.solvers import Solution, least_squares
+from rconv.sparse import SparseSystem
 
 ERROR_LIMIT = 1e-7
 MILD = 2.0
+NOISY = 1e-6
 """`auto` takes hybrid constraints where the expected relative error of the layer's input passes
-ERROR_LIMIT and the equations amplify what comes from above by more than MILD."""
+ERROR_LIMIT and the equations amplify what comes from above by more than MILD, and wherever it
+passes NOISY: there every equation helps, unless all is lost above."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def solve_layer(
     system : the model's factored weight constraints, or None.
     passed : the convolution's output and its cotangent.
     weight_gradient : ∂ℓ/∂W, (N, D, C, kh, kw).
-    noise : (N,), expected relative error of what comes from above.
+    noise : (N,), expected relative error of what comes from above and of this gradient.
     precision : relative rounding error of the gradients.
 
     Returns
@@ -112,7 +115,8 @@ def _groups(kinds: list[str], by_model: Tensor) -> Iterator[tuple[str, Tensor]]:
 def _unsure(stage: Stage, solution: Solution, kinds: list[str], noise: Tensor) -> list[int]:
     """Images short of rank, or whose equations amplify the noise too much, not yet hybrid."""
     expected = solution.amplification * noise
-    unsure = (expected > ERROR_LIMIT) & (solution.amplification > MILD)
+    unsure = (expected > NOISY) & (noise < 1)
+    unsure |= (expected > ERROR_LIMIT) & (solution.amplification > MILD)
     unsure |= solution.rank < stage.geometry.unknowns
     return [i for i in unsure.nonzero()[:, 0].tolist() if kinds[i] != "hybrid"]
 

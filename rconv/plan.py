@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rconv import hybrid
 from rconv.constraints import weight_matrix
 from rconv.geometry import Stage
-from rconv.solvers import SparseSystem
+from rconv.sparse import SparseSystem
 
 KINDS = ("auto", "gradient", "weight", "hybrid")
 

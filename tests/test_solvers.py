@@ -13,12 +13,12 @@ from small import SEEDS, normal, relative_error
 from rconv.solvers import (
     CONDITION_LIMIT,
     Solution,
-    SparseSystem,
     least_squares,
     minimum_norm,
     relative,
     root_mean_square,
 )
+from rconv.sparse import SparseSystem
 
 EPS = 2.0**-53
 SOLVERS = pytest.mark.parametrize("solve", [least_squares, minimum_norm])
