@@ -68,7 +68,7 @@ lint: $(READY)
 	@$(RUN) ruff check .
 
 clean:
-	rm -rf _build book/experiments results .snakemake
+	rm -rf _build book/experiment book/filters book/comparison results .snakemake
 
 .venv/.installed: pyproject.toml
 	@echo "The environment: .venv (a few minutes, once)"

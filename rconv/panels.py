@@ -1,8 +1,6 @@
 """Draw one image, error or feature map: Axes in, Axes out."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import matplotlib as mpl
 import torch
@@ -163,75 +161,6 @@ def show_numbers(ax: Axes, values: torch.Tensor, title: str | None = None) -> Ax
     ax.hlines([row - 0.5 for row in range(rows + 1)], -0.5, columns - 0.5, **grid)
     ax.vlines([column - 0.5 for column in range(columns + 1)], -0.5, rows - 0.5, **grid)
     return _frame(ax, title)
-
-
-def show_psnr(ax: Axes, records: Sequence[dict], label: str | None = None, **style: Any) -> Axes:
-    """Draw the PSNR of the records' images, sorted, as one curve over their share.
-
-    Parameters
-    ----------
-    ax
-        Where to draw.
-    records
-        Records with the key ``psnr``, in dB; None stands for a value that is not finite.
-    label
-        The curve's name in a legend.
-    style
-        Passed on to ``Axes.plot``.
-
-    Returns
-    -------
-    Axes
-        The same axes.
-    """
-    values = sorted(r["psnr"] if r["psnr"] is not None else float("nan") for r in records)
-    share = [100 * (n + 0.5) / len(values) for n in range(len(values))]
-    ax.plot(share, values, marker=".", markersize=4, linewidth=1, label=label, **style)
-    if not ax.get_xlabel():
-        ax.axhline(60, color="black", linewidth=0.8, linestyle=":")
-        ax.set_xlabel("images (%), worst first")
-        ax.set_ylabel("PSNR (dB)")
-    return ax
-
-
-def show_shares(
-    ax: Axes,
-    shares: Sequence[Sequence[float]],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    title: str | None = None,
-) -> Axes:
-    """Draw a matrix of shares, each as a coloured field with its percentage.
-
-    Parameters
-    ----------
-    ax
-        Where to draw.
-    shares
-        Axes (row, column), in [0, 1]; not a number where there is none, drawn grey.
-    rows, columns
-        Their names.
-    title
-        Text above the matrix.
-
-    Returns
-    -------
-    Axes
-        The same `ax`.
-    """
-    colours = mpl.colormaps[MAP_COLOURS].with_extremes(bad=NOT_A_NUMBER)
-    ax.imshow(shares, vmin=0, vmax=1, cmap=colours, aspect="auto")
-    for i, line in enumerate(shares):
-        for j, share in enumerate(line):
-            known = not math.isnan(share)
-            text = f"{math.floor(100 * share)} %" if known else "–"  # 100 % means every one
-            colour = "white" if known and share < 0.6 else "black"
-            ax.text(j, i, text, ha="center", va="center", color=colour)
-    ax.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
-    ax.set_yticks(range(len(rows)), rows)
-    if title is not None:
-        ax.set_title(title)
-    return ax
 
 
 def _magnification(error: torch.Tensor) -> tuple[float, str]:

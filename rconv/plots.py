@@ -14,8 +14,9 @@ import matplotlib as mpl
 import torch
 from matplotlib.figure import Figure
 
+from rconv.charts import show_psnr, show_shares, show_sweep
 from rconv.files import replacing
-from rconv.panels import show_error, show_image, show_map, show_psnr, show_shares
+from rconv.panels import show_error, show_image, show_map
 
 __all__ = [
     "comparison",
@@ -26,6 +27,7 @@ __all__ = [
     "show_map",
     "show_psnr",
     "show_shares",
+    "show_sweep",
 ]
 
 ROWS = ("original", "reconstruction", "error")

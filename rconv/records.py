@@ -42,15 +42,15 @@ def make_records(
         quality["ssim"] = metrics.ssim(images, truth.images, data_range=1.0)
     records = []
     for i in range(len(reconstruction.images)):
-        measured = {key: _number(quality[key][i]) if key in quality else None for key in QUALITY}
+        measured = {key: finite(quality[key][i]) if key in quality else None for key in QUALITY}
         record = {
             "dataset": None,
             "index": int(truth.indices[i]) if truth is not None else i,
             "label": int(truth.labels[i]) if truth is not None else int(reconstruction.labels[i]),
             **settings,
             **measured,
-            "gradient_residual": _number(reconstruction.gradient_residual[i]),
-            "expected_error": _number(reconstruction.expected_error[i]),
+            "gradient_residual": finite(reconstruction.gradient_residual[i]),
+            "expected_error": finite(reconstruction.expected_error[i]),
             "unique": bool(reconstruction.unique[i]),
             "gap": int(reconstruction.gap[i]),
             "layers": [_layer_record(layer, i) for layer in reconstruction.layers],
@@ -66,13 +66,14 @@ def _layer_record(layer: LayerReport, i: int) -> Record:
         "gradient_rows": int(layer.gradient_rows[i]),
         "weight_rows": int(layer.weight_rows[i]),
         "rank": int(layer.rank[i]),
-        "condition": _number(layer.condition[i]),
-        "residual": _number(layer.residual[i]),
+        "condition": finite(layer.condition[i]),
+        "residual": finite(layer.residual[i]),
         "constraints": layer.constraints[i],
     }
 
 
-def _number(value: Tensor) -> float | None:
+def finite(value: Tensor) -> float | None:
+    """A tensor of one element as a JSON number; None where it is not finite."""
     value = float(value)
     return value if math.isfinite(value) else None
 

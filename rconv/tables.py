@@ -1,5 +1,6 @@
 """What a list of records says, as rows for a table, and as Markdown for a page."""
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -18,6 +19,24 @@ QUALITY_HEADER = (
     "PSNR median",
     "SSIM median",
     "ms / image",
+)
+COMPARISON_HEADER = (
+    "dtype",
+    "attack",
+    "success",
+    "sound",
+    "PSNR (dB)",
+    "SSIM",
+    "seconds",
+    "label found",
+)
+SWEEP_HEADER = (
+    "layer",
+    "equations",
+    "has",
+    "predicted from",
+    "all images from",
+    "most below",
 )
 RANK_HEADER = ("layer", "unknowns", "gradient rows", "weight rows", "rank", "condition", "from")
 
@@ -47,6 +66,50 @@ def quality_rows(records: Sequence[Record]) -> list[tuple]:
                 f"{statistics.median(value(r['psnr'], float('inf')) for r in own):.0f}",
                 f"{statistics.median(value(r['ssim'], 0.0) for r in own):.4f}",
                 f"{1e3 * statistics.median(r['seconds'] for r in own):.0f}",
+            )
+        )
+    return rows
+
+
+def comparison_rows(records: Sequence[Record]) -> list[tuple]:
+    """One row per dtype and attack, in the order of the records; see `COMPARISON_HEADER`.
+
+    Values are medians, where one that is not finite counts as the worst.
+    """
+    rows = []
+    for dtype, method in dict.fromkeys((r["dtype"], r["method"]) for r in records):
+        own = [r for r in records if (r["dtype"], r["method"]) == (dtype, method)]
+        psnr = statistics.median(value(r["psnr"], float("-inf")) for r in own)
+        rows.append(
+            (
+                dtype,
+                method,
+                f"{sum(value(r['mse'], 1.0) < SUCCESS for r in own)} of {len(own)}",
+                sum(r["sound"] for r in own),
+                decibel(psnr),
+                f"{statistics.median(value(r['ssim'], 0.0) for r in own):.3f}",
+                f"{statistics.median(r['seconds'] for r in own):.2g}",
+                f"{sum(r['found_label'] == r['target'] for r in own)} of {len(own)}",
+            )
+        )
+    return rows
+
+
+def sweep_rows(records: Sequence[Record]) -> list[tuple]:
+    """One row per layer and kind of constraints of a `rconv.sweep`; see `SWEEP_HEADER`."""
+    rows = []
+    for layer, kind in dict.fromkeys((r["layer"], r["constraints"]) for r in records):
+        own = [r for r in records if (r["layer"], r["constraints"]) == (layer, kind)]
+        whole = [r["width"] for r in own if r["successes"] == r["images"]]
+        below = [r["successes"] / r["images"] for r in own if not whole or r["width"] < min(whole)]
+        rows.append(
+            (
+                layer,
+                kind,
+                own[0]["usual"],
+                min((r["width"] for r in own if r["predicted"]), default="–"),
+                min(whole, default="–"),
+                f"{100 * max(below):.0f} %" if below else "–",
             )
         )
     return rows
@@ -92,6 +155,11 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def decibel(psnr: float | None) -> str:
+    """A PSNR with one decimal, or a dash where there is none."""
+    return f"{psnr:.1f}" if psnr is not None and math.isfinite(psnr) else "–"
 
 
 def span(numbers: Iterable[int]) -> str:

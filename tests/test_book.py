@@ -66,10 +66,10 @@ def test_images_have_alternative_texts(pages):
 
 
 def test_launch_buttons_open_the_notebook_a_page_was_made_from(book):
-    made = (book / "book" / "experiments" / "Photos-lenet.html").read_text()
+    made = (book / "book" / "experiment" / "Photos-lenet.html").read_text()
     own = (book / "notebooks" / "08_rank.html").read_text()
     assert "/notebooks/experiment.ipynb" in made
-    assert "main/book/experiments" not in made
+    assert "main/book/experiment" not in made
     assert "/notebooks/08_rank.ipynb" in own
 
 

@@ -36,8 +36,8 @@ def run(tmp_path):
     spec = importlib.util.spec_from_file_location("run", ROOT / "workflow" / "run.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.NOTEBOOK = tmp_path / "notebook.md"
-    module.NOTEBOOK.write_text(NOTEBOOK)
+    module.NOTEBOOKS = tmp_path
+    (tmp_path / "notebook.md").write_text(NOTEBOOK)
     return module
 
 
@@ -45,14 +45,14 @@ def test_a_page_and_its_record_the_same_every_time(run, tmp_path):
     pages = []
     for name in ("first", "second"):
         page, record = tmp_path / f"{name}.ipynb", tmp_path / f"{name}.json"
-        run.main(page, record, PARAMETERS)
+        run.main("notebook", page, record, PARAMETERS)
         assert json.loads(record.read_text()) == [{"dataset": "Photos"}]
         pages.append(page.read_bytes())
     assert pages[0] == pages[1]
 
 
 def test_titles_are_filled_in_and_the_parameters_hidden(run, tmp_path):
-    run.main(tmp_path / "page.ipynb", tmp_path / "record.json", PARAMETERS)
+    run.main("notebook", tmp_path / "page.ipynb", tmp_path / "record.json", PARAMETERS)
     page = nbformat.read(tmp_path / "page.ipynb", 4)
     assert page.cells[0].source == "# Photos, lenet"
     (injected,) = (c for c in page.cells if "injected-parameters" in c.metadata.get("tags", []))
@@ -66,9 +66,9 @@ def test_a_failing_point_shows_why_and_leaves_nothing_stale(run, tmp_path, inste
     page.write_text("stale")
     record.write_text("stale")
     display = NOTEBOOK.splitlines()[-2]
-    run.NOTEBOOK.write_text(NOTEBOOK.replace(display, instead))
+    (run.NOTEBOOKS / "notebook.md").write_text(NOTEBOOK.replace(display, instead))
     with pytest.raises(SystemExit, match="IndexError" if "[]" in instead else "must display"):
-        run.main(page, record, PARAMETERS)
+        run.main("notebook", page, record, PARAMETERS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notebook.md"]
 
 
@@ -76,8 +76,10 @@ def test_a_failing_point_shows_why_and_leaves_nothing_stale(run, tmp_path, inste
 def test_grids_name_what_the_package_has(path):
     models = pytest.importorskip("rconv.models")
     datasets = pytest.importorskip("rconv.datasets")
-    grid = yaml.safe_load(path.read_text())
-    assert set(grid["datasets"]) <= set(datasets.CLASSES)
-    assert set(grid["architectures"]) <= set(models.ARCHITECTURES)
-    for values in grid["architectures"].values():
+    grids = yaml.safe_load(path.read_text())
+    for notebook, grid in grids.items():
+        assert (ROOT / "notebooks" / f"{notebook}.md").exists()
+        assert set(grid["datasets"]) <= set(datasets.CLASSES)
+        assert set(grid["architectures"]) <= set(models.ARCHITECTURES)
+    for values in grids["experiment"]["architectures"].values():
         assert set(values["activations"]) <= set(models.ACTIVATIONS)

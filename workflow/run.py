@@ -1,8 +1,8 @@
-"""Run the parameterised notebook at one point of the grid.
+"""Run a parameterised notebook at one point of the grid.
 
-    python workflow/run.py PAGE RECORD '{"dataset": "Photos", "architecture": "lenet", ...}'
+    python workflow/run.py experiment PAGE RECORD '{"dataset": "Photos", ...}'
 
-Writes a page of the book (an executed notebook) and the results record that the gallery reads.
+Writes a page of the book (an executed notebook) and the results record that other pages read.
 Both are written whole or not at all, and a second run with equal inputs writes equal bytes. If a
 cell fails, its error is shown and neither file is left.
 """
@@ -18,14 +18,14 @@ import jupytext
 import nbformat
 import papermill
 
-NOTEBOOK = Path("notebooks/experiment.md")
+NOTEBOOKS = Path("notebooks")
 RECORDS = "application/vnd.rconv.records+json"
 """Type of the output by which the notebook hands over its records; it is no part of the page."""
 
 
-def prepare(parameters):
+def prepare(path, parameters):
     """The notebook with its titles filled in: what a code cell prints would be no title."""
-    notebook = jupytext.read(NOTEBOOK)
+    notebook = jupytext.read(path)
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             for name in ("dataset", "architecture"):
@@ -41,7 +41,7 @@ def execute(notebook, parameters):
         parameters,
         kernel_name="python3",
         progress_bar=False,
-        cwd=NOTEBOOK.parent,
+        cwd=NOTEBOOKS,
     )
 
 
@@ -54,7 +54,7 @@ def take_records(notebook):
                 found.append(output.data[RECORDS])
                 cell.outputs.remove(output)
     if len(found) != 1:
-        raise SystemExit(f"{NOTEBOOK} must display {RECORDS} once, not {len(found)} times")
+        raise SystemExit(f"the notebook must display {RECORDS} once, not {len(found)} times")
     return found[0]
 
 
@@ -77,18 +77,18 @@ def replace(path, text):
     os.replace(part, path)
 
 
-def main(page, record, parameters):
+def main(notebook, page, record, parameters):
     """Run one point, and say on one line what was done."""
     page, record, parameters = Path(page), Path(record), json.loads(parameters)
-    point = f"{parameters['dataset']}, {parameters['architecture']}"
+    point = f"{notebook}: {parameters['dataset']}, {parameters['architecture']}"
     logging.getLogger("papermill").setLevel(logging.WARNING)
     start = time.perf_counter()
     try:
-        notebook = execute(prepare(parameters), parameters)
-        records = take_records(notebook)
-        clean(notebook)
+        executed = execute(prepare(NOTEBOOKS / f"{notebook}.md", parameters), parameters)
+        records = take_records(executed)
+        clean(executed)
         replace(record, json.dumps(records, indent=1) + "\n")
-        replace(page, nbformat.writes(notebook) + "\n")
+        replace(page, nbformat.writes(executed) + "\n")
     except BaseException as error:
         record.unlink(missing_ok=True)
         page.unlink(missing_ok=True)

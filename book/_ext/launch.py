@@ -1,23 +1,23 @@
 """Sphinx extension: launch buttons of pages without a notebook of their own open another one.
 
 The theme links every page to a file of the same name in the repository. The experiment pages
-are not in the repository: theirs is the parameterised notebook. The front page has no .ipynb:
+are not in the repository: theirs is a parameterised notebook. The front page has no .ipynb:
 from there a reader starts at the whole attack.
 """
 
 import re
 
-GENERATED = "book/experiments/"
-EXPERIMENT = "notebooks/experiment.ipynb"
+GENERATED = re.compile(r"book/(experiment|filters|comparison)/")
 FRONT = "book/index"
 START = "notebooks/07_recursion.ipynb"
 
 
 def rewrite(app, pagename, templatename, context, doctree):
     """Exchange the path at the end of every launch link of such a page."""
-    if pagename != FRONT and not pagename.startswith(GENERATED):
+    generated = GENERATED.match(pagename)
+    if pagename != FRONT and not generated:
         return
-    notebook = START if pagename == FRONT else EXPERIMENT
+    notebook = f"notebooks/{generated[1]}.ipynb" if generated else START
     for group in context.get("header_buttons", []):
         if group.get("label") == "launch-buttons":
             for button in group["buttons"]:

@@ -1,0 +1,126 @@
+"""How small can a layer get? Success against the number of filters, beside the generic rank."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+from tqdm import tqdm
+
+from rconv import datasets, models
+from rconv.audit import LayerAudit, audit, filters_needed
+from rconv.experiment import run
+from rconv.network import read
+from rconv.records import SUCCESS, Record
+from rconv.tables import value
+
+SHARES = (1 / 4, 1 / 2, 3 / 4, 1, 5 / 4, 3 / 2)
+"""Of the filters that a layer needs: where `widths` looks, besides one filter fewer and more."""
+
+
+def widths(needed: int) -> list[int]:
+    """Numbers of filters around the needed one, ascending."""
+    return sorted({max(1, round(share * needed)) for share in SHARES} | {max(1, needed - 1)})
+
+
+def sweep(
+    dataset: str = datasets.DEFAULT,
+    indices: Sequence[int] = (0,),
+    architecture: str = "lenet",
+    activation: str | None = None,
+    *,
+    seed: int = 50,
+    data_dir: str | None = None,
+    progress: bool = False,
+) -> list[Record]:
+    """Vary the filters of one layer at a time, and attack with the paper's constraints and ours.
+
+    The other layers keep the architecture's own numbers. Where the first activation has no
+    inverse, "gradient" stands for the paper's constraints in every layer.
+
+    Parameters
+    ----------
+    dataset, indices, architecture, activation, seed, data_dir : as `rconv.experiment.run` takes
+        them; clients compute in float64.
+    progress : show a progress bar over the settings.
+
+    Returns
+    -------
+    One record per layer, number of filters and kind of constraints: its settings; `width`, the
+    filters of this layer, `usual`, those of the architecture, and `needed`, those with which the
+    paper's equations have full generic rank there; `images`, `successes`, `unique`; `unknowns`
+    and `rank` of the layer (generic, from the audit); and `predicted`, whether the audit finds
+    every layer at full rank.
+
+    Raises
+    ------
+    ValueError : any setting that does not fit, with the reason.
+    """
+    invertible = models.activation_names(architecture, activation)[0] != "ReLU"
+    kinds = ("paper" if invertible else "gradient", "auto")
+    shape = (datasets.CHANNELS[dataset], 32, 32)
+
+    def build(filters: Sequence[int] | None = None) -> nn.Sequential:
+        classes = datasets.CLASSES[dataset]
+        return models.build(architecture, shape[0], classes, activation, seed=seed, filters=filters)
+
+    shared = {
+        "dataset": dataset,
+        "architecture": architecture,
+        "activation": models.activation_names(architecture, activation)[-1],
+        "seed": seed,
+    }
+    records = []
+    usual = models.ARCHITECTURES[architecture].filters
+    settings = list(_settings(usual, build(), shape))
+    for layer, needed, filters in tqdm(settings, disable=not progress, unit="setting"):
+        judged = audit(build(filters), shape)[:0:-1]
+        for kind in kinds:
+            found = run(
+                dataset,
+                indices,
+                architecture,
+                activation,
+                seed=seed,
+                constraints=kind,
+                filters=filters,
+                data_dir=data_dir,
+            ).records
+            ranks = [_rank(a, kind, first=a is judged[0]) for a in judged]
+            records.append(
+                {
+                    **shared,
+                    "constraints": kind,
+                    "filters": list(filters),
+                    "layer": judged[layer].name,
+                    "width": filters[layer],
+                    "usual": usual[layer],
+                    "needed": needed,
+                    "images": len(found),
+                    "successes": sum(value(r["mse"], 1.0) < SUCCESS for r in found),
+                    "unique": sum(r["unique"] for r in found),
+                    "unknowns": judged[layer].unknowns,
+                    "rank": ranks[layer],
+                    "predicted": all(r == a.unknowns for r, a in zip(ranks, judged, strict=True)),
+                }
+            )
+    return records
+
+
+def _settings(
+    usual: tuple[int, ...], model: nn.Sequential, shape: tuple[int, int, int]
+) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """Layer, filters that it needs, and the filters of all layers with this one varied."""
+    for layer, stage in enumerate(read(model, shape).stages):
+        g = stage.geometry
+        by_weight = layer == 0 and stage.activation.invertible
+        needed = -(-g.unknowns // g.positions) if by_weight else filters_needed(g)
+        for width in widths(needed):
+            yield layer, needed, (*usual[:layer], width, *usual[layer + 1 :])
+
+
+def _rank(judged: LayerAudit, kind: str, *, first: bool) -> int:
+    """Generic rank of the equations that this kind of constraints uses in this layer."""
+    if kind == "auto":
+        return judged.hybrid_rank or 0
+    if kind == "paper" and first:
+        return min(judged.weight_rows, judged.unknowns)
+    return judged.gradient_rank
