@@ -465,6 +465,32 @@ def test_the_expected_error_grows_as_the_layers_amplify():
     assert (found.expected_error > error / 10).all()
 
 
+@pytest.mark.parametrize("size", [1e-39, 1e-40])
+def test_subnormal_gradients_are_known_to_be_coarse(size):
+    """A nearly saturated softmax in float32: the absolute rounding near 0 is the larger one."""
+    data = load("Digits", [0])
+    model = build("lenet", 1, activation="Tanh")
+    gradients = observe(model, data.images, data.labels)
+    largest = max(float(g.abs().max()) for g in gradients.values())
+    sent = {name: (g * (size / largest)).float() for name, g in gradients.items()}
+    found = Attack(model, (1, 32, 32))(sent)
+    error = float((found.images - data.images).norm() / data.images.norm())
+    assert error < 1e6 * 1e-45 / size
+    assert found.expected_error.item() > max(error / 20, 1e2 * 2.0**-24)
+    assert all(layer.constraints == ("hybrid",) for layer in found.layers[1:])
+    plain = Attack(model, (1, 32, 32), constraints="paper")(sent)
+    assert (plain.images - data.images).norm() > 2 * (found.images - data.images).norm()
+
+
+def test_gradients_that_underflowed_say_that_nothing_is_known():
+    data = load("Digits", [0])
+    model = build("lenet", 1)
+    gradients = {name: 0 * g for name, g in observe(model, data.images, data.labels).items()}
+    found = Attack(model, (1, 32, 32))({name: g.float() for name, g in gradients.items()})
+    assert found.images.isfinite().all()
+    assert not found.unique.any() and found.expected_error.item() == 1
+
+
 def snapshot(name, indices):
     folder = snapshot_folder(name)
     if folder is None:

@@ -9,7 +9,8 @@ from torch import nn
 from rconv import audit as module
 from rconv import models
 from rconv.attack import Attack
-from rconv.audit import audit, class_bound, gradient_rank, overall
+from rconv.audit import audit, class_bound, filters_needed, gradient_rank, overall
+from rconv.geometry import Geometry
 from rconv.network import UnsupportedModelError, read
 from rconv.observation import per_sample_gradients
 
@@ -100,3 +101,29 @@ def test_refuses_what_the_attack_refuses():
         audit(model, (1, 8, 8))
     with pytest.raises(ValueError, match="active"):
         audit(small(2, nn.ReLU()), (2, 8, 8), active=0)
+
+
+NEEDED = [
+    # kernel, stride, padding, side: fewest filters, by hand from the residue classes
+    (5, 2, 2, 16, 16),
+    (5, 2, 2, 32, 64),
+    (5, 1, 2, 8, 3),
+    (3, 1, 1, 9, 9),
+    (3, 2, 1, 9, 25),
+    (1, 1, 0, 3, 9),
+]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding", "side", "expected"), NEEDED)
+def test_filters_needed_are_the_fewest_of_full_rank(kernel, stride, padding, side, expected):
+    out = (side + 2 * padding - kernel) // stride + 1
+    shapes = (kernel, kernel), (stride, stride), (padding, padding), (1, 1)
+    assert filters_needed(Geometry((2, side, side), (7, out, out), *shapes)) == expected
+    fewer = Geometry((2, side, side), (expected - 1, out, out), *shapes)
+    assert gradient_rank(fewer) < side**2
+
+
+def test_no_number_of_filters_tells_a_pixel_that_no_window_covers():
+    gaps = Geometry((1, 6, 6), (4, 2, 2), (2, 2), (3, 3), (0, 0), (1, 1))
+    with pytest.raises(ValueError, match="under no window"):
+        filters_needed(gaps)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rconv.panels import show_numbers
-from rconv.plots import comparison, save, show_error, show_image, show_map, show_shares
+from rconv.plots import comparison, save, show_error, show_image, show_map, show_shares, show_sweep
 
 WHITE = (1, 1, 1, 1)
 
@@ -153,6 +153,20 @@ def test_show_shares_writes_percentages_and_leaves_out_what_is_not_known(ax):
     assert [text.get_text() for text in ax.texts] == ["99 %", "–", "0 %", "100 %"]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["c", "d"]
     assert drawn(ax).get_clim() == (0, 1)
+
+
+def test_show_sweep_draws_success_as_points_and_rank_as_a_line_for_each_kind(ax):
+    def record(kind, width, successes, rank):
+        own = {"constraints": kind, "width": width, "successes": successes, "rank": rank}
+        return {**own, "images": 4, "unknowns": 10, "usual": 3}
+
+    kinds = [record("paper", 2, 0, 5), record("paper", 3, 4, 10), record("auto", 2, 1, 8)]
+    assert show_sweep(ax, kinds, "conv2") is ax
+    lines = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+    assert lines["paper: rank"] == [[2, 0.5], [3, 1.0]]
+    assert lines["paper: success"] == [[2, 0.0], [3, 1.0]]
+    assert lines["auto: success"] == [[2, 0.25]]
+    assert ax.get_title() == "conv2"
 
 
 def test_comparison_has_a_column_per_image():

@@ -62,3 +62,28 @@ def test_worst_first():
 
 def test_markdown():
     assert tables.markdown(["a", "b"], [(1, "x")]) == "| a | b |\n| --- | --- |\n| 1 | x |"
+
+
+def sweep_record(width, successes, kind="paper", predicted=False):
+    own = {"layer": "conv2", "constraints": kind, "usual": 16, "width": width}
+    return {**own, "images": 4, "successes": successes, "predicted": predicted}
+
+
+def test_a_sweep_says_where_success_begins_and_how_much_there_is_below():
+    records = [
+        sweep_record(8, 0),
+        sweep_record(15, 1),
+        sweep_record(16, 4, predicted=True),
+        sweep_record(8, 0, "auto"),
+        sweep_record(16, 3, "auto", predicted=True),
+    ]
+    paper, auto = tables.sweep_rows(records)
+    assert paper == ("conv2", "paper", 16, 16, 16, "25 %")
+    assert auto == ("conv2", "auto", 16, 16, "–", "75 %")
+
+
+@pytest.mark.parametrize(
+    "psnr, text", [(61.26, "61.3"), (None, "–"), (float("nan"), "–"), (float("-inf"), "–")]
+)
+def test_decibels(psnr, text):
+    assert tables.decibel(psnr) == text
