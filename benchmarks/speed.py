@@ -21,6 +21,7 @@ from rconv import datasets
 from rconv.attack import Attack
 from rconv.constraints import gradient_matrix, gradient_rhs, weight_matrix
 from rconv.experiment import client_gradients, shared_model
+from rconv.head import head_input
 from rconv.layer import solve_layer
 from rconv.propagation import through_activation
 from rconv.records import table
@@ -46,8 +47,6 @@ def timed(function: Callable[[], object], repeats: int = 3) -> float:
 
 def layer_systems(attack: Attack, gradients: dict, count: int) -> list[tuple]:
     """The gradient systems (A, b) that the attack meets on its way, recorded for replay."""
-    from rconv.head import head_input
-
     head = head_input(attack.network.head, gradients)
     output, cotangent = head.value, head.cotangent @ attack.network.head.weight
     noise = torch.full((count,), 1e-16, dtype=torch.float64)

@@ -65,12 +65,22 @@ def test_images_have_alternative_texts(pages):
     assert not {(src, alt) for src, alt in images if not alt.strip() or "_images/" in alt}
 
 
-def test_launch_buttons_open_the_notebook_a_page_was_made_from(book):
-    made = (book / "book" / "experiment" / "Photos-lenet.html").read_text()
-    own = (book / "notebooks" / "08_rank.html").read_text()
-    assert "/notebooks/experiment.ipynb" in made
-    assert "main/book/experiment" not in made
-    assert "/notebooks/08_rank.ipynb" in own
+GENERATED = {
+    "experiment": "Photos-lenet",
+    "filters": "Photos-lenet",
+    "comparison": "Photos-dlg_lenet",
+}
+
+
+@pytest.mark.parametrize("notebook", GENERATED)
+def test_launch_buttons_open_the_notebook_a_page_was_made_from(book, notebook):
+    made = (book / "book" / notebook / f"{GENERATED[notebook]}.html").read_text()
+    assert f"/notebooks/{notebook}.ipynb" in made
+    assert f"main/book/{notebook}" not in made
+
+
+def test_launch_buttons_of_other_pages_open_their_own_notebook(book):
+    assert "/notebooks/08_rank.ipynb" in (book / "notebooks" / "08_rank.html").read_text()
 
 
 def test_every_module_is_in_the_reference(book):
