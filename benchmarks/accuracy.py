@@ -2,8 +2,8 @@
 
     RCONV_DATA=… python benchmarks/accuracy.py [--images 100] [--dtype float32] [--constraints auto]
 
-Each line is one setting; an image counts as good below MSE 1e-6, and "told" counts the others
-that the attack itself reports as not unique.
+Each line is one setting; an image counts as good below MSE 1e-6, "told" counts the others that
+the attack itself reports as not unique, and "80 dB" those of at least that PSNR.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from rconv.models import ACTIVATIONS
 from rconv.records import SUCCESS, table
 
 DATASETS = ("MNIST", "CIFAR10", "CIFAR100")
-HEADER = "dataset,architecture,activation,images,good,told,MSE median,MSE max,PSNR min,s / image"
+HEADER = "dataset,architecture,activation,images,good,told,80 dB,MSE median,MSE max,PSNR min,s / image"
 
 
 def line(dataset: str, count: int, architecture: str, activation: str | None, **options) -> tuple:
@@ -30,6 +30,7 @@ def line(dataset: str, count: int, architecture: str, activation: str | None, **
         count,
         sum(e < SUCCESS for e in errors),
         told,
+        sum(p >= 80 for p in psnr),
         f"{statistics.median(errors):.0e}",
         f"{max(errors):.0e}",
         f"{min(psnr):.1f}",

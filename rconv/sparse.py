@@ -7,7 +7,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from rconv.solvers import CONDITION_LIMIT, REFINEMENTS, Solution, Spectrum, relative
+from rconv.solvers import CONDITION_LIMIT, REFINED, REFINEMENTS, Solution, Spectrum, relative
 
 
 class SparseSystem:
@@ -28,7 +28,7 @@ class SparseSystem:
         self._square = matrix.shape[0] == matrix.shape[1]
         system = matrix if self._square else matrix.T @ matrix
         try:
-            self._factor = sparse.linalg.splu(system.tocsc(), permc_spec="COLAMD")
+            self._factor = sparse.linalg.splu(system.tocsc(), permc_spec="MMD_ATA")
         except RuntimeError:  # SuperLU: "Factor is exactly singular"
             self._factor = self.spectrum = None
         else:
@@ -45,7 +45,10 @@ class SparseSystem:
         b = rhs.detach().cpu().numpy().T
         x = self._least_squares(b)
         for _ in range(REFINEMENTS):
-            x = x + self._least_squares(b - self.matrix @ x)
+            step = self._least_squares(b - self.matrix @ x)
+            x = x + step
+            if (np.linalg.norm(step, axis=0) <= REFINED * np.linalg.norm(x, axis=0)).all():
+                break
         value = torch.from_numpy(np.ascontiguousarray(x.T)).to(rhs)
         residual = torch.from_numpy((b - self.matrix @ x).T).to(rhs)
         count = torch.full((len(rhs),), self.matrix.shape[1], device=rhs.device)
