@@ -14,7 +14,10 @@ from rconv.models import ACTIVATIONS
 from rconv.records import SUCCESS, table
 
 DATASETS = ("MNIST", "CIFAR10", "CIFAR100")
-HEADER = "dataset,architecture,activation,images,good,told,80 dB,MSE median,MSE max,PSNR min,s / image"
+HEADER = (
+    *("dataset", "architecture", "activation", "images", "good", "told", "80 dB"),
+    *("MSE median", "MSE max", "PSNR min", "s / image"),
+)
 
 
 def line(dataset: str, count: int, architecture: str, activation: str | None, **options) -> tuple:
@@ -57,7 +60,7 @@ def main() -> None:
         rows.append(line("CIFAR10", arguments.images, "dlg_lenet", None, **options))
         rows.append(line("CIFAR10", few, "o_cnn6", None, **options))
         rows.append(line("CIFAR10", few, "cnn6", None, **options))
-    print(table(HEADER.split(","), rows))
+    print(table(HEADER, rows))
 
 
 if __name__ == "__main__":
