@@ -49,30 +49,67 @@ def _axis_index(geometry: Geometry, axis: int) -> Tensor:
     return torch.where(valid, position, -1)
 
 
-def gradient_matrix(cotangent: Tensor, geometry: Geometry) -> Tensor:
+@lru_cache(maxsize=64)
+def residue_classes(geometry: Geometry) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Kernel offsets and input pixels that meet each other, and nothing outside their class.
+
+    With stride s a pixel meets only the offsets of its own residue mod s, along each axis: the
+    gradient constraints fall apart into independent blocks, one per class.
+
+    Returns
+    -------
+    Pairs of int64 indices: offsets (m,) of the kh·kw, and pixels (n,) of the H·W. Pixels that no
+    offset meets are in none, nor are offsets that no pixel meets. One pair with everything where
+    nothing meets at all.
+    """
+    meets = window_index(geometry) < geometry.positions
+    classes: dict[tuple[int, ...], list[int]] = {}
+    stride = torch.tensor(geometry.stride)
+    dilation = torch.tensor(geometry.dilation)
+    for t in meets.any(dim=1).nonzero()[:, 0].tolist():
+        offset = torch.tensor(divmod(t, geometry.kernel[1]))
+        classes.setdefault(tuple((offset * dilation % stride).tolist()), []).append(t)
+    if not classes:
+        return ((torch.arange(geometry.offsets), torch.arange(geometry.pixels)),)
+    offsets = [torch.tensor(own) for own in classes.values()]
+    return tuple((own, meets[own].any(dim=0).nonzero()[:, 0]) for own in offsets)
+
+
+def gradient_matrix(
+    cotangent: Tensor, geometry: Geometry, block: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     """Gradient constraints' matrix A, one per image.
 
     Parameters
     ----------
     cotangent : Ō, (N, D, Ho, Wo), derivative of the loss by the convolution's output.
     geometry : the convolution's shapes.
+    block : offsets (m,) and pixels (n,), for these rows and columns only.
 
     Returns
     -------
-    (N, D·kh·kw, H·W); entry [n, (d, t), q] is Ō[n, d, p] for the position p that multiplies
-    pixel q with kernel offset t, else 0.
+    (N, D·kh·kw, H·W), or (N, D·m, n); entry [n, (d, t), q] is Ō[n, d, p] for the position p that
+    multiplies pixel q with kernel offset t, else 0.
     """
     n, d = cotangent.shape[:2]
-    index = window_index(geometry).to(cotangent.device).reshape(-1)
+    window = window_index(geometry)
+    if block is not None:
+        window = window[block[0]][:, block[1]]
     padded = torch.nn.functional.pad(cotangent.reshape(n, d, -1), (0, 1))
-    matrix = padded.index_select(2, index)
-    return matrix.reshape(n, d * geometry.offsets, geometry.pixels)
+    matrix = padded.index_select(2, window.to(cotangent.device).reshape(-1))
+    return matrix.reshape(n, d * len(window), window.shape[1])
 
 
-def gradient_rhs(weight_gradient: Tensor) -> Tensor:
-    """∂ℓ/∂W (N, D, C, kh, kw) as right-hand sides (N, D·kh·kw, C) of `gradient_matrix`."""
+def gradient_rhs(weight_gradient: Tensor, offsets: Tensor | None = None) -> Tensor:
+    """∂ℓ/∂W (N, D, C, kh, kw) as right-hand sides (N, D·kh·kw, C) of `gradient_matrix`.
+
+    With `offsets` (m,), those of its rows only: (N, D·m, C).
+    """
     n, d, c = weight_gradient.shape[:3]
-    return weight_gradient.reshape(n, d, c, -1).transpose(2, 3).reshape(n, -1, c)
+    rows = weight_gradient.reshape(n, d, c, -1)
+    if offsets is not None:
+        rows = rows[..., offsets]
+    return rows.transpose(2, 3).reshape(n, -1, c)
 
 
 def weight_matrix(weight: Tensor, geometry: Geometry) -> sparse.csr_matrix:

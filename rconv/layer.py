@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from rconv import hybrid
-from rconv.constraints import gradient_matrix, gradient_rhs
+from rconv.constraints import gradient_matrix, gradient_rhs, residue_classes
 from rconv.geometry import Stage
 from rconv.hybrid import StackedSystem, solve_stacked
 from rconv.propagation import Passed
-from rconv.solvers import Solution, least_squares
+from rconv.solvers import Solution, independent, least_squares
 from rconv.sparse import SparseSystem
 
 ERROR_LIMIT = 1e-7
@@ -32,7 +32,8 @@ class LayerReport:
     unknowns : entries of its input.
     gradient_rows, weight_rows : (N,) equations of each kind that were used.
     rank : (N,), at most `unknowns`.
-    condition : (N,), ratio of the extreme singular values that count (an estimate).
+    condition : (N,), ratio of the extreme singular values that count (an estimate); of gradient
+        constraints, that of the worst of their residue classes, which are solved one by one.
     residual : (N,), relative residual of the equations.
     constraints : N names of the kinds of equations that were used.
     """
@@ -124,11 +125,17 @@ def _unsure(stage: Stage, solution: Solution, kinds: list[str], noise: Tensor) -
 def _by_gradient(
     stage: Stage, passed: Passed, weight_gradient: Tensor, precision: float
 ) -> Solution:
-    """Gradient constraints: every channel has the same matrix."""
-    matrix = gradient_matrix(passed.cotangent, stage.geometry)
-    solution = least_squares(matrix, gradient_rhs(weight_gradient), precision)
-    rank = solution.rank * stage.geometry.input[0]
-    return replace(solution, value=solution.value.mT.flatten(1), rank=rank)
+    """Gradient constraints: one matrix for all channels, and a block of it per residue class."""
+    g, parts, sizes = stage.geometry, [], []
+    classes = residue_classes(g)
+    for block in classes:
+        rhs = gradient_rhs(weight_gradient, block[0])
+        parts.append(least_squares(gradient_matrix(passed.cotangent, g, block), rhs, precision))
+        sizes.append(rhs.flatten(1).norm(dim=1))
+    solution = independent(parts, sizes)
+    value = weight_gradient.new_zeros(len(weight_gradient), g.pixels, g.input[0])
+    value[:, torch.cat([pixels for _, pixels in classes])] = solution.value
+    return replace(solution, value=value.mT.flatten(1), rank=solution.rank * g.input[0])
 
 
 def _stacked(

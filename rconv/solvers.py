@@ -135,6 +135,36 @@ def minimum_norm(matrix: Tensor, rhs: Tensor, tolerance: float) -> Solution:
     )
 
 
+def independent(parts: list[Solution], sizes: list[Tensor]) -> Solution:
+    """One solution from those of systems that share neither equation nor unknown.
+
+    Parameters
+    ----------
+    parts : their solutions, values (N, n_i, k).
+    sizes : (N,) each, norms of their right-hand sides.
+
+    Returns
+    -------
+    Solution with value (N, Σ n_i, k); its condition is the worst one, and its amplification is
+    for errors relative to each part's own right-hand side.
+    """
+    values = [part.value for part in parts]
+    norms = torch.stack([value.flatten(1).norm(dim=1) for value in values])
+    return Solution(
+        torch.cat(values, dim=1),
+        torch.stack([part.rank for part in parts]).sum(dim=0),
+        torch.stack([part.condition for part in parts]).amax(dim=0),
+        _weighted_mean(torch.stack([part.amplification for part in parts]), norms),
+        _weighted_mean(torch.stack([part.residual for part in parts]), torch.stack(sizes)),
+    )
+
+
+def _weighted_mean(values: Tensor, sizes: Tensor) -> Tensor:
+    """Root mean square over the first axis, weighted by the squares of `sizes`."""
+    total = sizes.norm(dim=0)
+    return (values * sizes).norm(dim=0) / torch.where(total > 0, total, 1.0)
+
+
 @dataclass(frozen=True)
 class Spectrum:
     """What the singular values of A say of a solution, for N matrices.

@@ -16,9 +16,10 @@ SHARES = (1 / 4, 1 / 2, 3 / 4, 1, 5 / 4, 3 / 2)
 """Of the filters that a layer needs: where `widths` looks, besides one filter fewer and more."""
 
 
-def widths(needed: int) -> list[int]:
-    """Numbers of filters around the needed one, ascending."""
-    return sorted({max(1, round(share * needed)) for share in SHARES} | {max(1, needed - 1)})
+def widths(needed: int, usual: int) -> list[int]:
+    """Numbers of filters around the needed one, and the usual one, ascending."""
+    around = {round(share * needed) for share in SHARES} | {needed - 1, usual}
+    return sorted({max(1, number) for number in around})
 
 
 def sweep(
@@ -113,7 +114,7 @@ def _settings(
         g = stage.geometry
         by_weight = layer == 0 and stage.activation.invertible
         needed = -(-g.unknowns // g.positions) if by_weight else filters_needed(g)
-        for width in widths(needed):
+        for width in widths(needed, usual[layer]):
             yield layer, needed, (*usual[:layer], width, *usual[layer + 1 :])
 
 

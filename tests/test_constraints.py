@@ -9,6 +9,7 @@ from small import SEEDS, convolve, geometries, normal
 from rconv.constraints import (
     gradient_matrix,
     gradient_rhs,
+    residue_classes,
     weight_gram,
     weight_matrix,
     window_index,
@@ -116,3 +117,32 @@ def test_a_pixel_that_no_window_covers_has_zero_columns():
     assert torch.equal(column > 0, seen[:, None] & seen[None, :])
     rows = weight_matrix(normal(3, 1, 2, 2), g).toarray()
     assert np.array_equal(np.abs(rows).sum(0).reshape(6, 6) > 0, column.numpy() > 0)
+
+
+@given(geometries(), SEEDS)
+@settings(max_examples=60, deadline=None)
+def test_residue_classes_are_the_independent_blocks_of_the_gradient_rows(g, seed):
+    back = normal(2, *g.output, seed=seed)
+    matrix = gradient_matrix(back, g)
+    shape = (2, g.output[0], g.offsets, g.pixels)
+    left = matrix.reshape(shape).clone()
+    weight_gradient = normal(2, g.output[0], g.input[0], *g.kernel, seed=seed + 1)
+    seen = []
+    for offsets, pixels in residue_classes(g):
+        block = gradient_matrix(back, g, (offsets, pixels))
+        inside = (slice(None), slice(None), offsets[:, None], pixels)
+        assert torch.equal(block, matrix.reshape(shape)[inside].flatten(1, 2))
+        rows = gradient_rhs(weight_gradient).reshape(*shape[:3], -1)[:, :, offsets]
+        assert torch.equal(gradient_rhs(weight_gradient, offsets), rows.flatten(1, 2))
+        left[inside] = 0
+        seen += pixels.tolist()
+    assert not left.any(), "an entry lies outside all blocks"
+    assert len(seen) == len(set(seen))
+    assert set(matrix.abs().sum(dim=(0, 1)).nonzero()[:, 0].tolist()) <= set(seen)
+
+
+def test_stride_one_has_one_class_and_stride_two_has_four():
+    assert len(residue_classes(square(3, 8, 5, 1, 2))) == 1
+    offsets, pixels = zip(*residue_classes(square(16, 16, 5, 2, 2)), strict=True)
+    assert sorted(len(own) for own in offsets) == [4, 6, 6, 9]
+    assert [len(own) for own in pixels] == [64] * 4

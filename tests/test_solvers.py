@@ -13,6 +13,7 @@ from small import SEEDS, normal, relative_error
 from rconv.solvers import (
     CONDITION_LIMIT,
     Solution,
+    independent,
     least_squares,
     minimum_norm,
     relative,
@@ -267,3 +268,40 @@ def test_a_square_system_is_regular_beyond_the_limit_of_the_normal_equations():
     system = SparseSystem(sparse.csr_matrix(np.diag([1.0, 0.5, 1 / condition])))
     assert system.regular
     assert system.spectrum.condition.item() == pytest.approx(condition, rel=1e-3)
+
+
+@pytest.mark.parametrize("short", [False, True], ids=["full rank", "short of rank"])
+def test_independent_systems_are_one_block_diagonal_system(short):
+    a, b = normal(3, 9, 5, seed=1), 1e-3 * normal(3, 8, 4, seed=2)
+    if short:
+        b[..., 3] = b[..., 2]
+    y, z = normal(3, 9, 2, seed=3), 5 * normal(3, 8, 2, seed=4)
+    parts = [least_squares(a, y, EPS), least_squares(b, z, EPS)]
+    found = independent(parts, [y.flatten(1).norm(dim=1), z.flatten(1).norm(dim=1)])
+    whole = torch.stack([torch.block_diag(p, q) for p, q in zip(a, b, strict=True)])
+    expected = minimum_norm(whole, torch.cat([y, z], dim=1), EPS)
+    torch.testing.assert_close(found.value, expected.value, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(found.residual, expected.residual, rtol=1e-9, atol=0)
+    assert torch.equal(found.rank, expected.rank)
+    assert torch.equal(found.condition, torch.maximum(parts[0].condition, parts[1].condition))
+
+
+def test_amplification_of_independent_systems_is_dominated_by_the_larger_solution():
+    """Monte Carlo: each right-hand side with an error of its own relative size."""
+    matrices = [normal(1, 12, 4, seed=5), 1e-2 * normal(1, 12, 4, seed=6)]
+    rhs = [normal(1, 12, 1, seed=7), normal(1, 12, 1, seed=8)]
+
+    def solved(sides):
+        parts = [least_squares(m, r, EPS) for m, r in zip(matrices, sides, strict=True)]
+        return independent(parts, [r.flatten(1).norm(dim=1) for r in sides])
+
+    exact, noise, errors = solved(rhs), 1e-6, []
+    for trial in range(200):
+        moved = [
+            r
+            + noise * root_mean_square(r)[:, None, None] * normal(*r.shape, seed=9 + 2 * trial + k)
+            for k, r in enumerate(rhs)
+        ]
+        errors.append((solved(moved).value - exact.value).square().sum())
+    measured = float((torch.stack(errors).mean() / exact.value.square().sum()).sqrt()) / noise
+    assert measured / 2 < exact.amplification.item() < measured * 2
