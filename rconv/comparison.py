@@ -12,7 +12,7 @@ from tqdm import tqdm
 from rconv import datasets, metrics, models
 from rconv.attack import Attack
 from rconv.baselines import dlg, idlg, inverting_gradients, rgap
-from rconv.experiment import client_gradients, shared_model
+from rconv.experiment import client_gradients, model_settings, shared_model
 from rconv.network import UnsupportedModelError
 from rconv.observation import Gradients
 from rconv.records import Record, finite
@@ -83,11 +83,8 @@ def compare(
     attacks = _attacks(model, tuple(truth.images.shape[1:]), iterations, smooth_iterations)
     shared = {
         "dataset": dataset,
-        "architecture": architecture,
-        "activation": models.activation_names(architecture, activation)[-1],
-        "seed": seed,
+        **model_settings(architecture, activation, seed=seed, filters=filters),
         "dtype": dtype,
-        "filters": list(filters or models.ARCHITECTURES[architecture].filters),
     }
     targets = models.targets(architecture, truth.labels).tolist()
     who = [

@@ -72,17 +72,13 @@ def run(
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
-    model = shared_model(
-        dataset,
-        architecture,
-        activation,
-        seed=seed,
-        dtype=dtype,
-        filters=filters,
-        initialisation=initialisation,
-        weights=weights,
-        device=device,
-    )
+    options = {
+        "seed": seed,
+        "filters": filters,
+        "initialisation": initialisation,
+        "weights": weights,
+    }
+    model = shared_model(dataset, architecture, activation, dtype=dtype, device=device, **options)
     truth = datasets.load(dataset, indices, data_dir=data_dir)
     attack = Attack(model, truth.images.shape[1:], constraints=constraints)
     gradients = client_gradients(model, architecture, truth, dtype)
@@ -91,15 +87,9 @@ def run(
     seconds = (time.perf_counter() - start) / len(truth)
     settings = {
         "dataset": dataset,
-        "architecture": architecture,
-        "activation": models.activation_names(architecture, activation)[-1],
-        "seed": seed,
+        **model_settings(architecture, activation, **options),
         "dtype": dtype,
         "constraints": constraints,
-        "filters": list(filters or models.ARCHITECTURES[architecture].filters),
-        "initialisation": weights
-        or initialisation
-        or models.ARCHITECTURES[architecture].initialisation,
         "seconds": seconds,
     }
     records = make_records(reconstruction, settings, truth)
@@ -140,6 +130,26 @@ def shared_model(
             f"device {device!r} is not available: {str(error).splitlines()[0]}"
         ) from None
     return model.to(target, torch.float64 if dtype == "float64" else torch.float32)
+
+
+def model_settings(
+    architecture: str,
+    activation: str | None = None,
+    *,
+    seed: int = 50,
+    filters: Sequence[int] | None = None,
+    initialisation: str | None = None,
+    weights: str | None = None,
+) -> Record:
+    """What a record says of its model: `shared_model`'s settings, with the defaults filled in."""
+    own = models.ARCHITECTURES[architecture]
+    return {
+        "architecture": architecture,
+        "activation": models.activation_names(architecture, activation)[-1],
+        "seed": seed,
+        "filters": list(filters or own.filters),
+        "initialisation": weights or initialisation or own.initialisation,
+    }
 
 
 def client_gradients(

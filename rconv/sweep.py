@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from rconv import datasets, models
 from rconv.audit import LayerAudit, audit, filters_needed
-from rconv.experiment import run
+from rconv.experiment import model_settings, run
 from rconv.network import read
 from rconv.records import SUCCESS, Record
 from rconv.tables import value
@@ -65,9 +65,7 @@ def sweep(
 
     shared = {
         "dataset": dataset,
-        "architecture": architecture,
-        "activation": models.activation_names(architecture, activation)[-1],
-        "seed": seed,
+        **model_settings(architecture, activation, seed=seed),
     }
     records = []
     usual = models.ARCHITECTURES[architecture].filters

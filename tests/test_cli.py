@@ -56,9 +56,21 @@ def test_gradients_travel_through_files(tmp_path, capsys):
     assert main([*attacker, "--out", str(picture), "--json", str(file)]) == 0
     records = json.loads(file.read_text())
     assert [r["mse"] for r in records] == [None, None]
+    assert records[0]["activation"] == "ReLU" and records[0]["filters"] == [12, 16, 12, 3]
+    assert records[0]["initialisation"] == weights
     assert all(r["gradient_residual"] < 1e-9 and r["unique"] for r in records)
     assert picture.exists()
     assert "2 images: 2 unique" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--gradients", "--save-weights"])
+def test_observe_refuses_a_missing_folder_before_it_computes(tmp_path, capsys, monkeypatch, option):
+    monkeypatch.setattr("rconv.cli.client_gradients", lambda *a: pytest.fail("computed first"))
+    files = {"--gradients": str(tmp_path / "g.safetensors"), option: str(tmp_path / "no" / "x")}
+    arguments = [text for pair in files.items() for text in pair]
+    assert main(["observe", "-d", "Digits", *arguments]) == 2
+    assert "folder does not exist" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_audit_prints_the_verdict(capsys):
