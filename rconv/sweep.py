@@ -118,8 +118,8 @@ def _settings(
 
 def _rank(judged: LayerAudit, kind: str, *, first: bool) -> int:
     """Generic rank of the equations that this kind of constraints uses in this layer."""
-    if kind == "auto":
-        return judged.hybrid_rank or 0
+    if kind == "auto" and judged.hybrid_rank is not None:
+        return judged.hybrid_rank
     if kind == "paper" and first:
         return min(judged.weight_rows, judged.unknowns)
     return judged.gradient_rank

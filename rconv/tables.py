@@ -32,11 +32,11 @@ COMPARISON_HEADER = (
 )
 SWEEP_HEADER = (
     "layer",
-    "equations",
     "has",
-    "predicted from",
+    "paper's: predicted from",
     "all images from",
-    "most below",
+    "auto: predicted from",
+    "all images from",
 )
 RANK_HEADER = ("layer", "unknowns", "gradient rows", "weight rows", "rank", "condition", "from")
 
@@ -96,22 +96,30 @@ def comparison_rows(records: Sequence[Record]) -> list[tuple]:
 
 
 def sweep_rows(records: Sequence[Record]) -> list[tuple]:
-    """One row per layer and kind of constraints of a `rconv.sweep`; see `SWEEP_HEADER`."""
+    """One row per layer of a `rconv.sweep`, in the order of the records; see `SWEEP_HEADER`."""
     rows = []
-    for layer, kind in dict.fromkeys((r["layer"], r["constraints"]) for r in records):
-        own = [r for r in records if (r["layer"], r["constraints"]) == (layer, kind)]
-        whole = [r["width"] for r in own if r["successes"] == r["images"]]
-        below = [r["successes"] / r["images"] for r in own if not whole or r["width"] < min(whole)]
-        rows.append(
-            (
-                layer,
-                kind,
-                own[0]["usual"],
-                min((r["width"] for r in own if r["predicted"]), default="–"),
-                min(whole, default="–"),
-                f"{100 * max(below):.0f} %" if below else "–",
-            )
-        )
+    for layer in dict.fromkeys(r["layer"] for r in records):
+        own = [r for r in records if r["layer"] == layer]
+        found: list[int | str] = []
+        for kind in dict.fromkeys(r["constraints"] for r in own):
+            of_kind = [r for r in own if r["constraints"] == kind]
+            found.append(_first_width(r for r in of_kind if r["predicted"]))
+            found.append(_first_width(r for r in of_kind if r["successes"] == r["images"]))
+        rows.append((layer, own[0]["usual"], *found))
+    return rows
+
+
+def _first_width(records: Iterable[Record]) -> int | str:
+    return min((r["width"] for r in records), default="–")
+
+
+def versus_rows(records: Sequence[Record]) -> list[tuple]:
+    """One row per dtype of a `rconv.comparison`: median PSNR and seconds of each attack."""
+    rows = []
+    for dtype in dict.fromkeys(r["dtype"] for r in records):
+        own = comparison_rows([r for r in records if r["dtype"] == dtype])
+        named = (dict(zip(COMPARISON_HEADER, row, strict=True)) for row in own)
+        rows.append((dtype, *(f"{row['PSNR (dB)']}<br>{row['seconds']} s" for row in named)))
     return rows
 
 

@@ -69,7 +69,7 @@ def sweep_record(width, successes, kind="paper", predicted=False):
     return {**own, "images": 4, "successes": successes, "predicted": predicted}
 
 
-def test_a_sweep_says_where_success_begins_and_how_much_there_is_below():
+def test_a_sweep_says_where_success_begins():
     records = [
         sweep_record(8, 0),
         sweep_record(15, 1),
@@ -77,9 +77,21 @@ def test_a_sweep_says_where_success_begins_and_how_much_there_is_below():
         sweep_record(8, 0, "auto"),
         sweep_record(16, 3, "auto", predicted=True),
     ]
-    paper, auto = tables.sweep_rows(records)
-    assert paper == ("conv2", "paper", 16, 16, 16, "25 %")
-    assert auto == ("conv2", "auto", 16, 16, "–", "75 %")
+    (row,) = tables.sweep_rows(records)
+    assert row == ("conv2", 16, 16, 16, 16, "–")
+    assert len(row) == len(tables.SWEEP_HEADER)
+
+
+def test_versus_has_a_line_per_dtype_and_a_field_per_attack():
+    def record(dtype, method, psnr):
+        quality = {"psnr": psnr, "mse": 1e-9, "ssim": 1.0, "seconds": 0.25, "sound": True}
+        return {"dtype": dtype, "method": method, "found_label": 1, "target": 1, **quality}
+
+    records = [record("float64", "a", 90.0), record("float64", "b", None)]
+    records += [record("float32", "a", 60.0), record("float32", "a", 70.0)]
+    double, single = tables.versus_rows(records)
+    assert double == ("float64", "90.0<br>0.25 s", "–<br>0.25 s")
+    assert single == ("float32", "65.0<br>0.25 s")
 
 
 @pytest.mark.parametrize(
