@@ -7,6 +7,9 @@ from torch.func import functional_call, vmap
 from rconv.observation import Gradients, per_image
 from rconv.solvers import relative
 
+EXPLAINED = 1e-2
+"""Gradient residual up to which a reconstruction counts as an explanation of the gradients."""
+
 
 def gradient_residual(
     model: nn.Sequential, first_linear: str, images: Tensor, cotangent: Tensor, gradients: Gradients

@@ -12,15 +12,13 @@ from tqdm import tqdm
 from rconv import datasets, metrics, models
 from rconv.attack import Attack
 from rconv.baselines import dlg, idlg, inverting_gradients, rgap
+from rconv.certificate import EXPLAINED
 from rconv.experiment import client_gradients, model_settings, shared_model
 from rconv.network import UnsupportedModelError
 from rconv.observation import Gradients
 from rconv.records import Record, finite
 
 PAPER, AUTO = "R-CONV (paper)", "R-CONV (auto)"
-
-EXPLAINED = 1e-2
-"""Gradient residual up to which R-CONV's answer counts as an explanation of the gradients."""
 
 Answer = tuple[Tensor, bool, Any]
 """An image (1, C, H, W), whether its attack sees no failure of its own, and the label found."""

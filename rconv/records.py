@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from rconv import metrics
+from rconv.certificate import EXPLAINED
 from rconv.datasets import Images
 from rconv.files import replacing
 from rconv.layer import LayerReport
@@ -99,15 +100,26 @@ def summary(records: list[dict], most: int = 20) -> str:
         )
         for r in records
     ]
-    shown = rows if len(rows) <= most else [r for r in rows if r[-1] != "yes"][:most]
-    lines = [table(header, shown)] if shown else []
+    doubtful = [not _explained(r) for r in records]
+    if len(rows) > most:
+        pairs = zip(rows, doubtful, strict=True)
+        rows = [row for row, doubt in pairs if doubt or row[-1] != "yes"][:most]
+    lines = [table(header, rows)] if rows else []
     unique = sum(r["unique"] for r in records)
     total = f"{len(records)} images: {unique} unique"
+    if any(doubtful):
+        total += f", {sum(doubtful)} not explaining the gradients (residual above {EXPLAINED:g})"
     errors = [r["mse"] for r in records if r["mse"] is not None]
     if errors:
         good = sum(e < SUCCESS for e in errors)
         total += f", {good} with MSE < {SUCCESS:g}, median MSE {statistics.median(errors):.1e}"
     return "\n".join([*lines, f"{total}, {records[0]['seconds']:.3f} s an image"])
+
+
+def _explained(record: Record) -> bool:
+    """Whether the reconstruction's own gradients are the observed ones, up to 1 %."""
+    residual = record["gradient_residual"]
+    return residual is not None and residual <= EXPLAINED
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:

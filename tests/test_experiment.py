@@ -110,5 +110,15 @@ def test_summary_shows_the_images_that_are_not_unique():
     )
 
 
+@pytest.mark.parametrize("residual", [0.3, None])
+def test_summary_shows_the_images_that_do_not_explain_the_gradients(residual):
+    good = {"index": 0, "label": 1, "mse": None, "psnr": None, "ssim": None, "unique": True}
+    good |= {"gradient_residual": 1e-9, "gap": 0, "seconds": 0.5}
+    wrong = {**good, "index": 14, "gradient_residual": residual}
+    lines = summary([good] * 25 + [wrong]).splitlines()
+    assert len(lines) == 3 and lines[1].split()[0] == "14"
+    assert "26 images: 26 unique, 1 not explaining the gradients" in lines[-1]
+
+
 def test_table_aligns():
     assert table(("a", "bb"), [("x", 1), ("yyy", 22)]) == "a    bb\nx     1\nyyy  22"
