@@ -155,9 +155,7 @@ def _judge(
     seconds = time.perf_counter() - start
     image = image.detach().cpu().double()
     return image, {
-        "mse": finite(metrics.mse(image, truth)),
-        "psnr": finite(metrics.psnr(image, truth, data_range=1.0)),
-        "ssim": finite(metrics.ssim(image, truth, data_range=1.0)),
+        **{name: finite(own) for name, own in metrics.quality(image, truth).items()},
         "seconds": seconds,
         "sound": sound,
         "found_label": label,

@@ -13,6 +13,15 @@ WINDOW = 11
 """Rows and columns of SSIM's window: a Gaussian of σ = 1.5 pixels, cut off at 3.5 σ."""
 
 
+def quality(x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+    """MSE, PSNR and SSIM of images whose values lie in [0, 1], by name; see each of them."""
+    return {
+        "mse": mse(x, y),
+        "psnr": psnr(x, y, data_range=1.0),
+        "ssim": ssim(x, y, data_range=1.0),
+    }
+
+
 def mse(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Mean squared error of each image, over its channels and pixels.
 

@@ -37,10 +37,7 @@ def make_records(
     """
     quality: dict[str, Tensor] = {}
     if truth is not None:
-        images = reconstruction.images.cpu()
-        quality["mse"] = metrics.mse(images, truth.images)
-        quality["psnr"] = metrics.psnr(images, truth.images, data_range=1.0)
-        quality["ssim"] = metrics.ssim(images, truth.images, data_range=1.0)
+        quality = metrics.quality(reconstruction.images.cpu(), truth.images)
     records = []
     for i in range(len(reconstruction.images)):
         measured = {key: finite(quality[key][i]) if key in quality else None for key in QUALITY}

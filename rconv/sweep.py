@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from rconv import datasets, models
 from rconv.audit import LayerAudit, audit, filters_needed
-from rconv.experiment import model_settings, run
+from rconv.experiment import model_settings, run, shared_model
 from rconv.network import read
 from rconv.records import SUCCESS, Record
 from rconv.tables import value
@@ -55,23 +55,17 @@ def sweep(
     ------
     ValueError : any setting that does not fit, with the reason.
     """
-    invertible = models.activation_names(architecture, activation)[0] != "ReLU"
-    kinds = ("paper" if invertible else "gradient", "auto")
+    model = shared_model(dataset, architecture, activation, seed=seed)
     shape = (datasets.CHANNELS[dataset], 32, 32)
-
-    def build(filters: Sequence[int] | None = None) -> nn.Sequential:
-        classes = datasets.CLASSES[dataset]
-        return models.build(architecture, shape[0], classes, activation, seed=seed, filters=filters)
-
-    shared = {
-        "dataset": dataset,
-        **model_settings(architecture, activation, seed=seed),
-    }
+    invertible = read(model, shape).stages[0].activation.invertible
+    kinds = ("paper" if invertible else "gradient", "auto")
+    shared = {"dataset": dataset, **model_settings(architecture, activation, seed=seed)}
     records = []
     usual = models.ARCHITECTURES[architecture].filters
-    settings = list(_settings(usual, build(), shape))
+    settings = list(_settings(usual, model, shape))
     for layer, needed, filters in tqdm(settings, disable=not progress, unit="setting"):
-        judged = audit(build(filters), shape)[:0:-1]
+        varied = shared_model(dataset, architecture, activation, seed=seed, filters=filters)
+        judged = audit(varied, shape)[:0:-1]
         for kind in kinds:
             found = run(
                 dataset,

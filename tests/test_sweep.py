@@ -68,3 +68,8 @@ def test_without_an_inverse_the_first_layer_takes_gradient_constraints():
 
 def _is(record, kind):
     return record["constraints"] == kind
+
+
+def test_an_unknown_dataset_is_refused_with_a_reason():
+    with pytest.raises(ValueError, match="unknown dataset 'Nowhere': use one of"):
+        sweep.sweep("Nowhere", [0])
