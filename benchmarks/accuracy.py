@@ -9,9 +9,9 @@ the attack itself reports as not unique, and "80 dB" those of at least that PSNR
 import argparse
 import statistics
 
-from rconv.experiment import run
-from rconv.models import ACTIVATIONS
-from rconv.records import SUCCESS, table
+from rconv.lab.architectures import ACTIVATIONS
+from rconv.lab.experiment import run
+from rconv.lab.records import SUCCESS, table
 
 DATASETS = ("MNIST", "CIFAR10", "CIFAR100")
 HEADER = (
@@ -50,15 +50,15 @@ def main() -> None:
     options = {"dtype": arguments.dtype, "constraints": arguments.constraints}
     few = min(20, arguments.images)
     rows = [
-        line(dataset, arguments.images, "lenet", activation, **options)
+        line(dataset, arguments.images, "lenet_main", activation, **options)
         for dataset in DATASETS
         for activation in ACTIVATIONS
     ]
     if arguments.dtype == "float64":
         narrow = {**options, "filters": (16, 24, 12, 12)}
-        rows.append(line("CIFAR10", arguments.images, "lenet_all_relu", None, **narrow))
+        rows.append(line("CIFAR10", arguments.images, "relu_lenet", None, **narrow))
         rows.append(line("CIFAR10", arguments.images, "dlg_lenet", None, **options))
-        rows.append(line("CIFAR10", few, "o_cnn6", None, **options))
+        rows.append(line("CIFAR10", few, "cnn6_narrow", None, **options))
         rows.append(line("CIFAR10", few, "cnn6", None, **options))
     print(table(HEADER, rows))
 

@@ -16,11 +16,11 @@ import time
 import torch
 from torch import nn
 
-from rconv import models
 from rconv.baselines import BaselineResult, dlg, idlg, inverting_gradients, rgap
-from rconv.datasets import Images, load
-from rconv.metrics import psnr
-from rconv.observation import per_sample_gradients
+from rconv.data.datasets import Images, load
+from rconv.lab import architectures
+from rconv.lab.metrics import psnr
+from rconv.observe.observation import per_sample_gradients
 
 ROW = "{:<34} {:>5} {:>9} {:>8} {:>10} {:>9}   {}"
 MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -100,8 +100,8 @@ def check_inverting(total_variation: float, seed: int, expected: str) -> None:
 
 def check_rgap(dtype: torch.dtype, expected: tuple[str, ...]) -> None:
     """R-GAP: images 0 to 2, `cnn6`, label known and set against the model's own prediction."""
-    model = models.build("cnn6").to(dtype)
-    loss = models.loss_function("cnn6")
+    model = architectures.build("cnn6").to(dtype)
+    loss = architectures.loss_function("cnn6")
 
     def run(image, label):
         with torch.no_grad():

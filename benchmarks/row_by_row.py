@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rconv import datasets
-from rconv.attack import Attack
-from rconv.experiment import client_gradients, shared_model
-from rconv.geometry import Geometry, Stage
-from rconv.network import Network, read
-from rconv.records import table
+from rconv.attack.attack import Attack
+from rconv.data import datasets
+from rconv.lab.experiment import client_gradients, shared_model
+from rconv.lab.records import table
+from rconv.model.geometry import Geometry, Stage
+from rconv.model.read import Network, read
 
 SPENT: Counter[str] = Counter()
 """Seconds of the row-by-row procedure, by layer."""
@@ -113,9 +113,9 @@ def main() -> None:
     parser.add_argument("--slow", type=int, default=3, help="images for the row-by-row procedure")
     arguments = parser.parse_args()
     truth = datasets.load("CIFAR10", range(arguments.images))
-    model = shared_model("CIFAR10", "lenet", "ReLU")
+    model = shared_model("CIFAR10", "lenet_main", "ReLU")
     shape = tuple(truth.images.shape[1:])
-    gradients = client_gradients(model, "lenet", truth)
+    gradients = client_gradients(model, "lenet_main", truth)
 
     start = time.perf_counter()
     attack = Attack(model, shape, constraints="paper")
@@ -135,7 +135,7 @@ def main() -> None:
         ("row by row", arguments.slow, f"{1e3 * theirs:.1f}", error(torch.stack(slow)), "1"),
         ("rconv", arguments.images, f"{1e3 * ours:.2f}", error(found[0]), f"{theirs / ours:.0f}"),
     ]
-    print(table(("lenet, ReLU", "images", "ms / image", "MSE median", "times faster"), rows))
+    print(table(("lenet_main, ReLU", "images", "ms / image", "MSE median", "times faster"), rows))
     layers = ", ".join(f"{name} {s / arguments.slow:.2f} s" for name, s in SPENT.items())
     print(f"row by row: {layers}; {torch.get_num_threads()} threads")
     print("each the best of its runs: three over all images, and one per image")

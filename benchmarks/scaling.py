@@ -11,9 +11,9 @@ import time
 import torch
 from torch import nn
 
-from rconv.attack import Attack
-from rconv.observation import per_sample_gradients
-from rconv.records import table
+from rconv.attack.attack import Attack
+from rconv.lab.records import table
+from rconv.observe.observation import per_sample_gradients
 
 
 def network(side: int, filters: int) -> nn.Sequential:

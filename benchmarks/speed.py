@@ -2,7 +2,7 @@
 
     RCONV_DATA=… python benchmarks/speed.py
 
-- `lenet`, ReLU, CIFAR-10, the paper's constraints, 100 images: the attack against nothing but
+- `lenet_main`, ReLU, CIFAR-10, the paper's constraints, 100 images: the attack against nothing but
   the batched linear-algebra calls that it cannot do without, and against a straightforward
   dense implementation (one dense least-squares solve per layer and image).
 - one layer of 3,072 unknowns by hybrid constraints.
@@ -17,19 +17,20 @@ from collections.abc import Callable
 
 import torch
 
-from rconv import datasets
-from rconv.attack import Attack
-from rconv.constraints import gradient_matrix, gradient_rhs, weight_matrix
-from rconv.experiment import client_gradients, shared_model
-from rconv.head import head_input
-from rconv.layer import solve_layer
-from rconv.propagation import through_activation
-from rconv.records import table
+from rconv.attack.attack import Attack
+from rconv.attack.backward import through_activation
+from rconv.attack.head import head_input
+from rconv.attack.layer import solve_layer
+from rconv.data import datasets
+from rconv.equations.gradient import gradient_matrix, gradient_rhs
+from rconv.equations.weight import weight_matrix
+from rconv.lab.experiment import client_gradients, shared_model
+from rconv.lab.records import table
 
 COLD = """
 import time, torch
 start = time.perf_counter()
-from rconv.experiment import run
+from rconv.lab.experiment import run
 run("CIFAR10", [0], activation="ReLU", constraints="paper")
 print(time.perf_counter() - start)
 """
@@ -87,9 +88,9 @@ def dense_calls(systems: list[tuple], dense: torch.Tensor, rhs: torch.Tensor) ->
 
 def paper_constraints(count: int = 100, dense_count: int = 4) -> None:
     truth = datasets.load("CIFAR10", range(count))
-    model = shared_model("CIFAR10", "lenet", "ReLU")
+    model = shared_model("CIFAR10", "lenet_main", "ReLU")
     shape = tuple(truth.images.shape[1:])
-    gradients = client_gradients(model, "lenet", truth)
+    gradients = client_gradients(model, "lenet_main", truth)
     prepare = timed(lambda: Attack(model, shape, constraints="paper"))
     attack = Attack(model, shape, constraints="paper")
     ours = timed(lambda: attack(gradients)) / count
@@ -105,14 +106,14 @@ def paper_constraints(count: int = 100, dense_count: int = 4) -> None:
         ("bare batched calls", f"{1e3 * bare:.2f}", "1"),
         ("dense, image by image", f"{1e3 * slow:.1f}", f"{slow / bare:.0f}"),
     ]
-    print(table(("lenet, ReLU, 100 images", "ms / image", "ratio"), rows))
+    print(table(("lenet_main, ReLU, 100 images", "ms / image", "ratio"), rows))
     print(f"preparation {prepare:.3f} s")
 
 
 def hybrid_constraints(count: int = 5) -> None:
     truth = datasets.load("CIFAR10", range(count))
-    model = shared_model("CIFAR10", "lenet", "ReLU", dtype="float32")
-    gradients = client_gradients(model, "lenet", truth, "float32")
+    model = shared_model("CIFAR10", "lenet_main", "ReLU", dtype="float32")
+    gradients = client_gradients(model, "lenet_main", truth, "float32")
     kinds = ("hybrid", "gradient", "gradient", "gradient")
     plain = Attack(model, tuple(truth.images.shape[1:]), constraints="gradient")
     mixed = Attack(model, tuple(truth.images.shape[1:]), constraints=kinds)

@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from rconv.constraints import gradient_matrix, window_index
-from rconv.geometry import Geometry, Stage
-from rconv.hybrid import MAX_UNKNOWNS, StackedSystem, solve_stacked
-from rconv.network import Head, read
-from rconv.plan import weight_system
+from rconv.attack.plan import weight_system
+from rconv.equations.gradient import gradient_matrix
+from rconv.equations.system import StackedSystem
+from rconv.equations.windows import window_index
+from rconv.linalg.dense import MAX_UNKNOWNS, solve_stacked
+from rconv.model.geometry import Geometry, Stage
+from rconv.model.read import Head, read
 
 EPS = torch.finfo(torch.float64).eps
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from rconv.geometry import Geometry
-from rconv.observation import per_sample_gradients
-from rconv.sources import data_folder
+from rconv.data.sources import data_folder
+from rconv.model.geometry import Geometry
+from rconv.observe.observation import per_sample_gradients
 
 SEEDS = st.integers(0, 10**6)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rconv.activations import from_module, input_noise
+from rconv.model.activations import from_module, input_noise
 
 INF = math.inf
 ACTIVATIONS = [

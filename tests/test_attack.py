@@ -1,4 +1,4 @@
-"""Attack: from gradients back to images on small networks, hard cases, and the paper's lenet."""
+"""Attack: gradients back to images on small networks, hard cases, and the paper's network."""
 
 import copy
 
@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from small import SEEDS, network, observe, snapshot_folder, uniform
 from torch import nn
 
-from rconv import hybrid
-from rconv.attack import Attack
-from rconv.datasets import CHANNELS, CLASSES, load
-from rconv.metrics import mse, psnr
-from rconv.models import build
-from rconv.reconstruction import ShortRankError
+from rconv.attack.attack import Attack
+from rconv.attack.report import ShortRankError
+from rconv.data.datasets import CHANNELS, CLASSES, load
+from rconv.lab.architectures import build
+from rconv.lab.metrics import mse, psnr
+from rconv.linalg import dense
 
 ACTIVATIONS = [
     nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.ELU, lambda: nn.ELU(0.5), nn.Softplus,
@@ -239,7 +239,7 @@ def test_a_saturated_image_does_not_change_the_kind_of_equations_of_the_others(c
 def test_large_batches_are_cut_into_chunks(monkeypatch):
     gradients = observe(network(), uniform(5, 1, 8, 8))
     whole = Attack(network(), (1, 8, 8))(gradients)
-    monkeypatch.setattr("rconv.attack.CHUNK_BYTES", 2 * 8 * 10 * 25 * 64 * 1)
+    monkeypatch.setattr("rconv.attack.attack.CHUNK_BYTES", 2 * 8 * 10 * 25 * 64 * 1)
     parts = Attack(network(), (1, 8, 8))(gradients)
     torch.testing.assert_close(parts.images, whole.images, rtol=1e-9, atol=1e-12)
     assert parts.labels.tolist() == whole.labels.tolist() == [0, 1, 2, 3, 4]
@@ -431,7 +431,7 @@ def test_refusals_come_before_any_work():
 
 @pytest.mark.parametrize("constraints", ["hybrid", "weight"])
 def test_a_dense_system_that_would_not_fit_is_refused(monkeypatch, constraints):
-    monkeypatch.setattr(hybrid, "MAX_UNKNOWNS", 300)
+    monkeypatch.setattr(dense, "MAX_UNKNOWNS", 300)
     with pytest.raises(ValueError, match=r"2: .*384"):
         attack(network(nn.ReLU), constraints=constraints)
 
@@ -444,7 +444,7 @@ def test_a_dense_system_that_would_not_fit_is_refused(monkeypatch, constraints):
 )
 def test_lenet_from_float32_gradients(activation, index):
     data = load("Photos", [index])
-    model = build("lenet", activation=activation).float()
+    model = build("lenet_main", activation=activation).float()
     gradients = observe(model, data.images, data.labels)
     assert gradients["fc.weight"].dtype == torch.float32
     found = Attack(model, (3, 32, 32))(gradients)
@@ -456,7 +456,7 @@ def test_lenet_from_float32_gradients(activation, index):
 def test_the_expected_error_grows_as_the_layers_amplify():
     """Within a factor of ten of the true one, for the paper's constraints in float32."""
     data = load("Photos", range(3))
-    model = build("lenet", activation="LeakyReLU").float()
+    model = build("lenet_main", activation="LeakyReLU").float()
     gradients = observe(model, data.images, data.labels)
     found = Attack(model, (3, 32, 32), constraints="paper")(gradients)
     size = data.images.flatten(1).norm(dim=1)
@@ -469,7 +469,7 @@ def test_the_expected_error_grows_as_the_layers_amplify():
 def test_subnormal_gradients_are_known_to_be_coarse(size):
     """A nearly saturated softmax in float32: the absolute rounding near 0 is the larger one."""
     data = load("Digits", [0])
-    model = build("lenet", 1, activation="Tanh")
+    model = build("lenet_main", 1, activation="Tanh")
     gradients = observe(model, data.images, data.labels)
     largest = max(float(g.abs().max()) for g in gradients.values())
     sent = {name: (g * (size / largest)).float() for name, g in gradients.items()}
@@ -484,7 +484,7 @@ def test_subnormal_gradients_are_known_to_be_coarse(size):
 
 def test_gradients_that_underflowed_say_that_nothing_is_known():
     data = load("Digits", [0])
-    model = build("lenet", 1)
+    model = build("lenet_main", 1)
     gradients = {name: 0 * g for name, g in observe(model, data.images, data.labels).items()}
     found = Attack(model, (1, 32, 32))({name: g.float() for name, g in gradients.items()})
     assert found.images.isfinite().all()
@@ -502,7 +502,7 @@ def snapshot(name, indices):
 @pytest.mark.parametrize("name", ["MNIST", "CIFAR10", "CIFAR100"])
 def test_lenet_on_the_first_image_of_every_dataset(name, activation):
     data = snapshot(name, [0])
-    model = build("lenet", CHANNELS[name], CLASSES[name], activation)
+    model = build("lenet_main", CHANNELS[name], CLASSES[name], activation)
     gradients = observe(model, data.images, data.labels)
     found = Attack(model, tuple(data.images.shape[1:]))(gradients)
     assert mse(found.images, data.images).item() < 1e-15
@@ -513,7 +513,7 @@ def test_lenet_on_the_first_image_of_every_dataset(name, activation):
 
 def test_mnist_46_is_short_by_the_papers_constraints_and_solved_by_auto():
     data = snapshot("MNIST", [46])
-    model = build("lenet", 1, 10, "ReLU")
+    model = build("lenet_main", 1, 10, "ReLU")
     gradients = observe(model, data.images, data.labels)
     paper = Attack(model, (1, 32, 32), constraints="paper")
     found = paper(gradients)

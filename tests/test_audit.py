@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rconv import audit as module
-from rconv import models
-from rconv.attack import Attack
+from rconv.attack.attack import Attack
 from rconv.audit import audit, class_bound, filters_needed, gradient_rank, overall
-from rconv.geometry import Geometry
-from rconv.network import UnsupportedModelError, read
-from rconv.observation import per_sample_gradients
+from rconv.lab import architectures
+from rconv.model.geometry import Geometry
+from rconv.model.read import UnsupportedModelError, read
+from rconv.observe.observation import per_sample_gradients
 
 
 def geometry(conv: nn.Conv2d, side: int):
@@ -55,8 +55,8 @@ def test_class_bound_bounds_the_rank(filters, kernel, stride, padding, dilation)
 
 
 VERDICTS = {
-    "lenet": ("leaks", {}),
-    "o_cnn6": ("needs hybrid", {"conv2": module.HYBRID}),
+    "lenet_main": ("leaks", {}),
+    "cnn6_narrow": ("needs hybrid", {"conv2": module.HYBRID}),
     "dlg_lenet": ("needs hybrid", {"conv2": module.HYBRID, "conv1": module.WEIGHT}),
 }
 
@@ -64,7 +64,7 @@ VERDICTS = {
 @pytest.mark.parametrize("name", VERDICTS)
 def test_verdicts_of_the_architectures(name):
     expected, layers = VERDICTS[name]
-    judged = audit(models.build(name), (3, 32, 32))
+    judged = audit(architectures.build(name), (3, 32, 32))
     assert overall(judged) == expected
     found = {layer.name: layer.verdict for layer in judged}
     assert {key: found[key] for key in layers} == layers

@@ -7,8 +7,8 @@ from torch import nn
 from rconv.baselines import dlg, idlg, infer_labels, inverting_gradients
 from rconv.baselines.inverting_gradients import anisotropic_variation, cosine_distance
 from rconv.baselines.matching import Replay
-from rconv.metrics import mse
-from rconv.observation import per_sample_gradients
+from rconv.lab.metrics import mse
+from rconv.observe.observation import per_sample_gradients
 
 SHAPE = (1, 8, 8)
 CLASSES = 4

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from rconv import models
 from rconv.baselines import rank_analysis, rgap
-from rconv.metrics import mse
-from rconv.network import UnsupportedModelError, read
-from rconv.observation import per_sample_gradients
+from rconv.lab import architectures
+from rconv.lab.metrics import mse
+from rconv.model.read import UnsupportedModelError, read
+from rconv.observe.observation import per_sample_gradients
 
 SHAPE = (2, 8, 8)
 LOGISTIC = nn.functional.binary_cross_entropy_with_logits
@@ -176,7 +176,7 @@ def test_refusals():
 
 
 def test_rank_analysis_counts_cnn6():
-    counts = rank_analysis(models.build("cnn6"), (3, 32, 32))
+    counts = rank_analysis(architectures.build("cnn6"), (3, 32, 32))
     table = [(c.name, c.unknowns, c.gradient, c.weight, c.virtual) for c in counts]
     assert table == [
         ("conv1", 3 * 32**2, 12 * 3 * 4**2, 12 * 17**2, 0),

@@ -66,8 +66,8 @@ def test_images_have_alternative_texts(pages):
 
 
 GENERATED = {
-    "experiment": "Photos-lenet",
-    "filters": "Photos-lenet",
+    "experiment": "Photos-lenet_main",
+    "filters": "Photos-lenet_main",
     "comparison": "Photos-dlg_lenet",
 }
 

@@ -8,7 +8,7 @@ import torch
 from small import network, normal, observe, uniform
 from torch import nn
 
-from rconv.certificate import gradient_residual
+from rconv.attack.certificate import gradient_residual
 
 MLP = lambda n: [nn.Linear(n, 12), nn.GELU(), nn.Linear(12, 10)]  # noqa: E731
 

@@ -65,7 +65,9 @@ def test_gradients_travel_through_files(tmp_path, capsys):
 
 @pytest.mark.parametrize("option", ["--gradients", "--save-weights"])
 def test_observe_refuses_a_missing_folder_before_it_computes(tmp_path, capsys, monkeypatch, option):
-    monkeypatch.setattr("rconv.cli.client_gradients", lambda *a: pytest.fail("computed first"))
+    monkeypatch.setattr(
+        "rconv.cli.commands.client_gradients", lambda *a: pytest.fail("computed first")
+    )
     files = {"--gradients": str(tmp_path / "g.safetensors"), option: str(tmp_path / "no" / "x")}
     arguments = [text for pair in files.items() for text in pair]
     assert main(["observe", "-d", "Digits", *arguments]) == 2
@@ -87,7 +89,7 @@ REFUSALS = {
     "unknown command": (["foo"], "foo"),
     "index out of range": (["-i", "100"], "0 to 99"),
     "index not a number": (["-i", "x"], "0:100"),
-    "activation that the architecture fixes": (["-m", "o_cnn6", "-a", "ReLU"], "LeakyReLU"),
+    "activation that the architecture fixes": (["-m", "cnn6_narrow", "-a", "ReLU"], "LeakyReLU"),
     "too few filters": (["--filters", "3"], "4 convolutions"),
     "filters not numbers": (["--filters", "a,b"], "16,24,12,12"),
     "unknown constraints": (["--constraints", "foo"], "hybrid"),

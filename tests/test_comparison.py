@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from rconv import comparison, metrics, tables
 from rconv.baselines import dlg
-from rconv.comparison import AUTO, PAPER, compare
-from rconv.experiment import client_gradients, shared_model
-from rconv.records import write_json
+from rconv.lab import comparison, metrics
+from rconv.lab.comparison import AUTO, PAPER, compare
+from rconv.lab.experiment import client_gradients, shared_model
+from rconv.lab.records import write_json
+from rconv.show import tables
 
 METHODS = [PAPER, AUTO, "R-GAP", "DLG", "iDLG", "Inverting Gradients"]
 FEW = {"iterations": 2, "smooth_iterations": 2}
@@ -52,7 +53,7 @@ def test_the_gradients_are_the_clients_and_the_settings_reach_the_attack(sigmoid
 
 
 def test_an_attack_that_refuses_the_network_says_why():
-    found = compare("Digits", [0], "lenet", "ReLU", dtype="float64", **FEW)
+    found = compare("Digits", [0], "lenet_main", "ReLU", dtype="float64", **FEW)
     (record,) = (r for r in found.records if r["method"] == "R-GAP")
     assert "ReLU" in record["refusal"] and not record["sound"]
     assert (record["psnr"], record["mse"]) == (None, None)

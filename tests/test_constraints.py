@@ -6,15 +6,10 @@ import torch
 from hypothesis import given, settings
 from small import SEEDS, convolve, geometries, normal
 
-from rconv.constraints import (
-    gradient_matrix,
-    gradient_rhs,
-    residue_classes,
-    weight_gram,
-    weight_matrix,
-    window_index,
-)
-from rconv.geometry import Geometry
+from rconv.equations.gradient import gradient_matrix, gradient_rhs
+from rconv.equations.weight import weight_gram, weight_matrix
+from rconv.equations.windows import residue_classes, window_index
+from rconv.model.geometry import Geometry
 
 
 def square(filters, side, kernel, stride, padding, channels=1):
@@ -93,8 +88,8 @@ def test_images_of_a_batch_have_matrices_of_their_own():
 RANKS = [
     # filters, side, kernel, stride, padding → rank with a random cotangent: why
     pytest.param(12, 16, 5, 2, 2, 240, id="300 rows for 256 pixels, yet a stride parity is short"),
-    pytest.param(16, 16, 5, 2, 2, 256, id="lenet's second layer: 16 filters suffice"),
-    pytest.param(3, 8, 5, 1, 2, 64, id="lenet's last layer: 3 filters suffice"),
+    pytest.param(16, 16, 5, 2, 2, 256, id="lenet_main's second layer: 16 filters suffice"),
+    pytest.param(3, 8, 5, 1, 2, 64, id="lenet_main's last layer: 3 filters suffice"),
     pytest.param(2, 8, 5, 1, 2, 50, id="one of its three filters is dead"),
     pytest.param(12, 6, 1, 2, 0, 9, id="a kernel of 1 with stride 2 sees a quarter of the pixels"),
     pytest.param(9, 6, 3, 3, 0, 36, id="kernel and stride 3: every window is alone"),

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from rconv import embedded
-from rconv.datasets import DEFAULT, SIZES, DatasetError, load
+from rconv.data import embedded
+from rconv.data.datasets import DEFAULT, SIZES, DatasetError, load
 
 
 def test_the_default_needs_no_network_and_has_ten_different_photographs_first():
@@ -75,7 +75,7 @@ def test_a_package_without_its_data_files_is_named(monkeypatch):
 
 def test_loading_photos_imports_neither_scikit_image_nor_torchvision():
     code = (
-        "import sys; from rconv.datasets import load; load(indices=[0]); load('Digits', [0]);"
+        "import sys; from rconv.data.datasets import load; load(indices=[0]); load('Digits', [0]);"
         "print({'skimage', 'sklearn', 'torchvision'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

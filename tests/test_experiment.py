@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from rconv import datasets, models
-from rconv.exchange import load_weights, read_tensors, write_tensors
-from rconv.experiment import client_gradients, run, shared_model
-from rconv.records import make_records, summary, table, write_json
+from rconv.data import datasets
+from rconv.lab import architectures
+from rconv.lab.experiment import client_gradients, run, shared_model
+from rconv.lab.records import make_records, summary, table, write_json
+from rconv.observe.exchange import load_weights, read_tensors, write_tensors
 
 
 def test_run_measures_what_it_says():
@@ -35,10 +36,10 @@ def test_settings_reach_model_and_record(setting, value):
 
 
 def test_float32_clients_share_rounded_weights():
-    model = shared_model("Photos", "lenet", dtype="float32")
-    exact = shared_model("Photos", "lenet")
+    model = shared_model("Photos", "lenet_main", dtype="float32")
+    exact = shared_model("Photos", "lenet_main")
     assert torch.equal(model.conv1.weight, exact.conv1.weight.float())
-    gradients = client_gradients(model, "lenet", datasets.load("Photos", [0]), "float32")
+    gradients = client_gradients(model, "lenet_main", datasets.load("Photos", [0]), "float32")
     assert {g.dtype for g in gradients.values()} == {torch.float32}
 
 
@@ -50,18 +51,18 @@ def test_float16_is_accepted_and_said_to_be_coarse():
 
 
 def test_one_logit_takes_the_parity_of_the_label():
-    assert models.targets("cnn6", torch.tensor([6, 9])).tolist() == [0, 1]
-    assert models.targets("lenet", torch.tensor([6, 9])).tolist() == [6, 9]
+    assert architectures.targets("cnn6", torch.tensor([6, 9])).tolist() == [0, 1]
+    assert architectures.targets("lenet_main", torch.tensor([6, 9])).tolist() == [6, 9]
 
 
 def test_trained_weights_can_be_loaded(tmp_path):
     path = tmp_path / "w.safetensors"
-    other = models.build("lenet", seed=1)
+    other = architectures.build("lenet_main", seed=1)
     write_tensors(path, other.state_dict())
-    model = shared_model("Photos", "lenet", weights=str(path))
+    model = shared_model("Photos", "lenet_main", weights=str(path))
     assert torch.equal(model.fc.weight, other.fc.weight)
     with pytest.raises(ValueError, match=r"another model.*conv1\.weight"):
-        load_weights(models.build("lenet", channels=1), path)
+        load_weights(architectures.build("lenet_main", channels=1), path)
 
 
 def test_tensors_survive_the_file(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rconv.explorer import explorer
+from rconv.show.explorer import explorer
 
 SLIDERS = {"filters <n>": ["2", "4", "8"], "noise": ["none", "much"]}
 

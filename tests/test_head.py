@@ -6,8 +6,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from small import SEEDS, normal, relative_error
 
-from rconv.head import head_input
-from rconv.network import Head
+from rconv.attack.head import head_input
+from rconv.model.read import Head
 
 
 def head_of(classes, features, bias=True, seed=0):

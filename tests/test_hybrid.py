@@ -9,10 +9,12 @@ from hypothesis import given, settings
 from small import SEEDS, geometries, normal, relative_error
 from torch import nn
 
-from rconv.activations import from_module
-from rconv.constraints import gradient_matrix, weight_matrix
-from rconv.geometry import Geometry, Stage
-from rconv.hybrid import StackedSystem, solve_stacked
+from rconv.equations.gradient import gradient_matrix
+from rconv.equations.system import StackedSystem
+from rconv.equations.weight import weight_matrix
+from rconv.linalg.dense import solve_stacked
+from rconv.model.activations import from_module
+from rconv.model.geometry import Geometry, Stage
 
 EPS = 2.0**-53
 

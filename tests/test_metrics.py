@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rconv.metrics import mse, psnr, ssim
+from rconv.lab.metrics import mse, psnr, ssim
 
 METRICS = [mse, lambda x, y: psnr(x, y, data_range=1), lambda x, y: ssim(x, y, data_range=1)]
 NAMES = ["mse", "psnr", "ssim"]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from small import SEEDS, convolution, geometries, normal
 from torch import nn
 
-from rconv.network import UnsupportedModelError, read
+from rconv.model.read import UnsupportedModelError, read
 
 
 def conv(c=1, d=4, k=3, **options):

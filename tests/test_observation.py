@@ -7,7 +7,7 @@ import torch
 from small import network, normal, relative_error, uniform
 from torch import nn
 
-from rconv.observation import features, per_sample_gradients
+from rconv.observe.observation import features, per_sample_gradients
 
 
 def backward(model, image, target, loss):

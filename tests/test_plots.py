@@ -8,8 +8,16 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rconv.panels import show_numbers
-from rconv.plots import comparison, save, show_error, show_image, show_map, show_shares, show_sweep
+from rconv.show.figures import (
+    comparison,
+    save,
+    show_error,
+    show_image,
+    show_map,
+    show_shares,
+    show_sweep,
+)
+from rconv.show.panels import show_numbers
 
 WHITE = (1, 1, 1, 1)
 

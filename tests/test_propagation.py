@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from small import SEEDS, normal
 from torch import nn
 
-from rconv.activations import from_module
-from rconv.propagation import settle_sides, through_activation
+from rconv.attack.backward import settle_sides, through_activation
+from rconv.model.activations import from_module
 
 MODULES = [
     nn.ReLU(), nn.LeakyReLU(0.2), nn.Sigmoid(), nn.Tanh(), nn.ELU(), nn.ELU(0.5), nn.Softplus(),

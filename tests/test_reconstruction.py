@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from rconv.layer import LayerReport
-from rconv.reconstruction import Reconstruction, ShortRankError
+from rconv.attack.report import LayerReport, Reconstruction, ShortRankError
 
 
 def report(name, unknowns, ranks, constraints="gradient"):

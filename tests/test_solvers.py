@@ -10,16 +10,9 @@ from hypothesis import strategies as st
 from scipy import sparse
 from small import SEEDS, normal, relative_error
 
-from rconv.solvers import (
-    CONDITION_LIMIT,
-    Solution,
-    independent,
-    least_squares,
-    minimum_norm,
-    relative,
-    root_mean_square,
-)
-from rconv.sparse import SparseSystem
+from rconv.linalg.normal import independent, least_squares, minimum_norm
+from rconv.linalg.solution import CONDITION_LIMIT, Solution, relative, root_mean_square
+from rconv.linalg.sparse import SparseSystem
 
 EPS = 2.0**-53
 SOLVERS = pytest.mark.parametrize("solve", [least_squares, minimum_norm])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rconv.datasets import CHANNELS, CLASSES, DatasetError, load, write_snapshot
+from rconv.data.datasets import CHANNELS, CLASSES, DatasetError, load, write_snapshot
 
 RAW = ("MNIST", "CIFAR10", "CIFAR100")
 REAL = Path(os.environ.get("RCONV_DATA") or Path(__file__).parents[1] / "../shared/data")

@@ -2,9 +2,9 @@
 
 import pytest
 
-from rconv import models, sweep
-from rconv.experiment import run
-from rconv.records import SUCCESS
+from rconv.lab import architectures, sweep
+from rconv.lab.experiment import run
+from rconv.lab.records import SUCCESS
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def test_widths_lie_around_the_needed_one(needed):
 
 
 def test_one_layer_is_varied_at_a_time(records):
-    usual = list(models.ARCHITECTURES["lenet_o"].filters)
+    usual = list(architectures.ARCHITECTURES["lenet_o"].filters)
     assert {r["layer"] for r in records} == {"conv1", "conv2", "conv3", "conv4"}
     for r in records:
         layer = int(r["layer"][-1]) - 1
@@ -61,8 +61,8 @@ def test_what_is_called_unique_is_right(records):
 
 
 def test_without_an_inverse_the_first_layer_takes_gradient_constraints():
-    usual = models.ARCHITECTURES["lenet_all_relu"].filters
-    found = sweep._settings(usual, models.build("lenet_all_relu", 1), (1, 32, 32))
+    usual = architectures.ARCHITECTURES["lenet_all_relu"].filters
+    found = sweep._settings(usual, architectures.build("lenet_all_relu", 1), (1, 32, 32))
     assert {needed for layer, needed, _ in found if layer == 0} == {64}
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rconv import tables
+from rconv.show import tables
 
 
 def record(mse, rank=64, **changes):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from rconv.validation import Rounding, check_gradients
+from rconv.observe.check import check_gradients
+from rconv.observe.noise import Rounding
 
 
 def model():

@@ -10,7 +10,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 GRIDS = sorted((ROOT / "workflow" / "grids").glob("*.yaml"))
-PARAMETERS = json.dumps({"dataset": "Photos", "architecture": "lenet", "seeds": [50]})
+PARAMETERS = json.dumps({"dataset": "Photos", "architecture": "lenet_main", "seeds": [50]})
 
 NOTEBOOK = """---
 kernelspec: {display_name: Python 3, language: python, name: python3}
@@ -54,7 +54,7 @@ def test_a_page_and_its_record_the_same_every_time(run, tmp_path):
 def test_titles_are_filled_in_and_the_parameters_hidden(run, tmp_path):
     run.main("notebook", tmp_path / "page.ipynb", tmp_path / "record.json", PARAMETERS)
     page = nbformat.read(tmp_path / "page.ipynb", 4)
-    assert page.cells[0].source == "# Photos, lenet"
+    assert page.cells[0].source == "# Photos, lenet_main"
     (injected,) = (c for c in page.cells if "injected-parameters" in c.metadata.get("tags", []))
     assert "hide-input" in injected.metadata.tags
     assert not any("papermill" in cell.metadata for cell in page.cells)
@@ -74,8 +74,8 @@ def test_a_failing_point_shows_why_and_leaves_nothing_stale(run, tmp_path, inste
 
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_grids_name_what_the_package_has(path):
-    models = pytest.importorskip("rconv.models")
-    datasets = pytest.importorskip("rconv.datasets")
+    models = pytest.importorskip("rconv.lab.architectures")
+    datasets = pytest.importorskip("rconv.data.datasets")
     grids = yaml.safe_load(path.read_text())
     for notebook, grid in grids.items():
         assert (ROOT / "notebooks" / f"{notebook}.md").exists()

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from rconv.baselines.matching import Replay, lbfgs, squared_norm
 from rconv.baselines.result import BaselineResult, Run
-from rconv.observation import Gradients, Loss
+from rconv.observe.observation import Gradients, Loss
 
 
 def attack(

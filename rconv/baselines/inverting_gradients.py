@@ -13,7 +13,7 @@ from tqdm import tqdm
 from rconv.baselines.labels import infer_labels
 from rconv.baselines.matching import Replay
 from rconv.baselines.result import BaselineResult, Run
-from rconv.observation import Gradients, Loss
+from rconv.observe.observation import Gradients, Loss
 
 DECAY = (3 / 8, 5 / 8, 7 / 8)
 """Parts of the iterations after which the step is cut to a tenth."""

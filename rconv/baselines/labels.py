@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rconv.observation import Gradients
+from rconv.observe.observation import Gradients
 
 
 def infer_labels(model: nn.Module, gradients: Gradients) -> Tensor:

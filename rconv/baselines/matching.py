@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rconv.baselines.result import BaselineResult, Run, collect
-from rconv.observation import Gradients, Loss
-from rconv.validation import check_gradients
+from rconv.observe.check import check_gradients
+from rconv.observe.observation import Gradients, Loss
 
 
 class Replay:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rconv.network import read
+from rconv.model.read import read
 
 
 @dataclass(frozen=True)

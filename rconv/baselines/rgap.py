@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rconv.attack.head import HeadInput, head_input
 from rconv.baselines.matching import Replay, squared_norm
 from rconv.baselines.result import BaselineResult, Run
-from rconv.constraints import gradient_matrix, gradient_rhs
-from rconv.head import HeadInput, head_input
-from rconv.hybrid import MAX_UNKNOWNS, StackedSystem, solve_stacked
-from rconv.network import Network, Stage, UnsupportedModelError, read
-from rconv.observation import Gradients, Loss
-from rconv.solvers import Solution
+from rconv.equations.gradient import gradient_matrix, gradient_rhs
+from rconv.equations.system import StackedSystem
+from rconv.linalg.dense import MAX_UNKNOWNS, solve_stacked
+from rconv.linalg.solution import Solution
+from rconv.model.read import Network, Stage, UnsupportedModelError, read
+from rconv.observe.observation import Gradients, Loss
 
 
 @dataclass(frozen=True)

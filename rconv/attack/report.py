@@ -1,0 +1,127 @@
+"""The result of an attack: the images, and how good they are."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+class ShortRankError(ValueError):
+    """A layer's equations do not determine its input."""
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """How well one layer's input is determined, for N images.
+
+    Attributes
+    ----------
+    name : the layer.
+    unknowns : entries of its input.
+    gradient_rows, weight_rows : (N,) equations of each kind that were used.
+    rank : (N,), at most `unknowns`.
+    condition : (N,), ratio of the extreme singular values that count (an estimate); of gradient
+        constraints, that of the worst of their residue classes, which are solved one by one.
+    residual : (N,), relative residual of the equations.
+    constraints : N names of the kinds of equations that were used.
+    """
+
+    name: str
+    unknowns: int
+    gradient_rows: Tensor
+    weight_rows: Tensor
+    rank: Tensor
+    condition: Tensor
+    residual: Tensor
+    constraints: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """N reconstructed images and what the attacker can say of them without the truth.
+
+    Attributes
+    ----------
+    images : (N, C, H, W), float64.
+    layers : reports from the head down to the first convolution.
+    labels : (N,) int64, class of each image as told by the gradients.
+    gradient_residual : (N,), ‖g(x̂) - g‖ / ‖g‖ of the gradients recomputed from the
+        reconstruction: the certificate.
+    expected_error : (N,), relative error of the image that the rounding of the gradients leads
+        one to expect: what each layer's equations amplify it to; 1 where nothing is known.
+    twins : (N,) int64, other images that explain the gradients as well.
+    """
+
+    images: Tensor
+    layers: tuple[LayerReport, ...]
+    labels: Tensor
+    gradient_residual: Tensor
+    expected_error: Tensor
+    twins: Tensor
+
+    @property
+    def gap(self) -> Tensor:
+        """(N,) directions that the equations leave open, summed over the layers."""
+        return sum(layer.unknowns - layer.rank for layer in self.layers)
+
+    @property
+    def unique(self) -> Tensor:
+        """(N,) whether every layer has full rank and no twin image exists."""
+        return (self.gap == 0) & (self.twins == 0)
+
+    def select(self, index: Tensor) -> "Reconstruction":
+        """The reconstructions of some of the images."""
+        return _map(self, lambda field: _index(field, index))
+
+    @staticmethod
+    def concatenate(parts: list["Reconstruction"]) -> "Reconstruction":
+        """Reconstructions of several groups of images, one after the other."""
+        return _map(parts[0], lambda *chunk: _join(chunk), *parts[1:])
+
+    def raise_if_short(self) -> None:
+        """Raise `ShortRankError` if any layer of any image is short of rank."""
+        for layer in self.layers:
+            short = (layer.rank < layer.unknowns).nonzero()[:, 0]
+            if len(short):
+                i = int(short[0])
+                raise ShortRankError(
+                    f"{layer.name}: {layer.constraints[i]} constraints give rank "
+                    f"{int(layer.rank[i])} of {layer.unknowns} unknowns (image {i}); "
+                    + _remedy(layer, i)
+                )
+
+
+def _remedy(layer: LayerReport, i: int) -> str:
+    if layer.constraints[i] == "head":
+        return "its gradients are zero: this step tells nothing"
+    if layer.constraints[i] == "gradient":
+        return "more filters, a smaller stride or hybrid constraints would help"
+    return "more filters or a smaller stride would help; ReLU outputs that are zero do not"
+
+
+def _map(first, function, *others):
+    """Apply a function to every tensor of a Reconstruction and its reports."""
+    values = {}
+    for field in fields(first):
+        parts = [getattr(part, field.name) for part in (first, *others)]
+        if field.name == "layers":
+            values["layers"] = tuple(
+                _map(layer, function, *rest) for layer, *rest in zip(*parts, strict=True)
+            )
+        elif isinstance(parts[0], (Tensor, tuple)):
+            values[field.name] = function(*parts)
+        else:
+            values[field.name] = parts[0]
+    return type(first)(**values)
+
+
+def _index(field: Tensor | tuple, index: Tensor) -> Tensor | tuple:
+    if isinstance(field, tuple):
+        return tuple(field[i] for i in index.tolist())
+    return field[index]
+
+
+def _join(parts: tuple) -> Tensor | tuple:
+    if isinstance(parts[0], tuple):
+        return sum(parts, ())
+    return torch.cat(parts)

@@ -1,0 +1,4 @@
+"""Images to attack: the paper's datasets, and two that need no network.
+
+Knows neither models nor attacks.
+"""

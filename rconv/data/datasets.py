@@ -1,0 +1,167 @@
+"""Images to attack: the paper's three datasets, and two that need no network."""
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from os import PathLike
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rconv.data.embedded import embedded
+from rconv.data.indices import parse_indices
+from rconv.data.sources import TRAIN_SIZES, DatasetError, data_folder, read, write_snapshot
+
+__all__ = [
+    "CHANNELS",
+    "CLASSES",
+    "DEFAULT",
+    "SIZES",
+    "DatasetError",
+    "Images",
+    "load",
+    "parse_indices",
+    "preprocess",
+    "write_snapshot",
+]
+
+CLASSES = {"MNIST": 10, "CIFAR10": 10, "CIFAR100": 100, "Photos": 10, "Digits": 10}
+CHANNELS = {"MNIST": 1, "CIFAR10": 3, "CIFAR100": 3, "Photos": 3, "Digits": 1}
+SIZES = {**TRAIN_SIZES, "Photos": 100, "Digits": 1797}
+DEFAULT = "Photos"
+"""The dataset that is used where none is named: it needs no network."""
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Preprocessed images of one dataset.
+
+    Attributes
+    ----------
+    images : Tensor, float64
+        Axes (image N, channel C, row, column), values in [0, 1], channels in RGB order.
+    labels : Tensor, int64
+        Axis (image N): the true class, from 0 to ``CLASSES[name] - 1``.
+    indices : Tensor, int64
+        Axis (image N): each image's position in the dataset.
+    name : str
+        The dataset, a key of `CLASSES`.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    indices: torch.Tensor
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load(
+    name: str = DEFAULT,
+    indices: Iterable[int] | None = None,
+    data_dir: str | PathLike | None = None,
+    side: int = 32,
+    download: bool = True,
+) -> Images:
+    """Load training images, resized and centre-cropped to a square with values in [0, 1].
+
+    MNIST, CIFAR10 and CIFAR100 come from a snapshot ``<NAME>-train-first<N>.npz`` where one holds
+    every requested image, and otherwise from torchvision's training set, which is downloaded on
+    first use and checked. Photos and Digits come with scikit-image and scikit-learn.
+
+    Parameters
+    ----------
+    name
+        A key of `CLASSES`.
+    indices
+        Positions in the dataset, from 0, in any order; ``None`` means all ``SIZES[name]``
+        images (a smaller snapshot never passes for the whole).
+    data_dir
+        The folder with the raw data. ``None``: the folder that the environment variable
+        RCONV_DATA names, else ``rconv`` in the user's cache folder.
+    side
+        Rows and columns of the images.
+    download
+        Whether a missing dataset may be downloaded into that folder.
+
+    Returns
+    -------
+    Images
+        The images in the order of `indices`.
+
+    Raises
+    ------
+    DatasetError
+        If the name is unknown, an index out of range, the data damaged, or missing and not to be
+        had. The message is one line with the reason and the remedy.
+
+    Notes
+    -----
+    The preprocessing is the paper's: its 8-bit values over 255, not normalised any further.
+    """
+    _check_name(name)
+    if not isinstance(side, int) or side < 1:
+        raise DatasetError(f"the side is {side}: give a positive whole number of pixels")
+    wanted = _check_indices(name, range(SIZES[name]) if indices is None else indices)
+    if name in TRAIN_SIZES:
+        data, targets = read(name, max(wanted) + 1, data_folder(data_dir), download)
+        pairs = [(data[index], targets[index]) for index in wanted]
+    else:
+        pairs = [embedded(name, index) for index in wanted]
+    pixels = torch.from_numpy(np.stack([preprocess(image, side) for image, _ in pairs]))
+    return Images(
+        images=pixels.permute(0, 3, 1, 2).contiguous().double() / 255,
+        labels=torch.tensor([int(label) for _, label in pairs]),
+        indices=torch.tensor(wanted),
+        name=name,
+    )
+
+
+def preprocess(image: np.ndarray, side: int = 32) -> np.ndarray:
+    """Resize the shorter side to `side` and cut the central square, on 8-bit values.
+
+    Bilinear with antialiasing, as torchvision's ``Resize(side)`` and ``CenterCrop(side)`` do on
+    PIL images, to the last bit.
+
+    Parameters
+    ----------
+    image
+        uint8, axes (row, column) if grey or (row, column, channel).
+    side
+        Rows and columns of the result.
+
+    Returns
+    -------
+    ndarray
+        uint8, axes (row, column, channel), with one channel if grey.
+    """
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    size = int(side * width / shorter), int(side * height / shorter)
+    picture = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+    left, top = (round((length - side) / 2) for length in size)
+    square = np.asarray(picture.crop((left, top, left + side, top + side)))
+    return square.reshape(side, side, -1)
+
+
+def _check_name(name: str) -> None:
+    if name not in CLASSES:
+        raise DatasetError(f"there is no dataset {name!r}: choose {', '.join(CLASSES)}")
+
+
+def _check_indices(name: str, indices: Iterable[int]) -> list[int]:
+    """Return the indices as whole numbers, all of them in the dataset."""
+    try:
+        wanted = [operator.index(index) for index in indices]
+    except TypeError:
+        raise DatasetError(
+            "indices must be whole numbers, for instance [92] or range(100)"
+        ) from None
+    if not wanted:
+        raise DatasetError("no index is given: name at least one image")
+    for index in wanted:
+        if not 0 <= index < SIZES[name]:
+            raise DatasetError(f"{name} has no image {index}: choose 0 to {SIZES[name] - 1}")
+    return wanted

@@ -1,0 +1,70 @@
+"""Weight constraints: linear in a convolution's input, made of the model alone.
+
+The unknown is the input X, (C, H, W), flattened in this order. Where the output O is known
+(R-CONV, "weight constraints"),
+
+    M · vec(X) = vec(O - b),          M (D·L, C·H·W) made of W.
+"""
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from rconv.equations.windows import window_index, window_pixels
+from rconv.model.geometry import Geometry
+
+
+def weight_matrix(weight: Tensor, geometry: Geometry) -> sparse.csr_matrix:
+    """Weight constraints' matrix M, sparse and the same for every image.
+
+    Parameters
+    ----------
+    weight : W, (D, C, kh, kw).
+    geometry : the convolution's shapes.
+
+    Returns
+    -------
+    float64 (D·L, C·H·W); entry [(d, p), (c, q)] is W[d, c, t] where the window of position p
+    has pixel q at offset t.
+    """
+    d, c = weight.shape[:2]
+    window = window_index(geometry).numpy()
+    t, q = np.nonzero(window < geometry.positions)
+    p = window[t, q]
+    filters, channels = np.arange(d)[:, None, None], np.arange(c)[None, :, None]
+    rows = np.broadcast_to(filters * geometry.positions + p, (d, c, t.size))
+    columns = np.broadcast_to(channels * geometry.pixels + q, (d, c, t.size))
+    values = weight.detach().cpu().double().numpy().reshape(d, c, -1)[:, :, t]
+    shape = (geometry.weight_rows, geometry.unknowns)
+    return sparse.csr_matrix((values.ravel(), (rows.ravel(), columns.ravel())), shape=shape)
+
+
+def weight_gram(weight: Tensor, row_weight: Tensor, geometry: Geometry) -> Tensor:
+    """Normal matrix of the weighted weight constraints, Mᵀ diag(row_weight²) M, dense.
+
+    Sums over output positions the small product of each window with itself, so that the cost
+    is that of the windows and not of the matrix.
+
+    Parameters
+    ----------
+    weight : W, (D, C, kh, kw).
+    row_weight : (D, L), weight of each equation.
+    geometry : the convolution's shapes.
+
+    Returns
+    -------
+    (C·H·W, C·H·W), symmetric.
+    """
+    d, c = weight.shape[:2]
+    pixel = window_pixels(geometry).to(weight.device)
+    channel = torch.arange(c, device=weight.device)[None, :, None] * geometry.pixels
+    unknown = (channel + pixel.clamp(min=0)[:, None, :]).flatten(1)
+    inside = (pixel >= 0)[:, None, :].expand(-1, c, -1).flatten(1)
+    kernel = weight.reshape(1, d, -1) * row_weight.T[:, :, None]
+    kernel = kernel * inside[:, None, :]
+    product = kernel.mT @ kernel
+    gram = weight.new_zeros(geometry.unknowns**2)
+    flat = unknown[:, :, None] * geometry.unknowns + unknown[:, None, :]
+    gram.index_add_(0, flat.reshape(-1), product.reshape(-1))
+    return gram.reshape(geometry.unknowns, geometry.unknowns)

@@ -1,0 +1,175 @@
+"""The networks of the paper and of the attacks it is compared with, seeded."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS = {
+    "ReLU": nn.ReLU,
+    "LeakyReLU": lambda: nn.LeakyReLU(0.2),
+    "Sigmoid": nn.Sigmoid,
+    "Tanh": nn.Tanh,
+}
+
+CHOSEN = "chosen"
+"""Stands in an architecture for the activation that the caller chooses."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A stack of convolutions, then Flatten and Linear.
+
+    Attributes
+    ----------
+    filters : filters per convolution.
+    shapes : (kernel, stride, padding) per convolution.
+    activations : name of the activation after each convolution.
+    bias : whether convolutions and head have a bias.
+    logistic : one logit and the logistic loss, instead of cross-entropy.
+    initialisation : the one used where the caller names none.
+    """
+
+    filters: tuple[int, ...]
+    shapes: tuple[tuple[int, int, int], ...]
+    activations: tuple[str, ...]
+    bias: bool = True
+    logistic: bool = False
+    initialisation: str = "uniform"
+
+
+_LENET = ((5, 2, 2), (5, 2, 2), (5, 1, 2), (5, 1, 2))
+_LENET_6 = (*_LENET, (5, 1, 2), (5, 1, 2))
+_CNN6 = ((4, 2, 2), (3, 2, 1), (3, 1, 1), (3, 1, 1), (3, 2, 1), (3, 1, 1))
+_LEAKY = ("LeakyReLU", "LeakyReLU")
+_THEN_2 = (*_LEAKY, CHOSEN, CHOSEN)
+
+PUBLISHED = {
+    "lenet_main": Architecture((12, 16, 12, 3), _LENET, _THEN_2),
+    "lenet": Architecture((12, 16, 12, 12), _LENET, _THEN_2),
+    "lenet_o": Architecture((12, 16, 3, 3), _LENET, _THEN_2),
+    "o_cnn6": Architecture((12, 16, 3, 3, 3, 3), _LENET_6, (*_LEAKY, *[CHOSEN] * 4)),
+    "lenet_4_relu": Architecture((12, 22, 3, 3), _LENET, ("LeakyReLU", *["ReLU"] * 3)),
+    "lenet_all_relu": Architecture((77, 22, 3, 3), _LENET, ("ReLU",) * 4),
+    "test_cifar10": Architecture((12, 16, 12, 3), _LENET, (*_LEAKY, "ReLU", "ReLU")),
+    "test_cifar100": Architecture((12, 16, 12, 12), _LENET, (*_LEAKY, "ReLU", "ReLU")),
+    "test_mnist": Architecture((12, 16, 12, 12), _LENET, (*_LEAKY, "ReLU", "ReLU")),
+}
+"""The paper's networks, by the names of the script and the notebooks that its authors published."""
+
+OTHERS = {
+    "relu_lenet": Architecture((16, 24, 12, 12), _LENET, ("ReLU",) * 4),
+    "cnn6_narrow": Architecture((12, 36, 36, 36, 64, 3), _CNN6, ("LeakyReLU",) * 6),
+    "dlg_lenet": Architecture((12, 12, 12), _LENET[:3], ("Sigmoid",) * 3),
+    "cnn6": Architecture(
+        (12, 36, 36, 36, 64, 128),
+        _CNN6,
+        ("LeakyReLU",) * 6,
+        bias=False,
+        logistic=True,
+        initialisation="default",
+    ),
+}
+"""DLG's own LeNet, R-GAP's CNN6, and two of this project's: not networks of the paper."""
+
+ARCHITECTURES = {**PUBLISHED, **OTHERS}
+
+
+def build(
+    name: str,
+    channels: int = 3,
+    classes: int = 10,
+    activation: str | None = None,
+    *,
+    seed: int = 50,
+    filters: Sequence[int] | None = None,
+    initialisation: str | None = None,
+) -> nn.Sequential:
+    """Build one of `ARCHITECTURES` for images of 32 × 32 pixels.
+
+    Parameters
+    ----------
+    name : key of `ARCHITECTURES`.
+    channels : channels C of the image.
+    classes : classes K; a logistic architecture has one logit whatever K is.
+    activation : key of `ACTIVATIONS` for the layers whose activation is open (default
+        ReLU). An architecture that fixes every activation takes only its own.
+    seed : seeds the initialisation. With 50, `lenet_main` and "uniform" the weights are those of
+        the paper's published script.
+    filters : filters per convolution, in place of the architecture's own.
+    initialisation : "uniform" (weights and biases in [-0.5, 0.5], DLG's) or "default"
+        (PyTorch's). By default the architecture's own.
+
+    Returns
+    -------
+    A float64 model in evaluation mode, with modules conv1, act1, …, flatten, fc. Where the
+    clients compute in float32, share `model.float()`.
+
+    Raises
+    ------
+    ValueError : an unknown name or a setting that does not fit the architecture.
+    """
+    architecture = _lookup(name)
+    filters = tuple(filters) if filters is not None else architecture.filters
+    if len(filters) != len(architecture.filters) or min(filters) < 1:
+        raise ValueError(
+            f"{name} has {len(architecture.filters)} convolutions and needs as many positive "
+            f"filter counts, got {', '.join(map(str, filters))}"
+        )
+    initialisation = initialisation or architecture.initialisation
+    if initialisation not in ("uniform", "default"):
+        raise ValueError(f"unknown initialisation {initialisation!r}: use 'uniform' or 'default'")
+
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    side, width, options = 32, channels, {"bias": architecture.bias, "dtype": torch.float64}
+    kinds = activation_names(name, activation)
+    with torch.random.fork_rng(devices=[]):
+        # As the published script: construction draws PyTorch's own initialisation in float64,
+        # and the uniform one follows it in the same random stream.
+        torch.manual_seed(seed)
+        for i, (d, shape, kind) in enumerate(zip(filters, architecture.shapes, kinds, strict=True)):
+            kernel, stride, padding = shape
+            layers[f"conv{i + 1}"] = nn.Conv2d(width, d, kernel, stride, padding, **options)
+            layers[f"act{i + 1}"] = ACTIVATIONS[kind]()
+            side, width = (side + 2 * padding - kernel) // stride + 1, d
+        layers["flatten"] = nn.Flatten()
+        outputs = 1 if architecture.logistic else classes
+        layers["fc"] = nn.Linear(width * side * side, outputs, **options)
+        model = nn.Sequential(layers).eval()
+        if initialisation == "uniform":
+            for parameter in model.parameters():
+                nn.init.uniform_(parameter, -0.5, 0.5)
+    return model
+
+
+def activation_names(name: str, activation: str | None = None) -> tuple[str, ...]:
+    """Activation after each convolution of an architecture, with the open ones filled in.
+
+    Raises
+    ------
+    ValueError : an unknown activation, or one that the architecture does not have.
+    """
+    names = _lookup(name).activations
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}: use one of {', '.join(ACTIVATIONS)}")
+    if CHOSEN not in names and activation not in (None, names[-1]):
+        raise ValueError(f"{name} fixes its activation to {names[-1]}: leave -a {activation} out")
+    return tuple((activation or "ReLU") if n == CHOSEN else n for n in names)
+
+
+def loss_function(name: str) -> nn.Module:
+    """Loss that the clients of an architecture minimise (mean over a batch of one)."""
+    return nn.BCEWithLogitsLoss() if _lookup(name).logistic else nn.CrossEntropyLoss()
+
+
+def targets(name: str, labels: Tensor) -> Tensor:
+    """Targets of `loss_function`: the labels, or their parity where there is one logit."""
+    return labels % 2 if _lookup(name).logistic else labels
+
+
+def _lookup(name: str) -> Architecture:
+    if name not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {name!r}: use one of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]

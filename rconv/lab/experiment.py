@@ -1,0 +1,163 @@
+"""One experiment: clients compute gradients, the attacker answers, the truth is the judge."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rconv.attack.attack import Attack
+from rconv.attack.report import Reconstruction
+from rconv.data import datasets
+from rconv.lab import architectures
+from rconv.lab.records import Record, make_records
+from rconv.observe.exchange import load_weights
+from rconv.observe.observation import per_sample_gradients
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What came out of `run`.
+
+    Attributes
+    ----------
+    truth : the dataset's images, which the attack has not seen.
+    reconstruction : the attack's answer.
+    records : one per image.
+    """
+
+    truth: datasets.Images
+    reconstruction: Reconstruction
+    records: list[Record]
+
+
+def run(
+    dataset: str = datasets.DEFAULT,
+    indices: Sequence[int] = (0,),
+    architecture: str = "lenet_main",
+    activation: str | None = None,
+    *,
+    seed: int = 50,
+    dtype: str = "float64",
+    constraints: str = "auto",
+    filters: Sequence[int] | None = None,
+    initialisation: str | None = None,
+    weights: str | None = None,
+    device: str = "cpu",
+    data_dir: str | None = None,
+    progress: bool = False,
+) -> Experiment:
+    """Attack images of a dataset through an architecture, and measure.
+
+    Parameters
+    ----------
+    dataset, indices, data_dir : as `datasets.load` takes them.
+    architecture, activation, seed, filters, initialisation : as `architectures.build` takes them.
+    dtype : of the clients' computation, a key of `DTYPES`; float16 rounds float32 gradients.
+    constraints : as `Attack` takes them.
+    weights : a `.safetensors` file with trained weights, in place of the seeded ones.
+    device : where the clients compute and most of the attack runs.
+    progress : show a progress bar over the images.
+
+    Returns
+    -------
+    Experiment.
+
+    Raises
+    ------
+    ValueError : any setting that does not fit, with the reason.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    options = {
+        "seed": seed,
+        "filters": filters,
+        "initialisation": initialisation,
+        "weights": weights,
+    }
+    model = shared_model(dataset, architecture, activation, dtype=dtype, device=device, **options)
+    truth = datasets.load(dataset, indices, data_dir=data_dir)
+    attack = Attack(model, truth.images.shape[1:], constraints=constraints)
+    gradients = client_gradients(model, architecture, truth, dtype)
+    start = time.perf_counter()
+    reconstruction = attack(gradients, progress=progress)
+    seconds = (time.perf_counter() - start) / len(truth)
+    settings = {
+        "dataset": dataset,
+        **model_settings(architecture, activation, **options),
+        "dtype": dtype,
+        "constraints": constraints,
+        "seconds": seconds,
+    }
+    records = make_records(reconstruction, settings, truth)
+    return Experiment(truth, reconstruction, records)
+
+
+def shared_model(
+    dataset: str,
+    architecture: str,
+    activation: str | None = None,
+    *,
+    dtype: str = "float64",
+    weights: str | None = None,
+    device: str = "cpu",
+    **options: Any,
+) -> nn.Sequential:
+    """The model that server and clients share, for a dataset's channels and classes.
+
+    The weights are those that the clients compute with: rounded to float32 unless `dtype` is
+    float64. Remaining options go to `architectures.build`.
+
+    Raises
+    ------
+    ValueError : an unknown dataset, device or setting.
+    """
+    if dataset not in datasets.CLASSES:
+        raise ValueError(f"unknown dataset {dataset!r}: use one of {', '.join(datasets.CLASSES)}")
+    model = architectures.build(
+        architecture, datasets.CHANNELS[dataset], datasets.CLASSES[dataset], activation, **options
+    )
+    if weights is not None:
+        load_weights(model, weights)
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {device!r} is not available: {str(error).splitlines()[0]}"
+        ) from None
+    return model.to(target, torch.float64 if dtype == "float64" else torch.float32)
+
+
+def model_settings(
+    architecture: str,
+    activation: str | None = None,
+    *,
+    seed: int = 50,
+    filters: Sequence[int] | None = None,
+    initialisation: str | None = None,
+    weights: str | None = None,
+) -> Record:
+    """What a record says of its model: `shared_model`'s settings, with the defaults filled in."""
+    own = architectures.ARCHITECTURES[architecture]
+    return {
+        "architecture": architecture,
+        "activation": architectures.activation_names(architecture, activation)[-1],
+        "seed": seed,
+        "filters": list(filters or own.filters),
+        "initialisation": weights or initialisation or own.initialisation,
+    }
+
+
+def client_gradients(
+    model: nn.Sequential, architecture: str, truth: datasets.Images, dtype: str = "float64"
+) -> dict[str, Tensor]:
+    """Gradients that the clients send, one image each: name → (N, *parameter shape)."""
+    targets = architectures.targets(architecture, truth.labels)
+    loss = architectures.loss_function(architecture)
+    gradients = per_sample_gradients(model, truth.images, targets, loss)
+    return {name: g.to(DTYPES[dtype]) for name, g in gradients.items()}

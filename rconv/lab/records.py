@@ -1,0 +1,135 @@
+"""Records: what is known of each attacked image, as JSON, and as a table for people."""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from rconv.attack.certificate import EXPLAINED
+from rconv.attack.report import LayerReport, Reconstruction
+from rconv.data.datasets import Images
+from rconv.files import replacing
+from rconv.lab import metrics
+
+Record = dict[str, Any]
+"""Everything about one attacked image, as JSON values; numbers that are not finite are None."""
+
+QUALITY = ("mse", "psnr", "ssim")
+
+SUCCESS = 1e-6
+"""Mean squared error below which an image counts as reconstructed."""
+
+
+def make_records(
+    reconstruction: Reconstruction, settings: Record, truth: Images | None = None
+) -> list[Record]:
+    """One record per image; without the truth, what compares with it is None.
+
+    Parameters
+    ----------
+    reconstruction : N images.
+    settings : entries that all records share.
+    truth : the N originals, or None.
+    """
+    quality: dict[str, Tensor] = {}
+    if truth is not None:
+        quality = metrics.quality(reconstruction.images.cpu(), truth.images)
+    records = []
+    for i in range(len(reconstruction.images)):
+        measured = {key: finite(quality[key][i]) if key in quality else None for key in QUALITY}
+        record = {
+            "dataset": None,
+            "index": int(truth.indices[i]) if truth is not None else i,
+            "label": int(truth.labels[i]) if truth is not None else int(reconstruction.labels[i]),
+            **settings,
+            **measured,
+            "gradient_residual": finite(reconstruction.gradient_residual[i]),
+            "expected_error": finite(reconstruction.expected_error[i]),
+            "unique": bool(reconstruction.unique[i]),
+            "gap": int(reconstruction.gap[i]),
+            "layers": [_layer_record(layer, i) for layer in reconstruction.layers],
+        }
+        records.append(record)
+    return records
+
+
+def _layer_record(layer: LayerReport, i: int) -> Record:
+    return {
+        "name": layer.name,
+        "unknowns": layer.unknowns,
+        "gradient_rows": int(layer.gradient_rows[i]),
+        "weight_rows": int(layer.weight_rows[i]),
+        "rank": int(layer.rank[i]),
+        "condition": finite(layer.condition[i]),
+        "residual": finite(layer.residual[i]),
+        "constraints": layer.constraints[i],
+    }
+
+
+def finite(value: Tensor) -> float | None:
+    """A tensor of one element as a JSON number; None where it is not finite."""
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def write_json(path: str, records: list[dict]) -> None:
+    """Write records, whole or not at all."""
+    with replacing(path) as file:
+        file.write((json.dumps(records, indent=1, allow_nan=False) + "\n").encode())
+
+
+def summary(records: list[dict], most: int = 20) -> str:
+    """Table of the records, one line per image while there are few, then the totals."""
+    header = ("index", "label", "MSE", "PSNR dB", "SSIM", "gradient residual", "unique")
+    rows = [
+        (
+            r["index"],
+            r["label"],
+            _format(r["mse"], ".1e"),
+            _format(r["psnr"], ".1f"),
+            _format(r["ssim"], ".4f"),
+            _format(r["gradient_residual"], ".1e"),
+            "yes" if r["unique"] else f"no, {r['gap']} open",
+        )
+        for r in records
+    ]
+    doubtful = [not _explained(r) for r in records]
+    if len(rows) > most:
+        pairs = zip(rows, doubtful, strict=True)
+        rows = [row for row, doubt in pairs if doubt or row[-1] != "yes"][:most]
+    lines = [table(header, rows)] if rows else []
+    unique = sum(r["unique"] for r in records)
+    total = f"{len(records)} images: {unique} unique"
+    if any(doubtful):
+        total += f", {sum(doubtful)} not explaining the gradients (residual above {EXPLAINED:g})"
+    errors = [r["mse"] for r in records if r["mse"] is not None]
+    if errors:
+        good = sum(e < SUCCESS for e in errors)
+        total += f", {good} with MSE < {SUCCESS:g}, median MSE {statistics.median(errors):.1e}"
+    return "\n".join([*lines, f"{total}, {records[0]['seconds']:.3f} s an image"])
+
+
+def _explained(record: Record) -> bool:
+    """Whether the reconstruction's own gradients are the observed ones, up to 1 %."""
+    residual = record["gradient_residual"]
+    return residual is not None and residual <= EXPLAINED
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """Columns aligned to the right, the first to the left."""
+    cells = [tuple(map(str, row)) for row in (header, *rows)]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            c.ljust(w) if k == 0 else c.rjust(w)
+            for k, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    )
+
+
+def _format(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)

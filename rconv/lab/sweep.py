@@ -1,0 +1,120 @@
+"""How small can a layer get? Success against the number of filters, beside the generic rank."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+from tqdm import tqdm
+
+from rconv.audit import LayerAudit, audit, filters_needed
+from rconv.data import datasets
+from rconv.lab import architectures
+from rconv.lab.experiment import model_settings, run, shared_model
+from rconv.lab.records import SUCCESS, Record
+from rconv.model.read import read
+from rconv.show.tables import value
+
+SHARES = (1 / 4, 1 / 2, 3 / 4, 1, 5 / 4, 3 / 2)
+"""Of the filters that a layer needs: where `widths` looks, besides one filter fewer and more."""
+
+
+def widths(needed: int, usual: int) -> list[int]:
+    """Numbers of filters around the needed one, and the usual one, ascending."""
+    around = {round(share * needed) for share in SHARES} | {needed - 1, usual}
+    return sorted({max(1, number) for number in around})
+
+
+def sweep(
+    dataset: str = datasets.DEFAULT,
+    indices: Sequence[int] = (0,),
+    architecture: str = "lenet_main",
+    activation: str | None = None,
+    *,
+    seed: int = 50,
+    data_dir: str | None = None,
+    progress: bool = False,
+) -> list[Record]:
+    """Vary the filters of one layer at a time, and attack with the paper's constraints and ours.
+
+    The other layers keep the architecture's own numbers. Where the first activation has no
+    inverse, "gradient" stands for the paper's constraints in every layer.
+
+    Parameters
+    ----------
+    dataset, indices, architecture, activation, seed, data_dir : as `rconv.lab.experiment.run` takes
+        them; clients compute in float64.
+    progress : show a progress bar over the settings.
+
+    Returns
+    -------
+    One record per layer, number of filters and kind of constraints: its settings; `width`, the
+    filters of this layer, `usual`, those of the architecture, and `needed`, those with which the
+    paper's equations have full generic rank there; `images`, `successes`, `unique`; `unknowns`
+    and `rank` of the layer (generic, from the audit); and `predicted`, whether the audit finds
+    every layer at full rank.
+
+    Raises
+    ------
+    ValueError : any setting that does not fit, with the reason.
+    """
+    model = shared_model(dataset, architecture, activation, seed=seed)
+    shape = (datasets.CHANNELS[dataset], 32, 32)
+    invertible = read(model, shape).stages[0].activation.invertible
+    kinds = ("paper" if invertible else "gradient", "auto")
+    shared = {"dataset": dataset, **model_settings(architecture, activation, seed=seed)}
+    records = []
+    usual = architectures.ARCHITECTURES[architecture].filters
+    settings = list(_settings(usual, model, shape))
+    for layer, needed, filters in tqdm(settings, disable=not progress, unit="setting"):
+        varied = shared_model(dataset, architecture, activation, seed=seed, filters=filters)
+        judged = audit(varied, shape)[:0:-1]
+        for kind in kinds:
+            found = run(
+                dataset,
+                indices,
+                architecture,
+                activation,
+                seed=seed,
+                constraints=kind,
+                filters=filters,
+                data_dir=data_dir,
+            ).records
+            ranks = [_rank(a, kind, first=a is judged[0]) for a in judged]
+            records.append(
+                {
+                    **shared,
+                    "constraints": kind,
+                    "filters": list(filters),
+                    "layer": judged[layer].name,
+                    "width": filters[layer],
+                    "usual": usual[layer],
+                    "needed": needed,
+                    "images": len(found),
+                    "successes": sum(value(r["mse"], 1.0) < SUCCESS for r in found),
+                    "unique": sum(r["unique"] for r in found),
+                    "unknowns": judged[layer].unknowns,
+                    "rank": ranks[layer],
+                    "predicted": all(r == a.unknowns for r, a in zip(ranks, judged, strict=True)),
+                }
+            )
+    return records
+
+
+def _settings(
+    usual: tuple[int, ...], model: nn.Sequential, shape: tuple[int, int, int]
+) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """Layer, filters that it needs, and the filters of all layers with this one varied."""
+    for layer, stage in enumerate(read(model, shape).stages):
+        g = stage.geometry
+        by_weight = layer == 0 and stage.activation.invertible
+        needed = -(-g.unknowns // g.positions) if by_weight else filters_needed(g)
+        for width in widths(needed, usual[layer]):
+            yield layer, needed, (*usual[:layer], width, *usual[layer + 1 :])
+
+
+def _rank(judged: LayerAudit, kind: str, *, first: bool) -> int:
+    """Generic rank of the equations that this kind of constraints uses in this layer."""
+    if kind == "auto" and judged.hybrid_rank is not None:
+        return judged.hybrid_rank
+    if kind == "paper" and first:
+        return min(judged.weight_rows, judged.unknowns)
+    return judged.gradient_rank

@@ -1,0 +1,125 @@
+"""What every solver returns: a value, and how good it is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+PROBES = 4
+POWERS = 4
+CONDITION_LIMIT = 1e7
+"""Beyond it the normal equations, whose condition is the square, lose every digit."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A least-squares solution for N images and what is known of its quality.
+
+    Attributes
+    ----------
+    value : (N, n, k), the solution; of minimum norm where the rank is short.
+    rank : (N,) int64, numerical rank, at most n.
+    condition : (N,), ratio of the largest to the smallest singular value that counts. An
+        estimate (a lower bound, mostly within a factor of two) where the rank is full.
+    amplification : (N,), expected relative error of x for a relative error of one in b, both
+        as root mean squares and for errors that are independent (an estimate).
+    residual : (N,), ‖b - A x‖ / ‖b‖.
+    """
+
+    value: Tensor
+    rank: Tensor
+    condition: Tensor
+    amplification: Tensor
+    residual: Tensor
+
+    @staticmethod
+    def concatenate(solutions: list["Solution"]) -> "Solution":
+        """Several images' solutions, one after the other."""
+        return Solution(
+            *(torch.cat([getattr(s, f.name) for s in solutions]) for f in fields(Solution))
+        )
+
+    def select(self, index: Tensor) -> "Solution":
+        """The solutions of some of the images."""
+        return Solution(*(getattr(self, f.name)[index] for f in fields(Solution)))
+
+    def replace(self, where: Tensor | int, other: "Solution") -> "Solution":
+        """This solution with the images at `where` taken from `other`."""
+        changed = []
+        for field in fields(Solution):
+            tensor = getattr(self, field.name).clone()
+            tensor[where] = getattr(other, field.name)
+            changed.append(tensor)
+        return Solution(*changed)
+
+
+def relative(residual: Tensor, rhs: Tensor) -> Tensor:
+    """Norm of `residual` over that of `rhs`, per leading index; 0 where both are 0."""
+    size = rhs.flatten(1).norm(dim=1)
+    return residual.flatten(1).norm(dim=1) / torch.where(size > 0, size, 1.0)
+
+
+def rank_floor(tolerance: float) -> float:
+    """Singular values up to this share of the largest do not count towards the rank.
+
+    Below the relative error `tolerance` of the equations a direction drowns in it; and the
+    computation itself, in float64, leaves some 100 roundings.
+    """
+    return max(tolerance, 100 * torch.finfo(torch.float64).eps)
+
+
+def root_mean_square(tensor: Tensor) -> Tensor:
+    """Per leading index: (N, …) → (N,)."""
+    return tensor.flatten(1).square().mean(dim=1).sqrt()
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What the singular values of A say of a solution, for N matrices.
+
+    Attributes
+    ----------
+    condition : (N,), largest over smallest.
+    inverse_square : (N,), mean of 1 / σ².
+    """
+
+    condition: Tensor
+    inverse_square: Tensor
+
+    @staticmethod
+    def estimate(
+        gram: Callable[[Tensor], Tensor], inverse: Callable[[Tensor], Tensor], like: Tensor
+    ) -> "Spectrum":
+        """Power iteration on AᵀA and on its inverse, from a few random vectors.
+
+        Parameters
+        ----------
+        gram, inverse : (N, n, PROBES) → AᵀA, or its inverse, times the columns.
+        like : (N, n), for shape, dtype and device.
+
+        Returns
+        -------
+        Spectrum; the condition is a lower bound, mostly within a factor of two, and NaN or
+        inf where the inverse has broken down.
+        """
+        generator = torch.Generator().manual_seed(0)
+        start = torch.randn(like.shape[-1], PROBES, generator=generator, dtype=like.dtype)
+        start = (start / start.norm(dim=0)).to(like.device).expand(len(like), -1, -1)
+        largest, _ = _power(gram, start)
+        smallest, mean = _power(inverse, start)
+        return Spectrum((largest * smallest).sqrt(), mean)
+
+    def amplification(self, rhs: Tensor, value: Tensor) -> Tensor:
+        """(N,), expected relative error of the solution per relative error of `rhs`."""
+        ratio = root_mean_square(rhs) / root_mean_square(value).clamp(min=1e-300)
+        return self.inverse_square.clamp(min=0).sqrt() * ratio
+
+
+def _power(operator: Callable[[Tensor], Tensor], v: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest and mean eigenvalue of a symmetric operator, estimated: (N,) each."""
+    image = operator(v)
+    mean = (v * image).sum(dim=1).mean(dim=1)
+    for _ in range(POWERS - 1):
+        image = operator(image / image.norm(dim=1, keepdim=True))
+    return image.norm(dim=1).amax(dim=1), mean

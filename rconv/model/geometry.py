@@ -1,0 +1,96 @@
+"""Shapes and linear algebra of one convolution."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rconv.model.activations import Activation
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Shapes of one convolution.
+
+    Attributes
+    ----------
+    input : (C, H, W).
+    output : (D, Ho, Wo).
+    kernel, stride, padding, dilation : (rows, columns) each.
+    """
+
+    input: tuple[int, int, int]
+    output: tuple[int, int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    @property
+    def offsets(self) -> int:
+        """Kernel offsets, kh·kw."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of one input channel, H·W."""
+        return self.input[1] * self.input[2]
+
+    @property
+    def positions(self) -> int:
+        """Output positions L = Ho·Wo."""
+        return self.output[1] * self.output[2]
+
+    @property
+    def unknowns(self) -> int:
+        """Entries of the input, C·H·W."""
+        return self.input[0] * self.pixels
+
+    @property
+    def gradient_rows(self) -> int:
+        """Gradient constraints over all input channels, C·D·kh·kw."""
+        return self.input[0] * self.output[0] * self.offsets
+
+    @property
+    def weight_rows(self) -> int:
+        """Weight constraints where every output is known, D·L."""
+        return self.output[0] * self.positions
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One convolution and the activation behind it.
+
+    Attributes
+    ----------
+    name : the convolution's name; its parameters are `name`.weight and `name`.bias.
+    weight : (D, C, kh, kw), float64.
+    bias : (D,), float64, or None.
+    activation : what follows.
+    geometry : the shapes.
+    """
+
+    name: str
+    weight: Tensor
+    bias: Tensor | None
+    activation: Activation
+    geometry: Geometry
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """Output without the bias: (N, C, H, W) → (N, D, Ho, Wo)."""
+        g = self.geometry
+        return nn.functional.conv2d(x, self.weight, None, g.stride, g.padding, g.dilation)
+
+    def transpose(self, o: Tensor) -> Tensor:
+        """Adjoint of `convolve`: (N, D, Ho, Wo) → (N, C, H, W). Propagates the gradient."""
+        g = self.geometry
+        return torch.nn.grad.conv2d_input(
+            (o.shape[0], *g.input), self.weight, o, g.stride, g.padding, g.dilation
+        )
+
+    def row_norms(self) -> Tensor:
+        """Norm of each weight constraint's row, (D, Ho, Wo)."""
+        g = self.geometry
+        ones = self.weight.new_ones(1, *g.input)
+        squares = nn.functional.conv2d(ones, self.weight**2, None, g.stride, g.padding, g.dilation)
+        return squares[0].sqrt()

@@ -1,0 +1,151 @@
+"""Figures of images and their reconstructions.
+
+Every figure has an opaque white background and black text, so that it reads on a dark page too.
+Nothing here goes through pyplot: figures need no screen and leave no global state behind. A
+notebook shows them as a cell's last value once it has run ``%matplotlib inline``.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import torch
+from matplotlib.figure import Figure
+
+from rconv.files import replacing
+from rconv.show.charts import show_psnr, show_shares, show_sweep
+from rconv.show.panels import show_error, show_image, show_map
+
+__all__ = [
+    "comparison",
+    "gallery",
+    "save",
+    "show_error",
+    "show_image",
+    "show_map",
+    "show_psnr",
+    "show_shares",
+    "show_sweep",
+]
+
+ROWS = ("original", "reconstruction", "error")
+
+
+def comparison(
+    originals: torch.Tensor,
+    reconstructions: torch.Tensor,
+    titles: Sequence[str] | None = None,
+    columns: int = 10,
+) -> Figure:
+    """Draw originals, reconstructions and magnified errors in three rows, a column per image.
+
+    Parameters
+    ----------
+    originals, reconstructions
+        Axes (image N, channel C, row, column), values in [0, 1].
+    titles
+        A text above each column; ``None`` means none.
+    columns
+        After that many images, three new rows begin.
+
+    Returns
+    -------
+    Figure
+        The picture; `save` writes it.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, there is no image, or the titles are not one for each image.
+    """
+    count = len(originals)
+    if originals.shape != reconstructions.shape or count == 0 or columns < 1:
+        shapes = f"{tuple(originals.shape)} and {tuple(reconstructions.shape)}"
+        raise ValueError(f"a comparison needs as many originals as reconstructions, not {shapes}")
+    if titles is not None and len(titles) != count:
+        raise ValueError(f"{len(titles)} titles for {count} images")
+    width, bands = min(count, columns), math.ceil(count / columns)
+    figure = Figure((1.1 * width + 0.4, 3.9 * bands), facecolor="white", layout="constrained")
+    grid = figure.subplots(3 * bands, width, squeeze=False)
+    for ax in grid.flat:
+        ax.set_visible(False)
+    for n in range(count):
+        band, column = divmod(n, columns)
+        top, middle, bottom = grid[3 * band : 3 * band + 3, column]
+        show_image(top, originals[n], None if titles is None else titles[n])
+        show_image(middle, reconstructions[n])
+        show_error(bottom, reconstructions[n], originals[n])
+        for row, ax in enumerate((top, middle, bottom)):
+            ax.set_visible(True)
+            if column == 0:
+                ax.set_ylabel(ROWS[row], fontsize=8, color="black")
+    return figure
+
+
+def gallery(images: torch.Tensor, columns: int = 10) -> Figure:
+    """Draw images alone, where there is nothing to compare them with.
+
+    Parameters
+    ----------
+    images
+        Axes (image N, channel C, row, column), values in [0, 1].
+    columns
+        After that many images, a new row begins.
+
+    Returns
+    -------
+    Figure
+        The picture; `save` writes it.
+    """
+    width, rows = min(len(images), columns), math.ceil(len(images) / columns)
+    figure = Figure((1.1 * width + 0.4, 1.3 * rows), facecolor="white", layout="constrained")
+    for n, ax in enumerate(figure.subplots(rows, width, squeeze=False).flat):
+        if n < len(images):
+            show_image(ax, images[n])
+        else:
+            ax.set_visible(False)
+    return figure
+
+
+def save(fig: Figure, path: str | os.PathLike) -> Path:
+    """Write a figure, in the format of the suffix; the file is whole or absent.
+
+    The same figure gives the same bytes as .png, .svg or .pdf: no date is written.
+
+    Parameters
+    ----------
+    fig
+        The figure.
+    path
+        The file, with a suffix that matplotlib knows, such as .png, .svg or .pdf.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If the suffix is unknown or the file cannot be written. The message is one line.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower().removeprefix(".")
+    known = fig.canvas.get_supported_filetypes()
+    if suffix not in known:
+        raise ValueError(f"{path}: a picture's suffix is one of {', '.join(sorted(known))}")
+    undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
+    try:
+        with mpl.rc_context({"svg.hashsalt": "rconv"}), replacing(path) as file:
+            fig.savefig(
+                file,
+                format=suffix,
+                dpi=150,
+                metadata=undated,
+                facecolor="white",
+            )
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror or error}") from error
+    return path

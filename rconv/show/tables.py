@@ -1,0 +1,187 @@
+"""What a list of records says, as rows for a table, and as Markdown for a page."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+from rconv.lab.records import SUCCESS, Record
+
+QUALITY_HEADER = (
+    "activation",
+    "constraints",
+    "dtype",
+    "success",
+    "unique",
+    "MSE median",
+    "MSE worst",
+    "PSNR median",
+    "SSIM median",
+    "ms / image",
+)
+COMPARISON_HEADER = (
+    "dtype",
+    "attack",
+    "success",
+    "sound",
+    "PSNR (dB)",
+    "SSIM",
+    "seconds",
+    "label found",
+)
+SWEEP_HEADER = (
+    "layer",
+    "has",
+    "paper's: predicted from",
+    "all images from",
+    "auto: predicted from",
+    "all images from",
+)
+RANK_HEADER = ("layer", "unknowns", "gradient rows", "weight rows", "rank", "condition", "from")
+
+
+def setting(record: Record) -> tuple[str, ...]:
+    """What distinguishes the lines of a quality table."""
+    return record["activation"], str(record["constraints"]), record["dtype"]
+
+
+def quality_rows(records: Sequence[Record]) -> list[tuple]:
+    """One row per setting, in the order of the records; see `QUALITY_HEADER`.
+
+    Success is the share of images with MSE below `SUCCESS`; where a value is not finite, it
+    counts as the worst.
+    """
+    rows = []
+    for key, group in groupby(records, setting):
+        own = list(group)
+        errors = [value(r["mse"], float("inf")) for r in own]
+        rows.append(
+            (
+                *key,
+                f"{sum(e < SUCCESS for e in errors)} of {len(own)}",
+                sum(r["unique"] for r in own),
+                f"{statistics.median(errors):.0e}",
+                f"{max(errors):.0e}",
+                f"{statistics.median(value(r['psnr'], float('inf')) for r in own):.0f}",
+                f"{statistics.median(value(r['ssim'], 0.0) for r in own):.4f}",
+                f"{1e3 * statistics.median(r['seconds'] for r in own):.0f}",
+            )
+        )
+    return rows
+
+
+def comparison_rows(records: Sequence[Record]) -> list[tuple]:
+    """One row per dtype and attack, in the order of the records; see `COMPARISON_HEADER`.
+
+    Values are medians, where one that is not finite counts as the worst.
+    """
+    rows = []
+    for dtype, method in dict.fromkeys((r["dtype"], r["method"]) for r in records):
+        own = [r for r in records if (r["dtype"], r["method"]) == (dtype, method)]
+        psnr = statistics.median(value(r["psnr"], float("-inf")) for r in own)
+        rows.append(
+            (
+                dtype,
+                method,
+                f"{sum(value(r['mse'], 1.0) < SUCCESS for r in own)} of {len(own)}",
+                sum(r["sound"] for r in own),
+                decibel(psnr),
+                f"{statistics.median(value(r['ssim'], 0.0) for r in own):.3f}",
+                f"{statistics.median(r['seconds'] for r in own):.2g}",
+                f"{sum(r['found_label'] == r['target'] for r in own)} of {len(own)}",
+            )
+        )
+    return rows
+
+
+def sweep_rows(records: Sequence[Record]) -> list[tuple]:
+    """One row per layer of a `rconv.lab.sweep`, in the order of the records; see `SWEEP_HEADER`."""
+    rows = []
+    for layer in dict.fromkeys(r["layer"] for r in records):
+        own = [r for r in records if r["layer"] == layer]
+        found: list[int | str] = []
+        for kind in dict.fromkeys(r["constraints"] for r in own):
+            of_kind = [r for r in own if r["constraints"] == kind]
+            found.append(_first_width(r for r in of_kind if r["predicted"]))
+            found.append(_first_width(r for r in of_kind if r["successes"] == r["images"]))
+        rows.append((layer, own[0]["usual"], *found))
+    return rows
+
+
+def _first_width(records: Iterable[Record]) -> int | str:
+    return min((r["width"] for r in records), default="–")
+
+
+def versus_rows(records: Sequence[Record]) -> list[tuple]:
+    """One row per dtype of a `rconv.lab.comparison`: median PSNR and seconds of each attack."""
+    rows = []
+    for dtype in dict.fromkeys(r["dtype"] for r in records):
+        own = comparison_rows([r for r in records if r["dtype"] == dtype])
+        named = (dict(zip(COMPARISON_HEADER, row, strict=True)) for row in own)
+        rows.append((dtype, *(f"{row['PSNR (dB)']}<br>{row['seconds']} s" for row in named)))
+    return rows
+
+
+def rank_rows(records: Sequence[Record]) -> list[tuple]:
+    """One row per layer over all records, from the head down; see `RANK_HEADER`."""
+    rows = []
+    for layers in zip(*(r["layers"] for r in records), strict=True):
+        conditions = [value(layer["condition"], float("inf")) for layer in layers]
+        rows.append(
+            (
+                layers[0]["name"],
+                layers[0]["unknowns"],
+                span(layer["gradient_rows"] for layer in layers),
+                span(layer["weight_rows"] for layer in layers),
+                span(layer["rank"] for layer in layers),
+                f"{statistics.median(conditions):.0f}",
+                ", ".join(sorted({layer["constraints"] for layer in layers})),
+            )
+        )
+    return rows
+
+
+def explain(record: Record) -> str:
+    """Why this image came out as it did, in one sentence, from its own record."""
+    short = [layer for layer in record["layers"] if layer["rank"] < layer["unknowns"]]
+    if not short:
+        return (
+            f"full rank in every layer; condition up to "
+            f"{max(value(x['condition'], float('inf')) for x in record['layers']):.0e}"
+        )
+    worst = max(short, key=lambda layer: layer["unknowns"] - layer["rank"])
+    if worst["rank"] == 0:
+        return "the gradients are zero: the softmax is saturated at the right class"
+    return (
+        f"{worst['name']} has rank {worst['rank']} of {worst['unknowns']} "
+        f"({worst['constraints']} constraints)"
+    )
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def decibel(psnr: float | None) -> str:
+    """A PSNR with one decimal, or a dash where there is none."""
+    return f"{psnr:.1f}" if psnr is not None and math.isfinite(psnr) else "–"
+
+
+def span(numbers: Iterable[int]) -> str:
+    """One number where all are equal, else the smallest and the largest."""
+    numbers = list(numbers)
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def value(number: float | None, missing: float) -> float:
+    """A record's number, where None stands for one that was not finite."""
+    return missing if number is None else number
+
+
+def worst(records: Sequence[Record], count: int) -> list[Record]:
+    """The records of largest error, worst first."""
+    return sorted(records, key=lambda r: -value(r["mse"], float("inf")))[:count]
