@@ -1,4 +1,7 @@
-"""The command line."""
+"""The command line: arguments, and what each command does with them.
+
+Computes nothing itself: every command calls what `rconv.lab` and the wings below it offer.
+"""
 
 from rconv.cli.commands import main
 
