@@ -3,6 +3,7 @@
 #   make book        run the embedded grid and build the book (no download of data)
 #   make test        run the tests, the book's included
 #   make paper       the book with the paper's own grid; RCONV_DATA names the data folder
+#   make records     keep that grid's results in book/records, as make paper does
 #   make notebooks   write the .ipynb beside each .md in notebooks/
 #   make lint, make clean
 #
@@ -11,6 +12,7 @@
 
 GRID    := embedded
 PROFILE := local
+PAGES   := html
 
 ifeq ($(origin PYTHON),command line)
 READY :=
@@ -31,15 +33,18 @@ SNAKEMAKE := Select jobs|Execute .* jobs|Using |Assuming |Building DAG|Nothing t
 CHATTER := ^($(SNAKEMAKE)|Elapsed time|\[IPKernelApp\] WARNING)
 HUSH := 2> >(grep --line-buffered -vE '$(CHATTER)' >&2)
 
-.PHONY: book paper grid html test notebooks lint clean
+.PHONY: book paper records grid html test notebooks lint clean
 
 # The pages that could be made are built even if a point of the grid failed; make fails all the same.
 book: $(READY)
 	@$(MAKE) --no-print-directory grid; grid=$$?; \
-	$(MAKE) --no-print-directory html && exit $$grid
+	$(MAKE) --no-print-directory $(PAGES) && exit $$grid
 
 paper:
-	@$(MAKE) --no-print-directory book GRID=paper
+	@$(MAKE) --no-print-directory book GRID=paper PAGES="records html"
+
+records: $(READY)
+	@$(PYTHON) workflow/records.py paper
 
 grid: $(READY)
 	@echo "Grid $(GRID): a page for every dataset and architecture"
@@ -68,7 +73,7 @@ lint: $(READY)
 	@$(RUN) ruff check .
 
 clean:
-	rm -rf _build book/experiment book/filters book/comparison results .snakemake
+	rm -rf _build book/published book/experiment book/filters book/comparison results .snakemake
 
 .venv/.installed: pyproject.toml
 	@echo "The environment: .venv (a few minutes, once)"

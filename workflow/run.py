@@ -9,7 +9,6 @@ cell fails, its error is shown and neither file is left.
 
 import json
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,8 @@ from pathlib import Path
 import jupytext
 import nbformat
 import papermill
+
+from rconv.files import replacing
 
 NOTEBOOKS = Path("notebooks")
 RECORDS = "application/vnd.rconv.records+json"
@@ -70,11 +71,10 @@ def clean(notebook):
 
 
 def replace(path, text):
-    """Write a file beside its place, then move it there in one step."""
+    """Write a file and its folder, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def main(notebook, page, record, parameters):

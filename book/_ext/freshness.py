@@ -10,7 +10,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
-SOURCES = ("rconv/**/*.py", "pyproject.toml", "results/*/*.json")
+SOURCES = ("rconv/**/*.py", "pyproject.toml", "results/*/*.json", "book/records/*/*.json")
 
 
 def digest(root):

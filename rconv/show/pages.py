@@ -1,14 +1,23 @@
-"""For the book's notebooks: a number that the text quotes comes from the cell that computed it."""
+"""For the book's notebooks: numbers that the text quotes, and results that the grid wrote.
+
+IPython is the book's, not the package's: it is imported where a page needs it.
+"""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from IPython.display import Markdown, display
-
+from rconv.lab import archive
 from rconv.lab.records import Record
 
 PREFIX = "application/papermill.record/"
+
+FRESH = Path("../results")
+"""Results of the grid on this machine, as seen from a page's notebook."""
+
+KEPT = Path("../book/records")
+"""Results that the repository keeps, see `rconv.lab.archive`."""
 
 
 def glue(name: str, value: Any) -> None:
@@ -20,9 +29,13 @@ def glue(name: str, value: Any) -> None:
 
     Parameters
     ----------
-    name : unique within its page.
-    value : a number or a text.
+    name : str
+        Unique within its page.
+    value : number or str
+        What the text shows.
     """
+    from IPython.display import display
+
     metadata = {"scrapbook": {"name": name, "mime_prefix": PREFIX}}
     data = {f"{PREFIX}text/plain": repr(value)}
     display(data, metadata=metadata, raw=True)
@@ -31,20 +44,84 @@ def glue(name: str, value: Any) -> None:
 def results(notebook: str) -> dict[tuple[str, str], list[Record]]:
     """Records of all points of the grid that were run with one of the parameterised notebooks.
 
+    Those that this machine's grid has written, and for every other point those that the
+    repository keeps, without their detail per layer.
+
     Parameters
     ----------
-    notebook : its name, a folder of ``../results``, as seen from a page's notebook.
+    notebook : str
+        Its name: a folder of `FRESH` and of `KEPT`.
 
     Returns
     -------
-    (dataset, architecture) → records. Where there are none, the page says what to run.
+    dict
+        (dataset, architecture) → records, sorted by name. Where there are none, the page says
+        what to run.
     """
-    paths = sorted(Path("../results", notebook).glob("*.json"))
-    if not paths:
+    kept = {_point(path): archive.read(path).records for path in _files(KEPT, notebook)}
+    fresh = {_point(path): json.loads(path.read_text()) for path in _files(FRESH, notebook)}
+    found = {**kept, **fresh}
+    if not found:
+        from IPython.display import Markdown, display
+
         display(Markdown("**There are no results yet: run `make grid`.**"))
-    return {tuple(path.stem.split("-")): json.loads(path.read_text()) for path in paths}
+    return dict(sorted(found.items()))
+
+
+def origin(notebook: str) -> str:
+    """Where `results` of a notebook come from, in Markdown: fresh, or kept since when.
+
+    Parameters
+    ----------
+    notebook : str
+        As in `results`.
+
+    Returns
+    -------
+    str
+        One paragraph, for a page to display.
+    """
+    fresh = {_point(path) for path in _files(FRESH, notebook)}
+    kept: dict[tuple[str, str, str], list] = {}
+    for path in _files(KEPT, notebook):
+        if _point(path) not in fresh:
+            own = archive.read(path)
+            kept.setdefault((own.date, own.version, own.grid), []).append(_point(path))
+    parts = []
+    if fresh:
+        parts.append(f"Run on the machine that built this page: {_names(fresh)}.")
+    for (date, version, grid), points in sorted(kept.items()):
+        parts.append(
+            f"Kept in the repository since {date}, made by version {version} with "
+            f"`make {grid}`, which makes them anew: {_names(points)}."
+        )
+    return "*Origin of the results.* " + (" ".join(parts) or "There are none yet.")
 
 
 def link(notebook: str, point: tuple[str, str]) -> str:
-    """Link to the page of a point of the grid, for a table."""
-    return f'<a href="../book/{notebook}/{"-".join(point)}.html">{", ".join(point)}</a>'
+    """Name of a point of the grid, for a table: a link to its page if this book has it."""
+    name = ", ".join(point)
+    address = page(notebook, point)
+    return name if address is None else f'<a href="{address}">{name}</a>'
+
+
+def page(notebook: str, point: tuple[str, str]) -> str | None:
+    """Address of a point's page, or None where only its records were kept."""
+    path = Path("../book", notebook, "-".join(point))
+    return f"{path.as_posix()}.html" if path.with_suffix(".ipynb").exists() else None
+
+
+def _files(folder: Path, notebook: str) -> list[Path]:
+    return sorted((folder / notebook).glob("*.json"))
+
+
+def _point(path: Path) -> tuple[str, str]:
+    dataset, architecture = path.stem.split("-")
+    return dataset, architecture
+
+
+def _names(points: Iterable[tuple[str, str]]) -> str:
+    by_dataset: dict[str, list[str]] = {}
+    for dataset, architecture in sorted(points):
+        by_dataset.setdefault(dataset, []).append(f"`{architecture}`")
+    return "; ".join(f"{name} with {', '.join(own)}" for name, own in by_dataset.items())

@@ -1,0 +1,148 @@
+"""Records that the repository keeps: small, dated, and tied to the networks they were made with.
+
+A file holds the records of one point of a grid, column by column: ``{"version", "date", "grid",
+"facts", "records": {"runs", "columns"}}``. A column with few changes is kept as runs of equal
+values. Numbers keep four significant digits, and the detail per layer is left out.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rconv.files import replacing
+from rconv.lab import architectures
+from rconv.lab.records import SUCCESS, Record
+
+DIGITS = 4
+"""Significant digits that are kept: tables show two, and medians of many are shown with three."""
+
+DROPPED = ("layers",)
+"""Entries of a record that are too bulky to keep."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Records with their origin.
+
+    Attributes
+    ----------
+    version : str
+        Of the package that made them.
+    date : str
+        Day on which the point of the grid was run, ISO 8601, UTC.
+    grid : str
+        Name of the grid, a file of ``workflow/grids``.
+    facts : dict of str to str
+        Architecture → `digest` of it when the records were made.
+    records : list of Record
+        One per attack. An entry that some records lack is None in these.
+    """
+
+    version: str
+    date: str
+    grid: str
+    facts: dict[str, str]
+    records: list[Record]
+
+    @property
+    def stale(self) -> list[str]:
+        """Architectures that are no longer those of the records."""
+        return [
+            name
+            for name, own in self.facts.items()
+            if name not in architectures.ARCHITECTURES or own != digest(name)
+        ]
+
+
+def read(path: Path) -> Archive:
+    """Read a file that `write` has written.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return Archive(**{**content, "records": unpack(content["records"])})
+
+
+def write(path: Path, source: Path, grid: str, version: str) -> None:
+    """Keep the result of one point of a grid; the file is whole or not there at all.
+
+    Parameters
+    ----------
+    path : Path
+        The file to write. Its folder is made.
+    source : Path
+        The result, a list of records in JSON. The date is that of this file.
+    grid : str
+        Name of the grid.
+    version : str
+        Of the package.
+    """
+    records = json.loads(source.read_text(encoding="utf-8"))
+    names = sorted({r["architecture"] for r in records})  # model_settings puts it into each
+    content = {
+        "version": version,
+        "date": datetime.fromtimestamp(source.stat().st_mtime, UTC).date().isoformat(),
+        "grid": grid,
+        "facts": {name: digest(name) for name in names},
+        "records": pack(records),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        text = json.dumps(content, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        file.write((text + "\n").encode())
+
+
+def digest(name: str) -> str:
+    """Short hash of all that decides an architecture's records, the attack apart.
+
+    That is its entry in the table, the weights that the default seed gives it, the values of the
+    pixels, and the error below which an image counts as reconstructed.
+    """
+    facts = {
+        "architecture": asdict(architectures.ARCHITECTURES[name]),
+        "pixels": "32 × 32, in [0, 1]",
+        "success": SUCCESS,
+    }
+    sha = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for parameter in architectures.build(name).parameters():
+        sha.update(parameter.detach().numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+def pack(records: Sequence[Record]) -> dict[str, dict[str, list]]:
+    """Records as columns: those with long runs of equal values as runs, the others as lists."""
+    packed: dict[str, dict[str, list]] = {"runs": {}, "columns": {}}
+    for key in dict.fromkeys(key for record in records for key in record if key not in DROPPED):
+        column = [rounded(record.get(key)) for record in records]
+        # Told apart as text: True and 1 are equal, and so are 1 and 1.0.
+        runs = [[json.loads(text), len(list(same))] for text, same in groupby(column, json.dumps)]
+        short = 2 * len(runs) < len(column) or len(runs) == 1
+        packed["runs" if short else "columns"][key] = runs if short else column
+    return packed
+
+
+def unpack(packed: dict[str, dict[str, list]]) -> list[Record]:
+    """The records of `pack`, without what was left out."""
+    columns = dict(packed["columns"])
+    for key, runs in packed["runs"].items():
+        columns[key] = [value for value, count in runs for _ in range(count)]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def rounded(value: Any) -> Any:
+    """A JSON value with `DIGITS` significant digits in each of its floating-point numbers."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, list):
+        return [rounded(entry) for entry in value]
+    if isinstance(value, dict):
+        return {key: rounded(entry) for key, entry in value.items()}
+    return value

@@ -1,0 +1,161 @@
+"""Records that the repository keeps: what is kept of them, and that they belong to the code."""
+
+import json
+import math
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rconv.lab import architectures, archive
+from rconv.lab.experiment import run
+from rconv.lab.records import SUCCESS
+from rconv.show import pages
+
+ROOT = Path(__file__).parents[1]
+KEPT = sorted((ROOT / "book" / "records").glob("*/*.json"))
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(0, 9), st.floats(0, 1), st.just("a"))
+RECORDS = st.lists(st.fixed_dictionaries({"x": VALUES, "y": VALUES}), max_size=12)
+
+
+@given(RECORDS)
+def test_what_is_packed_comes_back_with_four_digits(records):
+    found = archive.unpack(json.loads(json.dumps(archive.pack(records))))
+    assert len(found) == len(records)
+    for before, after in zip(records, found, strict=True):
+        assert list(after) and set(after) == set(before)
+        for key, value in before.items():
+            assert type(after[key]) is type(value)
+            close = isinstance(value, float) and abs(after[key] - value) <= 1e-3 * value
+            assert close or after[key] == value
+
+
+def test_long_runs_are_short_and_the_detail_per_layer_is_left_out():
+    records = [{"kind": "a", "mse": k / 7, "layers": [1, 2]} for k in range(100)]
+    packed = archive.pack(records)
+    assert packed["runs"] == {"kind": [["a", 100]]}
+    assert list(packed["columns"]) == ["mse"]
+    assert packed["columns"]["mse"][1] == 0.1429
+
+
+def test_an_entry_that_some_records_lack_is_none_there():
+    found = archive.unpack(archive.pack([{"a": 1}, {"a": 1, "b": 2}]))
+    assert found == [{"a": 1, "b": None}, {"a": 1, "b": 2}]
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """An archive of one photo, and its records as they were."""
+    records = run("Photos", [1], "lenet_o").records
+    source, path = tmp_path / "result.json", tmp_path / "records" / "Photos-lenet_o.json"
+    source.write_text(json.dumps(records))
+    archive.write(path, source, "paper", "1.2.3")
+    return archive.read(path), records
+
+
+def test_an_archive_says_when_how_and_by_which_version(kept):
+    found, (before,) = kept
+    assert (found.version, found.grid) == ("1.2.3", "paper") and len(found.date) == 10
+    (after,) = found.records
+    assert after["mse"] == pytest.approx(before["mse"], rel=1e-3) and "layers" not in after
+
+
+def test_an_archive_knows_when_a_network_has_changed(kept, monkeypatch):
+    found, _ = kept
+    assert not found.stale
+    changed = architectures.ARCHITECTURES["lenet"]
+    monkeypatch.setitem(architectures.ARCHITECTURES, "lenet_o", changed)
+    assert found.stale == ["lenet_o"]
+    monkeypatch.delitem(architectures.ARCHITECTURES, "lenet_o")
+    assert found.stale == ["lenet_o"]
+
+
+@pytest.mark.parametrize("what", ["SUCCESS", "filters", "initialisation"])
+def test_every_fact_is_in_the_digest(what, monkeypatch):
+    before = archive.digest("lenet")
+    if what == "SUCCESS":
+        monkeypatch.setattr(archive, "SUCCESS", 2 * SUCCESS)
+    else:
+        own = architectures.ARCHITECTURES["lenet"]
+        value = {"filters": (12, 16, 12, 13), "initialisation": "default"}[what]
+        changed = architectures.Architecture(**{**vars(own), what: value})
+        monkeypatch.setitem(architectures.ARCHITECTURES, "lenet", changed)
+    assert archive.digest("lenet") != before
+
+
+def test_fresh_results_stand_before_kept_ones(kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(pages, "FRESH", tmp_path / "fresh")
+    for folder in ("kept", "fresh"):
+        (tmp_path / folder / "experiment").mkdir(parents=True)
+    for point in ("Photos-lenet_o", "Photos-lenet"):
+        archive.write(
+            tmp_path / "kept" / "experiment" / f"{point}.json",
+            tmp_path / "result.json",
+            "paper",
+            "1.2.3",
+        )
+    fresh = tmp_path / "fresh" / "experiment" / "Photos-lenet_o.json"
+    fresh.write_text('[{"mse": 0.5}]')
+    found = pages.results("experiment")
+    assert list(found) == [("Photos", "lenet"), ("Photos", "lenet_o")]
+    assert found["Photos", "lenet_o"] == [{"mse": 0.5}]
+    assert found["Photos", "lenet"][0]["mse"] < SUCCESS
+    told = pages.origin("experiment")
+    assert "built this page: Photos with `lenet_o`" in told
+    assert "version 1.2.3 with `make paper`" in told and told.endswith("Photos with `lenet`.")
+
+
+def test_a_point_without_a_page_is_no_link(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "book" / "experiment").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert pages.link("experiment", ("Photos", "lenet")) == "Photos, lenet"
+    Path("../book/experiment/Photos-lenet.ipynb").write_text("{}")
+    assert 'href="../book/experiment/Photos-lenet.html"' in pages.link(
+        "experiment", ("Photos", "lenet")
+    )
+
+
+def test_kept_records_are_small():
+    assert sum(path.stat().st_size for path in KEPT) < 2e6
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_kept_records_are_of_the_networks_that_the_code_has(path):
+    assert not archive.read(path).stale, "run `make paper RCONV_DATA=…` and commit book/records"
+
+
+def sample(path):
+    """A record or two of each setting in which an image of this file was attacked."""
+    own = archive.read(path).records
+    wanted = Counter()
+    for record in own:
+        key = record["activation"], record["constraints"], record["dtype"]
+        if wanted[key] < 1 and record["dtype"] == "float64":
+            wanted[key] += 1
+            yield record
+
+
+SINGLE = [path for path in KEPT if path.parent.name in ("experiment", "published")]
+
+
+@pytest.mark.skipif(not os.environ.get("RCONV_DATA"), reason="needs the images of RCONV_DATA")
+@pytest.mark.parametrize("path", SINGLE, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_kept_records_are_what_the_code_gives_now(path):
+    for record in sample(path):
+        (again,) = run(
+            record["dataset"],
+            [record["index"]],
+            record["architecture"],
+            record["activation"],
+            seed=record["seed"],
+            constraints=record["constraints"],
+            filters=record["filters"],
+        ).records
+        assert (again["mse"] < SUCCESS) == (record["mse"] < SUCCESS)
+        assert again["unique"] == record["unique"]
+        assert abs(math.log10(again["mse"] / record["mse"])) < 2

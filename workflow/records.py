@@ -1,0 +1,40 @@
+"""Keep the results of a grid in the repository, small and dated, for the book of a bare clone.
+
+    python workflow/records.py paper
+
+A point that has no result now keeps the record that it has; what is no point of the grid any more
+is removed.
+"""
+
+import sys
+from pathlib import Path
+
+import yaml
+from grid import points
+
+import rconv
+from rconv.lab import archive
+
+RESULTS = Path("results")
+KEPT = Path("book/records")
+
+
+def main(name):
+    """Write book/records from results, and say how much it is."""
+    config = yaml.safe_load(Path(f"workflow/grids/{name}.yaml").read_text())
+    wanted = {
+        Path(notebook, f"{point}.json") for notebook in config for point in points(config[notebook])
+    }
+    for path in sorted(wanted):
+        if (RESULTS / path).exists():
+            archive.write(KEPT / path, RESULTS / path, name, rconv.__version__)
+    for old in KEPT.glob("*/*.json"):
+        if old.relative_to(KEPT) not in wanted:
+            old.unlink()
+    kept = list(KEPT.glob("*/*.json"))
+    size = sum(path.stat().st_size for path in kept) / 1e3
+    print(f"Records: {len(kept)} of the {len(wanted)} points of {name}, {size:.0f} kB in {KEPT}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
