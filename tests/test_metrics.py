@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rconv.lab.metrics import mse, psnr, ssim
+from rconv.lab.metrics import gain, mse, psnr, quality, ssim
 
-METRICS = [mse, lambda x, y: psnr(x, y, data_range=1), lambda x, y: ssim(x, y, data_range=1)]
-NAMES = ["mse", "psnr", "ssim"]
+SYMMETRIC = [mse, lambda x, y: psnr(x, y, data_range=1), lambda x, y: ssim(x, y, data_range=1)]
+METRICS = [*SYMMETRIC, gain]
+NAMES = ["mse", "psnr", "ssim", "gain"]
 
 
 def images(seed=0, shape=(3, 3, 16, 16)):
@@ -64,12 +65,17 @@ def test_psnr_and_ssim_do_not_depend_on_the_unit(seed, unit):
         assert torch.allclose(scaled, metric(x, y, data_range=1), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("metric", SYMMETRIC, ids=NAMES[:3])
+def test_metrics_are_symmetric(metric):
+    x, y = images(0), images(1)
+    assert torch.allclose(metric(x, y), metric(y, x), rtol=1e-12)
+
+
 @pytest.mark.parametrize("metric", METRICS, ids=NAMES)
-def test_metrics_are_symmetric_and_keep_the_images_apart(metric):
+def test_metrics_keep_the_images_apart(metric):
     x, y = images(0), images(1)
     together = metric(x, y)
     assert together.shape == (3,)
-    assert torch.allclose(together, metric(y, x), rtol=1e-12)
     assert torch.equal(together, torch.cat([metric(x[n : n + 1], y[n : n + 1]) for n in range(3)]))
 
 
@@ -105,6 +111,47 @@ def test_ssim_averages_over_the_channels():
     x, y = images(0), images(1)
     each = [ssim(x[:, c : c + 1], y[:, c : c + 1], data_range=1) for c in range(3)]
     assert torch.allclose(ssim(x, y, data_range=1), torch.stack(each).mean(0), rtol=1e-12)
+
+
+@given(st.integers(0, 10**6), st.floats(0.1, 300))
+@settings(max_examples=50, deadline=None)
+def test_gain_is_the_psnr_above_that_of_the_flat_image(seed, data_range):
+    """An independent construction: the flat image is made, and measured as any other."""
+    x, truth = (data_range * images(s, (2, 3, 4, 4)) for s in (seed, seed + 1))
+    flat = torch.stack([torch.full_like(t, float(t.mean())) for t in truth])
+    above = psnr(x, truth, data_range=data_range) - psnr(flat, truth, data_range=data_range)
+    assert torch.allclose(gain(x, truth), above, rtol=0, atol=1e-9)
+    assert gain(flat, truth).abs().max() < 1e-9
+
+
+def test_no_flat_image_has_a_gain():
+    truth = images()
+    greys = torch.linspace(-1, 2, 31).double()
+    gains = torch.stack([gain(torch.full_like(truth, float(g)), truth) for g in greys])
+    assert gains.max() < 0.01
+
+
+def test_gain_of_known_images():
+    truth = torch.tensor([0.0, 1.0]).double().repeat(3, 1, 2, 1)  # mean and deviation are 1/2
+    x = truth + torch.tensor([0.0, 0.05, 1.0]).double().view(3, 1, 1, 1)
+    expected = torch.tensor([math.inf, 20, 20 * math.log10(0.5)]).double()
+    assert torch.allclose(gain(x, truth), expected)
+
+
+def test_a_flat_truth_leaves_nothing_to_gain():
+    flat = torch.full((2, 1, 4, 4), 0.3)
+    x = flat.clone()
+    x[0, 0, 0, 0] = 0.4
+    wrong, equal = gain(x, flat).tolist()
+    assert wrong < -60 and not equal > 0
+
+
+def test_quality_has_every_measure():
+    x, y = images(0), images(1)
+    found = quality(x, y)
+    assert list(found) == NAMES
+    for name, metric in zip(NAMES, METRICS, strict=True):
+        assert torch.equal(found[name], metric(x, y))
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=NAMES)

@@ -1,6 +1,6 @@
-"""How close a reconstruction is: MSE, PSNR and SSIM, one value per image.
+"""How close a reconstruction is: MSE, PSNR, SSIM and the gain over a flat image, one per image.
 
-All three take two tensors of the same shape with axes (image N, channel C, row, column) and
+All of them take two tensors of the same shape with axes (image N, channel C, row, column) and
 return float64 with axis (image N). An image with a value that is not a number scores not a
 number. None of them clips: a value outside the data range counts as the error that it is.
 """
@@ -14,11 +14,12 @@ WINDOW = 11
 
 
 def quality(x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
-    """MSE, PSNR and SSIM of images whose values lie in [0, 1], by name; see each of them."""
+    """All measures of reconstructions `x` of images `y` in [0, 1], by name; see each of them."""
     return {
         "mse": mse(x, y),
         "psnr": psnr(x, y, data_range=1.0),
         "ssim": ssim(x, y, data_range=1.0),
+        "gain": gain(x, y),
     }
 
 
@@ -27,7 +28,7 @@ def mse(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
     Parameters
     ----------
-    x, y
+    x, y : Tensor
         Images of the same shape, axes (image N, channel C, row, column), any real dtype.
 
     Returns
@@ -49,9 +50,9 @@ def psnr(x: torch.Tensor, y: torch.Tensor, *, data_range: float) -> torch.Tensor
 
     Parameters
     ----------
-    x, y
+    x, y : Tensor
         Images of the same shape, axes (image N, channel C, row, column), any real dtype.
-    data_range
+    data_range : float
         R, the difference between the largest and the smallest value that an image can have: 1 for
         values in [0, 1]. It has no default on purpose: 255 instead of 1 adds 48.13 dB.
 
@@ -70,15 +71,49 @@ def psnr(x: torch.Tensor, y: torch.Tensor, *, data_range: float) -> torch.Tensor
     return 20 * math.log10(data_range) - 10 * mse(x, y).log10()
 
 
+def gain(x: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    r"""Decibels above a flat mean-grey image, :math:`10 \log_{10} (\sigma^2 / \mathrm{MSE})`.
+
+    The PSNR of the reconstruction less that of the flat image that comes closest to the truth:
+    every pixel of every channel is the truth's mean grey, and its mean squared error is the
+    truth's variance σ². The data range is in both and cancels. Photographs have a σ between 0.1
+    and 0.25 of their range, so that a picture of nothing scores 12 to 20 dB in PSNR, and 0 here.
+
+    Parameters
+    ----------
+    x : Tensor
+        Reconstructions, axes (image N, channel C, row, column), any real dtype.
+    truth : Tensor
+        The originals, of the same shape. Exchanging the two gives another value: the flat image
+        is the truth's.
+
+    Returns
+    -------
+    Tensor, float64
+        Axis (image N), in decibels; negative where the flat image is closer, infinite where the
+        images are equal. Where the truth is flat itself, minus infinity, or not a number if the
+        images are equal, too.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or are not those of a batch of images.
+    """
+    error = mse(x, truth)
+    deviation = truth.double() - truth.double().mean(dim=(1, 2, 3), keepdim=True)
+    variance = deviation.square().mean(dim=(1, 2, 3))
+    return 10 * (variance.log10() - error.log10())
+
+
 def ssim(x: torch.Tensor, y: torch.Tensor, *, data_range: float) -> torch.Tensor:
     """Structural similarity of each image, the mean over its pixels and channels.
 
     Parameters
     ----------
-    x, y
+    x, y : Tensor
         Images of the same shape, axes (image N, channel C, row, column), any real dtype, with at
         least 11 rows and columns. The channels are compared one by one and averaged.
-    data_range
+    data_range : float
         The difference between the largest and the smallest value that an image can have.
 
     Returns

@@ -17,7 +17,7 @@ from rconv.lab import metrics
 Record = dict[str, Any]
 """Everything about one attacked image, as JSON values; numbers that are not finite are None."""
 
-QUALITY = ("mse", "psnr", "ssim")
+QUALITY = ("mse", "psnr", "ssim", "gain")
 
 SUCCESS = 1e-6
 """Mean squared error below which an image counts as reconstructed."""
