@@ -25,8 +25,15 @@ def figure(channels=1, **changes):
     return explorer(**(values | {"methods": ["gradient", "hybrid"], "start": (1, 0)} | changes))
 
 
+def data(html):
+    """What the script reads."""
+    return json.loads(re.search(r'application/json">(.*?)</script>', html, re.S)[1])
+
+
 def test_sprite_holds_every_frame_in_its_place():
-    uri = re.search(r'data-sprite="data:image/png;base64,([^"]+)"', figure())[1]
+    html = figure()
+    uri = data(html)["sprite"].removeprefix("data:image/png;base64,")
+    assert f'base64,{uri}"></noscript>' in html
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri))))
     assert pixels.shape == (3 * 4, 2 * 2 * 4)
     levels = pixels[::4, ::4] / 255
@@ -36,28 +43,40 @@ def test_sprite_holds_every_frame_in_its_place():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_numbers_beside_the_frames(channels):
-    html = figure(channels)
-    data = json.loads(re.search(r'application/json">(.*?)</script>', html, re.S)[1])
-    assert data["unknowns"] == 16 * channels
-    assert data["ranks"][2][1] == [10, 11]
-    assert data["psnr"][0][0][0] == pytest.approx(6.0, abs=0.1)  # black against 0.5
-    assert data["psnr"][2][0][0] == 400  # equal: infinite is no JSON
+    found = data(figure(channels))
+    assert found["unknowns"] == 16 * channels
+    assert found["ranks"][2][1] == [10, 11]
+    assert found["psnr"][0][0][0] == pytest.approx(6.0, abs=0.1)  # black against 0.5
+    assert found["psnr"][2][0][0] == 400  # equal: infinite is no JSON
+    assert found["doubts"] is None
 
 
-def test_nothing_is_loaded_and_names_are_escaped():
-    html = figure()
-    assert "http" not in html and "filters &lt;n&gt;" in html
+def test_nothing_is_loaded_and_names_cannot_end_the_script():
+    html = figure(doubts=[[["</script>", ""]] * 2] * 3)
+    assert data(html)["sliders"][0] == "filters <n>" and "filters <n>" not in html
+    assert data(html)["doubts"][2][1] == ["</script>", ""]
+    assert html.count("</script>") == 2 and "http" not in html
+    assert "%%" not in html and "${name}" in html  # all places are filled, the script is whole
     assert all('alt="' in tag for tag in re.findall(r"<img[^>]*>", html))
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"methods": ["one"]}, {"sliders": {"one": ["a"]}}, {"ranks": torch.zeros(3, 2)}],
-    ids=["methods", "sliders", "ranks"],
+    [
+        {"methods": ["one"]},
+        {"sliders": {"one": ["a"]}},
+        {"ranks": torch.zeros(3, 2)},
+        {"doubts": [[["", ""]] * 2] * 2},
+        {"doubts": [[["", ""]] * 2, [["", ""]] * 2, [["", ""], [""]]]},
+    ],
+    ids=["methods", "sliders", "ranks", "doubts", "ragged doubts"],
 )
 def test_refuses_what_does_not_fit(changes):
     with pytest.raises(ValueError, match="do not fit"):
         figure(**changes)
+
+
+DOUBTS = [[["", "noise"]] * 2] * 2 + [[["", ""], ["", "noise"]]]
 
 
 def test_keys_move_the_sliders(tmp_path):
@@ -67,7 +86,7 @@ def test_keys_move_the_sliders(tmp_path):
     if not chromium or not driver:
         pytest.skip("Chromium or chromedriver is not installed")
     page = tmp_path / "page.html"
-    page.write_text(f'<!doctype html><meta charset="utf-8">{figure()}')
+    page.write_text(f'<!doctype html><meta charset="utf-8">{figure(doubts=DOUBTS)}')
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in "headless no-sandbox disable-gpu disable-quic disable-dev-shm-usage".split():
@@ -90,7 +109,12 @@ def test_keys_move_the_sliders(tmp_path):
         noise.send_keys("\ue014")
         assert filters.get_attribute("aria-valuetext") == "8"
         assert noise.get_attribute("aria-valuetext") == "much"
-        assert seen() == ("Reconstruction, hybrid: rank 11 of 16, 15 dB", "100% 100%")
+        said = "Reconstruction, hybrid: rank 11 of 16, 15 dB, in doubt: noise"
+        assert seen() == (said, "100% 100%")
+        verdicts = browser.find_elements("css selector", ".verdict")
+        assert [v.text for v in verdicts] == ["the only image", "in doubt: noise"]
+        noise.send_keys("\ue012")  # arrow left
+        assert [v.text for v in verdicts] == ["the only image"] * 2
         assert not [e for e in browser.get_log("browser") if e["level"] == "SEVERE"]
     finally:
         browser.quit()

@@ -10,7 +10,13 @@ import hashlib
 import shutil
 from pathlib import Path
 
-SOURCES = ("rconv/**/*.py", "pyproject.toml", "results/*/*.json", "book/records/*/*.json")
+SOURCES = (
+    "rconv/**/*.py",
+    "rconv/**/*.html",
+    "pyproject.toml",
+    "results/*/*.json",
+    "book/records/*/*.json",
+)
 
 
 def digest(root):
