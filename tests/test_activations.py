@@ -1,6 +1,8 @@
 """Activations from their output: derivatives against autograd, inverses, what a row is worth."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -83,6 +85,9 @@ REFUSED = [
     (nn.Hardtanh(), "flat at both ends"),
     (nn.LeakyReLU(-0.1), "not monotone"),
     (nn.ELU(-1.0), "not monotone"),
+    (nn.LeakyReLU(float("nan")), "no slope"),
+    (nn.ELU(float("inf")), "no range"),
+    (nn.Softplus(-1.0), "not increasing"),
     (nn.PReLU(), "its slope is a parameter"),
     (nn.Softmax(dim=1), "not elementwise"),
     (nn.MaxPool2d(2), "no activation"),
@@ -154,3 +159,17 @@ def test_a_relative_weight_is_what_an_output_error_does_to_the_input():
     torch.testing.assert_close(
         (moved - value) * weight, torch.full_like(y, 1e-8), rtol=1e-4, atol=0
     )
+
+
+@modules
+def test_an_activation_can_be_pickled_and_copied(module):
+    activation = from_module(module)
+    y = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    for again in (pickle.loads(pickle.dumps(activation)), copy.deepcopy(activation)):
+        assert torch.equal(again.derivative(y), activation.derivative(y))
+        assert torch.equal(again.inverse(y), activation.inverse(y))
+        assert (again.name, again.low, again.high) == (
+            activation.name,
+            activation.low,
+            activation.high,
+        )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from small import SEEDS, normal, relative_error
 
 from rconv.attack.head import head_input
-from rconv.model.read import Head
+from rconv.model.nodes import Head
 
 
 def head_of(classes, features, bias=True, seed=0):

@@ -32,9 +32,8 @@ LONG_FUNCTIONS = {
     "lab.architectures.build",
     "lab.comparison.compare",
     "lab.sweep.sweep",
-    "model.read.read",
 }
-LONG_FILES = {"attack.attack", "model.read"}
+LONG_FILES = {"attack.attack"}
 PRIVATE_DIALECT = set(
     """
     attack.attack attack.backward attack.candidates attack.certificate attack.head attack.layer
@@ -42,7 +41,7 @@ PRIVATE_DIALECT = set(
     baselines.labels baselines.matching baselines.rank_analysis baselines.result baselines.rgap
     equations.gradient equations.system equations.weight equations.windows lab.architectures
     lab.comparison lab.experiment lab.records lab.sweep linalg.dense linalg.normal
-    linalg.solution linalg.sparse model.activations model.geometry model.read observe.check
+    linalg.solution linalg.sparse observe.check
     observe.exchange observe.observation show.pages
     """.split()
 )

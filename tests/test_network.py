@@ -5,8 +5,10 @@ import torch
 from hypothesis import given, settings
 from small import SEEDS, convolution, geometries, normal
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
 
-from rconv.model.read import UnsupportedModelError, read
+from rconv.model.nodes import UnsupportedModelError
+from rconv.model.read import read
 
 
 def conv(c=1, d=4, k=3, **options):
@@ -121,7 +123,7 @@ def test_padding_same_with_dilation():
 def test_dropout_passes_in_evaluation_and_is_refused_by_name_in_training(kind):
     layers = model(conv(), nn.ReLU(), kind(0.5), nn.Flatten(), nn.Linear(64, 2))
     assert read(layers.eval(), (1, 4, 4)).stages[0].activation.name == "ReLU"
-    with pytest.raises(UnsupportedModelError, match=r"^2: Dropout is active.*eval\(\)"):
+    with pytest.raises(UnsupportedModelError, match=rf"^2: {kind.__name__} is active.*eval\(\)"):
         read(layers.train(), (1, 4, 4))
 
 
@@ -193,6 +195,8 @@ REFUSED = [
     ("kernel too large", [conv(k=7), *TAIL], "^0: the kernel is larger"),
     ("lopsided padding", [conv(k=2, padding="same"), *TAIL], "^0: padding 'same'"),
     ("flattens the batch", [conv(), nn.Flatten(0), nn.Linear(64, 2)], "^1: Flatten"),
+    ("flattens too early", [conv(), nn.Flatten(), conv(4, 1), *TAIL], "^2: Conv2d stands"),
+    ("flattens nothing", [conv(), nn.ReLU(), nn.Linear(64, 2)], "^2: no Flatten"),
     ("flattens part", [conv(), nn.Flatten(1, 2), nn.Linear(64, 2)], "^1: Flatten"),
     ("unknown module", [conv(), Residual(), *TAIL], "^1: Residual"),
     ("another dimension", [nn.Conv1d(1, 4, 3), *TAIL], "^0: Conv1d"),
@@ -224,7 +228,12 @@ def test_a_model_that_is_no_sequential_is_refused_by_class():
         read(Residual(), (1, 4, 4))
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (1, 1, 4, 4), (0, 4, 4), (1, 4, -4), ()], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(4, 4), (1, 1, 4, 4), (0, 4, 4), (1, 4, -4), (), (1.0, 4.0, 4.0), (1, 4, 4.5), "144", None, 4,
+     ("1", "4", "4"), (1, 4, None), (1, 4, float("nan"))],
+    ids=str,
+)  # fmt: skip
 def test_an_input_shape_that_is_none_is_refused(shape):
     with pytest.raises(UnsupportedModelError, match=r"\(C, H, W\)"):
         read(model(conv(), *TAIL), shape)
@@ -246,3 +255,214 @@ def test_the_linear_that_makes_the_logits_tells_the_label(tail, logits):
     network = read(model(conv(), nn.Flatten(), *tail).eval(), (1, 4, 4))
     assert network.head.logits == logits
     assert network.head.name == "2"
+
+
+# What changes a layer behind the back of its class
+
+
+class Twice(nn.Sequential):
+    def forward(self, x):
+        return super().forward(2 * x)
+
+
+class Built(nn.Sequential):
+    """Only builds its layers."""
+
+    def __init__(self):
+        super().__init__(conv(), nn.ReLU())
+
+
+class Scaled(nn.Conv2d):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class OwnLinear(nn.Linear):
+    pass
+
+
+class Step(nn.ReLU):
+    def forward(self, x):
+        return (x > 0).to(x)
+
+
+def small():
+    return nn.Sequential(conv(), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).eval()
+
+
+def replaced(position, module):
+    layers = small()
+    layers[position] = module
+    return layers
+
+
+SUBCLASSES = [
+    (Twice(*small()), "^Twice is a Sequential with a forward of its own"),
+    (nn.Sequential(Twice(conv()), *TAIL), "^0: Twice .* is a subclass of Sequential"),
+    (replaced(0, Scaled(1, 4, 3, padding=1)), "^0: Scaled .* is a subclass of Conv2d"),
+    (replaced(1, Step()), "^1: Step .* is a subclass of ReLU"),
+    (replaced(3, OwnLinear(64, 2)), "^3: OwnLinear .* is a subclass of Linear"),
+    (replaced(0, nn.LazyConv2d(4, 3, padding=1)), "^0: LazyConv2d is not initialised yet"),
+]
+
+
+@pytest.mark.parametrize(("layers", "message"), SUBCLASSES, ids=lambda v: str(v)[1:9])
+def test_a_subclass_is_refused_because_it_may_compute_something_else(layers, message):
+    with pytest.raises(UnsupportedModelError, match=message):
+        read(layers, (1, 4, 4))
+
+
+def test_a_sequential_that_only_builds_its_layers_is_one():
+    (stage,) = read(nn.Sequential(Built(), *TAIL), (1, 4, 4)).stages
+    assert (stage.name, stage.activation.name) == ("0.0", "ReLU")
+
+
+def test_behind_the_first_linear_anything_may_stand():
+    tail = [nn.Linear(64, 8), Twice(nn.Linear(8, 8)), OwnLinear(8, 2)]
+    assert read(nn.Sequential(conv(), nn.Flatten(), *tail), (1, 4, 4)).head.logits is None
+
+
+PARAMETRIZED = {
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "orthogonal": parametrizations.orthogonal,
+    "own": lambda module: parametrize.register_parametrization(module, "weight", nn.Tanh()),
+}
+
+
+@pytest.mark.parametrize("wrap", PARAMETRIZED.values(), ids=PARAMETRIZED)
+@pytest.mark.parametrize("position", [0, 3])
+def test_a_parametrized_layer_is_refused(wrap, position):
+    """Its gradients are those of the parametrization, under other names: a bare KeyError once."""
+    layers = small()
+    wrap(layers[position])
+    kind = ("Conv2d", "Linear")[position == 3]
+    with pytest.raises(UnsupportedModelError, match=f"^{position}: {kind} is parametrized"):
+        read(layers, (1, 4, 4))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PyTorch's word on its older two
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.utils.weight_norm, nn.utils.spectral_norm, lambda m: prune.l1_unstructured(m, "weight", 1)],
+    ids=["WeightNorm", "SpectralNorm", "L1Unstructured"],
+)
+def test_what_recomputes_a_weight_by_a_hook_is_refused(wrap, request):
+    layers = small()
+    wrap(layers[0])
+    name = request.node.callspec.id
+    with pytest.raises(UnsupportedModelError, match=rf"^0: Conv2d has a forward pre-hook \({name}"):
+        read(layers, (1, 4, 4))
+
+
+def double_output(module, inputs, output):
+    return 2 * output
+
+
+HOOKS = {
+    "forward hook": lambda m: m.register_forward_hook(double_output),
+    "forward pre-hook": lambda m: m.register_forward_pre_hook(lambda m, x: None),
+    "backward hook": lambda m: m.register_full_backward_hook(lambda m, i, o: None),
+    "backward pre-hook": lambda m: m.register_full_backward_pre_hook(lambda m, o: None),
+}
+
+
+@pytest.mark.parametrize("position", [None, 0, 1, 3])
+@pytest.mark.parametrize("kind", HOOKS)
+def test_a_hook_is_refused_and_passes_once_it_is_removed(kind, position):
+    layers = small()
+    handle = HOOKS[kind](layers if position is None else layers[position])
+    where = "the model" if position is None else position
+    with pytest.raises(UnsupportedModelError, match=rf"^{where}: \w+ has a {kind} \("):
+        read(layers, (1, 4, 4))
+    handle.remove()
+    assert read(layers, (1, 4, 4)).stages
+
+
+def test_a_hook_on_a_parameter_and_a_forward_that_was_replaced_are_refused():
+    layers = small()
+    handle = layers[0].weight.register_hook(lambda g: g.clamp(-1, 1))
+    with pytest.raises(UnsupportedModelError, match=r"^0: its weight has a hook"):
+        read(layers, (1, 4, 4))
+    handle.remove()
+    layers[0].forward = lambda x: x
+    with pytest.raises(UnsupportedModelError, match=r"^0: the forward of this Conv2d"):
+        read(layers, (1, 4, 4))
+
+
+def test_a_weight_that_is_no_parameter_or_of_another_shape_is_refused():
+    layers = small()
+    weight = layers[0].weight.detach()
+    del layers[0].weight
+    layers[0].weight = weight
+    with pytest.raises(UnsupportedModelError, match=r"^0: its weight is no parameter"):
+        read(layers, (1, 4, 4))
+    layers = small()
+    layers[3].bias = nn.Parameter(torch.zeros(3))
+    with pytest.raises(UnsupportedModelError, match=r"^3: its bias has the shape \(3,\)"):
+        read(layers, (1, 4, 4))
+
+
+def test_a_gap_in_a_sequential_is_refused():
+    layers = small()
+    layers.add_module("1", None)
+    with pytest.raises(UnsupportedModelError, match=r"^1: is None"):
+        read(layers, (1, 4, 4))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e200, -1e200])
+@pytest.mark.parametrize("name", ["0.weight", "3.bias"])
+def test_a_weight_that_is_no_number_or_overflows_is_refused(name, value):
+    layers = small().double()
+    with torch.no_grad():
+        layers.get_parameter(name).view(-1)[0] = value
+    with pytest.raises(UnsupportedModelError, match=f"^{name} has"):
+        read(layers, (1, 4, 4))
+
+
+def test_weights_that_overflow_only_together_are_refused():
+    layers = small().double()
+    with torch.no_grad():
+        layers[0].weight.fill_(1e80)
+    assert read(layers, (1, 4, 4)).stages
+    with torch.no_grad():
+        layers[3].weight.fill_(1e80)
+    with pytest.raises(UnsupportedModelError, match=r"^3\.weight .* overflows"):
+        read(layers, (1, 4, 4))
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.to("meta"), "^0.weight has no values"),
+        (lambda m: m.to(torch.complex64), "^0.weight is torch.complex64"),
+        (lambda m: setattr(m[3], "weight", nn.Parameter(m[3].weight.detach().to_sparse())),
+         "^3.weight is a sparse tensor"),
+    ],
+    ids=["meta", "complex", "sparse"],
+)  # fmt: skip
+def test_weights_without_values_are_refused(change, message):
+    layers = small()
+    change(layers)
+    with pytest.raises(UnsupportedModelError, match=message):
+        read(layers, (1, 4, 4))
+
+
+def test_what_is_read_is_a_copy():
+    """Training goes on in place; the attack belongs to the step that it was prepared for."""
+    layers = small().double()
+    network = read(layers, (1, 4, 4))
+    before = [t.clone() for t in (network.stages[0].weight, network.stages[0].bias)]
+    with torch.no_grad():
+        for parameter in layers.parameters():
+            parameter.zero_()
+    assert torch.equal(network.stages[0].weight, before[0])
+    assert torch.equal(network.stages[0].bias, before[1])
+    assert network.head.weight.abs().min() > 0
+
+
+@pytest.mark.parametrize("options", [{"stride": 0}, {"dilation": 0}, {"padding": -1}], ids=str)
+def test_a_convolution_that_pytorch_only_refuses_to_run_is_refused(options):
+    with pytest.raises(UnsupportedModelError, match=r"^0: kernel, stride and dilation"):
+        read(model(conv(**options), *TAIL), (1, 4, 4))

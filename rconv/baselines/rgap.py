@@ -18,7 +18,9 @@ from rconv.equations.gradient import gradient_matrix, gradient_rhs
 from rconv.equations.system import StackedSystem
 from rconv.linalg.dense import MAX_UNKNOWNS, solve_stacked
 from rconv.linalg.solution import Solution
-from rconv.model.read import Network, Stage, UnsupportedModelError, read
+from rconv.model.geometry import Stage
+from rconv.model.nodes import Network, UnsupportedModelError
+from rconv.model.read import read
 from rconv.observe.observation import Gradients, Loss
 
 

@@ -7,6 +7,7 @@ where an output is turned into a weight constraint.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,18 @@ class Activation:
 
     Attributes
     ----------
-    name : the module's class name.
-    derivative : y → a'(o), any shape.
-    inverse : y → o for y strictly inside (low, high).
-    low, high : the open range of y.
-    kink : a' jumps at y = 0, so a rounding error decides the derivative.
-    flat : y = 0 stands for every o ≤ 0 (ReLU): the inverse holds for y > 0 only.
+    name : str
+        The module's class name.
+    derivative : Callable
+        y → a'(o), any shape. A function that pickle finds by its name.
+    inverse : Callable
+        y → o for y strictly inside (low, high), any shape. As `derivative`.
+    low, high : float
+        The open range of y.
+    kink : bool
+        Whether a' jumps at y = 0, so that a rounding error decides the derivative.
+    flat : bool
+        Whether y = 0 stands for every o ≤ 0 (ReLU): the inverse holds for y > 0 only.
     """
 
     name: str
@@ -41,66 +48,98 @@ class Activation:
 
 
 def from_module(module: nn.Module) -> Activation:
-    """The `Activation` of a PyTorch module.
+    """Say how an activation looks from its output.
+
+    Parameters
+    ----------
+    module : Module
+        The activation, of one of PyTorch's own classes.
+
+    Returns
+    -------
+    Activation
+        Its derivative and inverse as functions of the output.
 
     Raises
     ------
-    ValueError : an activation whose derivative is no function of its output.
+    ValueError
+        If the derivative is no function of the output, or the class is not PyTorch's own.
     """
     kind = type(module)
     if kind is nn.Identity:
-        return Activation("Identity", torch.ones_like, lambda y: y)
+        return Activation("Identity", torch.ones_like, _same)
     if kind is nn.ReLU or (kind is nn.LeakyReLU and module.negative_slope == 0):
-        step = lambda y: (y > 0).to(y.dtype)  # noqa: E731
-        return Activation("ReLU", step, lambda y: y, low=0.0, kink=True, flat=True)
-    if kind is nn.LeakyReLU and module.negative_slope > 0:
-        return _leaky_relu(module.negative_slope)
+        return Activation("ReLU", _step, _same, low=0.0, kink=True, flat=True)
+    if kind is nn.LeakyReLU and 0 < module.negative_slope < torch.inf:
+        slopes = (
+            partial(_two_slopes, module.negative_slope),
+            partial(_bent, module.negative_slope),
+        )
+        return Activation("LeakyReLU", *slopes, kink=True)
     if kind is nn.Sigmoid:
-        return Activation("Sigmoid", lambda y: y * (1 - y), torch.logit, low=0.0, high=1.0)
+        return Activation("Sigmoid", _sigmoid_slope, torch.logit, low=0.0, high=1.0)
     if kind is nn.Tanh:
-        return Activation("Tanh", lambda y: 1 - y * y, torch.atanh, low=-1.0, high=1.0)
-    if kind is nn.ELU and module.alpha > 0:
-        return _elu(module.alpha)
-    if kind is nn.Softplus:
-        if module.threshold < 20:
-            raise ValueError("Softplus with a threshold below 20 has overlapping outputs")
+        return Activation("Tanh", _tanh_slope, torch.atanh, low=-1.0, high=1.0)
+    if kind is nn.ELU and 0 < module.alpha < torch.inf:
+        alpha = module.alpha
+        functions = (partial(_elu_slope, alpha), partial(_elu_inverse, alpha))
+        return Activation("ELU", *functions, low=-alpha, kink=alpha != 1)
+    if kind is nn.Softplus and 0 < module.beta < torch.inf:
         return _softplus(module.beta, module.threshold)
     raise ValueError(
         f"{kind.__name__} cannot be passed: the attack needs an activation whose derivative is a "
-        "function of its output (ReLU, LeakyReLU with a positive slope, Sigmoid, Tanh, ELU, "
-        "Softplus, Identity)"
+        "function of its output (PyTorch's own ReLU, LeakyReLU with a positive slope, Sigmoid, "
+        "Tanh, ELU, Softplus, Identity)"
     )
 
 
-def _leaky_relu(slope: float) -> Activation:
-    return Activation(
-        "LeakyReLU",
-        lambda y: torch.where(y > 0, torch.ones_like(y), slope),
-        lambda y: torch.where(y > 0, y, y / slope),
-        kink=True,
-    )
+def _same(y: Tensor) -> Tensor:
+    return y
 
 
-def _elu(alpha: float) -> Activation:
-    return Activation(
-        "ELU",
-        lambda y: torch.where(y > 0, torch.ones_like(y), y + alpha),
-        lambda y: torch.where(y > 0, y, torch.log1p(y.clamp(max=0) / alpha)),
-        low=-alpha,
-        kink=alpha != 1,
-    )
+def _step(y: Tensor) -> Tensor:
+    return (y > 0).to(y.dtype)
+
+
+def _two_slopes(slope: float, y: Tensor) -> Tensor:
+    return torch.where(y > 0, torch.ones_like(y), slope)
+
+
+def _bent(slope: float, y: Tensor) -> Tensor:
+    return torch.where(y > 0, y, y / slope)
+
+
+def _sigmoid_slope(y: Tensor) -> Tensor:
+    return y * (1 - y)
+
+
+def _tanh_slope(y: Tensor) -> Tensor:
+    return 1 - y * y
+
+
+def _elu_slope(alpha: float, y: Tensor) -> Tensor:
+    return torch.where(y > 0, torch.ones_like(y), y + alpha)
+
+
+def _elu_inverse(alpha: float, y: Tensor) -> Tensor:
+    return torch.where(y > 0, y, torch.log1p(y.clamp(max=0) / alpha))
 
 
 def _softplus(beta: float, threshold: float) -> Activation:
-    # beta·y + log(1 - exp(-beta·y)) is log(exp(beta·y) - 1) without the overflow. Beyond the
-    # threshold PyTorch's Softplus is the identity.
-    slope = lambda y: torch.where(beta * y > threshold, 1.0, -torch.expm1(-beta * y))  # noqa: E731
-    return Activation(
-        "Softplus",
-        slope,
-        lambda y: y + torch.log(slope(y)) / beta,
-        low=0.0,
-    )
+    if not threshold >= 20:
+        raise ValueError("Softplus with a threshold below 20 has overlapping outputs")
+    functions = (partial(_softplus_slope, beta, threshold), partial(_unplus, beta, threshold))
+    return Activation("Softplus", *functions, low=0.0)
+
+
+def _softplus_slope(beta: float, threshold: float, y: Tensor) -> Tensor:
+    """1 - exp(-beta·y); beyond the threshold PyTorch's Softplus is the identity."""
+    return torch.where(beta * y > threshold, 1.0, -torch.expm1(-beta * y))
+
+
+def _unplus(beta: float, threshold: float, y: Tensor) -> Tensor:
+    """y + log(1 - exp(-beta·y)) / beta is log(exp(beta·y) - 1) / beta without the overflow."""
+    return y + torch.log(_softplus_slope(beta, threshold, y)) / beta
 
 
 def input_noise(activation: Activation, y: Tensor, margin: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -112,15 +151,20 @@ def input_noise(activation: Activation, y: Tensor, margin: float | Tensor) -> tu
 
     Parameters
     ----------
-    activation : the activation.
-    y : its output, any shape.
-    margin : distance from the ends of the range below which an output is not inverted;
-        broadcasts to y.
+    activation : Activation
+        The activation.
+    y : Tensor
+        Its output, any shape.
+    margin : float or Tensor
+        Distance from the ends of the range below which an output is not inverted; broadcasts
+        to y.
 
     Returns
     -------
-    o : the input, finite everywhere, meaningful where the weight is positive; shaped as y.
-    weight : a'(o) in [0, ∞), zero where y does not tell o; shaped as y.
+    o : Tensor
+        The input, finite everywhere, meaningful where the weight is positive; shaped as y.
+    weight : Tensor
+        a'(o) in [0, ∞), zero where y does not tell o; shaped as y.
     """
     inside = (y > activation.low + margin) & (y < activation.high - margin)
     bounded = torch.where(inside, y, _inner_value(activation))
@@ -128,6 +172,7 @@ def input_noise(activation: Activation, y: Tensor, margin: float | Tensor) -> tu
 
 
 def _inner_value(activation: Activation) -> float:
-    if torch.isfinite(torch.tensor(activation.high)):
+    """Return a number well inside the range."""
+    if activation.high < torch.inf:
         return (activation.low + activation.high) / 2
     return activation.low + 1 if activation.low > -torch.inf else 1.0

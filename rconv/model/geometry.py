@@ -14,9 +14,12 @@ class Geometry:
 
     Attributes
     ----------
-    input : (C, H, W).
-    output : (D, Ho, Wo).
-    kernel, stride, padding, dilation : (rows, columns) each.
+    input : tuple of int
+        (C, H, W).
+    output : tuple of int
+        (D, Ho, Wo).
+    kernel, stride, padding, dilation : tuple of int
+        (rows, columns) each.
     """
 
     input: tuple[int, int, int]
@@ -63,11 +66,16 @@ class Stage:
 
     Attributes
     ----------
-    name : the convolution's name; its parameters are `name`.weight and `name`.bias.
-    weight : (D, C, kh, kw), float64.
-    bias : (D,), float64, or None.
-    activation : what follows.
-    geometry : the shapes.
+    name : str
+        The convolution's name; its parameters are `name`.weight and `name`.bias.
+    weight : Tensor, float64
+        Axes (filter D, channel C, kernel row kh, kernel column kw).
+    bias : Tensor, float64, or None
+        Axis (filter D).
+    activation : Activation
+        What follows.
+    geometry : Geometry
+        The shapes.
     """
 
     name: str

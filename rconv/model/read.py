@@ -1,212 +1,147 @@
 """A model as the attack reads it: convolution stages, then the first Linear. Refuses the rest."""
 
-from dataclasses import dataclass
+import math
+import operator
+from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from rconv.model.activations import from_module
-from rconv.model.geometry import Geometry, Stage
+from rconv.model.activations import Activation, from_module
+from rconv.model.convolution import stage_of
+from rconv.model.layers import layers_of
+from rconv.model.nodes import Head, Network, UnsupportedModelError
+from rconv.model.weights import check_own_parameters, check_weights, copy_of
 
+Layers = list[tuple[str, nn.Module]]
 
-class UnsupportedModelError(ValueError):
-    """The attack does not apply to this model; the message names the layer and why."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """The first Linear, and whether it is also the last.
-
-    Attributes
-    ----------
-    name : the Linear's name.
-    weight : (K, n), float64.
-    has_bias : whether it has one.
-    last : the loss follows directly.
-    logits : name of the Linear that makes the logits, whose gradients tell the label; None where
-        something other than LogSoftmax follows it.
-    """
-
-    name: str
-    weight: Tensor
-    has_bias: bool
-    last: bool
-    logits: str | None
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_PASSED = (nn.Identity, *_DROPOUTS)
+_ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.Softplus)
+_READ = (nn.Sequential, nn.Conv2d, nn.Linear, nn.Flatten, *_PASSED, *_ACTIVATIONS)
 
 
-@dataclass(frozen=True)
-class Network:
-    """Stages in the order of the forward pass, and the head."""
-
-    stages: tuple[Stage, ...]
-    head: Head
-    input_shape: tuple[int, int, int]
-
-
-_SKIPPED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-
-
-def read(model: nn.Sequential, input_shape: tuple[int, int, int]) -> Network:
+def read(model: nn.Sequential, input_shape: Sequence[int]) -> Network:
     """Read a Sequential (nested ones included) into stages and head, in float64.
 
     Parameters
     ----------
-    model : convolutions, each followed by at most one activation; Flatten; Linear; anything.
-    input_shape : (C, H, W) of one image.
+    model : Sequential
+        Convolutions, each followed by at most one activation; Flatten; Linear; anything.
+    input_shape : sequence of int
+        (C, H, W) of one image.
+
+    Returns
+    -------
+    Network
+        Stages in the order of the forward pass, and the head; weights are copies in float64.
 
     Raises
     ------
-    UnsupportedModelError : a layer that the attack cannot pass, by name and with the reason.
+    UnsupportedModelError
+        At a layer that the attack cannot pass, by name and with the reason.
     """
-    layers = list(_flatten(model))
-    _refuse_active_dropout(layers)
-    _refuse_shared_parameters(layers)
-    if len(input_shape) != 3 or min(input_shape) < 1:
-        raise UnsupportedModelError(f"the input shape must be (C, H, W), got {input_shape}")
-    shape = tuple(int(n) for n in input_shape)
-    stages: list[Stage] = []
-    convolution: tuple[str, nn.Conv2d, Geometry] | None = None
-    activation: nn.Module = nn.Identity()
+    shape = check_input_shape(input_shape)
+    layers = layers_of(model)
+    check_weights(model)
+    first = next((i for i, (_, m) in enumerate(layers) if type(m) is nn.Linear), len(layers))
+    body, rest = layers[:first], layers[first:]
+    stages, output = [], shape
+    for name, conv, activation in _pairs(body):
+        stages.append(stage_of(name, conv, activation, output))
+        output = stages[-1].geometry.output
+    if not rest:
+        raise UnsupportedModelError(
+            "the model has no Linear layer: the attack starts at the gradient of the first one"
+        )
+    if not any(type(m) is nn.Flatten for _, m in body):
+        raise UnsupportedModelError(f"{rest[0][0]}: no Flatten stands before the first Linear")
+    return Network(tuple(stages), _head(rest, output), shape)
 
-    def close_stage() -> None:
-        if convolution is not None:
-            name, module, geometry = convolution
-            bias = None if module.bias is None else module.bias.detach().double()
-            weight = module.weight.detach().double()
-            stages.append(Stage(name, weight, bias, from_module(activation), geometry))
 
-    for position, (name, module) in enumerate(layers):
-        if isinstance(module, nn.Linear):
-            close_stage()
-            head = _head(layers[position:], shape)
-            return Network(tuple(stages), head, tuple(input_shape))
-        if isinstance(module, nn.Conv2d):
-            close_stage()
-            geometry = _geometry(name, module, shape)
-            convolution, activation, shape = (
-                (name, module, geometry),
-                nn.Identity(),
-                geometry.output,
-            )
-        elif isinstance(module, nn.Flatten):
+def check_input_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
+    """Return the shape of one image, (C, H, W), as three positive numbers.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it is anything else.
+    """
+    try:
+        shape = tuple(operator.index(n) for n in input_shape)
+    except TypeError:
+        shape = ()
+    if len(shape) != 3 or min(shape) < 1:
+        raise UnsupportedModelError(
+            f"the input shape must be (C, H, W), three positive whole numbers, got {input_shape!r}"
+        )
+    return shape
+
+
+def _pairs(layers: Layers) -> list[tuple[str, nn.Conv2d, Activation]]:
+    """Each convolution with its name and what follows it."""
+    pairs: list[tuple[str, nn.Conv2d, Activation]] = []
+    identity = from_module(nn.Identity())
+    flat = False
+    for name, module in layers:
+        if type(module) is nn.Flatten:
             if module.start_dim != 1 or module.end_dim != -1:
                 raise UnsupportedModelError(
                     f"{name}: Flatten must keep the batch axis and no other"
                 )
-        elif isinstance(module, (nn.Identity, *_SKIPPED)):
-            continue
-        else:
-            _check_activation(
-                name, module, convolution is None, type(activation) is not nn.Identity
-            )
-            activation = module
-    raise UnsupportedModelError(
-        "the model has no Linear layer: the attack starts at the gradient of the first one"
-    )
-
-
-def _flatten(model: nn.Module, prefix: str = ""):
-    if not isinstance(model, nn.Sequential):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is no Sequential: write the model as nn.Sequential, so that "
-            "the order of its layers is known (branches and skip connections are not supported)"
-        )
-    # Not named_children: it lists a module that serves twice only once.
-    for name, module in model._modules.items():
-        if isinstance(module, nn.Sequential):
-            yield from _flatten(module, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", module
-
-
-def _refuse_active_dropout(layers: list[tuple[str, nn.Module]]) -> None:
-    for name, module in layers:
-        if isinstance(module, _SKIPPED) and module.training and module.p > 0:
-            raise UnsupportedModelError(
-                f"{name}: Dropout is active, its random mask is not in the gradients; "
-                "call model.eval() on both sides first"
-            )
-
-
-def _refuse_shared_parameters(layers: list[tuple[str, nn.Module]]) -> None:
-    owners: dict[nn.Parameter, str] = {}
-    for name, module in layers:
-        for parameter in module.parameters():
-            if owners.setdefault(parameter, name) != name:
+            flat = True
+        elif type(module) is nn.Conv2d:
+            if flat:
+                raise UnsupportedModelError(f"{name}: Conv2d stands behind a Flatten")
+            pairs.append((name, module, identity))
+        elif type(module) not in _PASSED:
+            activation = _activation(name, module)
+            kind = type(module).__name__
+            if not pairs:
+                raise UnsupportedModelError(f"{name}: {kind} stands before the first convolution")
+            if pairs[-1][2] is not identity:
                 raise UnsupportedModelError(
-                    f"{name}: shares a parameter with {owners[parameter]}, whose gradient is the "
-                    "sum over both layers"
+                    f"{name}: {kind} is a second activation after one convolution"
                 )
+            pairs[-1] = (*pairs[-1][:2], activation)
+    return pairs
 
 
-def _check_activation(name: str, module: nn.Module, first: bool, second: bool) -> None:
-    kind = type(module).__name__
-    if first:
-        raise UnsupportedModelError(f"{name}: {kind} stands before the first convolution")
+def _activation(name: str, module: nn.Module) -> Activation:
+    kind = type(module)
+    base = next((known for known in _READ if isinstance(module, known)), None)
     try:
-        from_module(module)
+        if base not in (None, kind):
+            raise ValueError(
+                f"it is a subclass of {base.__name__}, and what it computes is not known; "
+                f"use nn.{base.__name__} itself"
+            )
+        return from_module(module)
     except ValueError as error:
-        reason = "loses what it does not pass on" if "Pool" in kind else str(error)
+        reason = "loses what it does not pass on" if "Pool" in kind.__name__ else str(error)
         raise UnsupportedModelError(
-            f"{name}: {kind} between the image and the first Linear is not supported: {reason}"
+            f"{name}: {kind.__name__} between the image and the first Linear is not supported: "
+            f"{reason}"
         ) from None
-    if second:
-        raise UnsupportedModelError(f"{name}: {kind} is a second activation after one convolution")
 
 
-def _geometry(name: str, conv: nn.Conv2d, shape: tuple[int, ...]) -> Geometry:
-    if len(shape) != 3 or conv.in_channels != shape[0]:
-        raise UnsupportedModelError(
-            f"{name}: takes {conv.in_channels} channels, but its input has the shape {shape}"
-        )
-    if conv.groups != 1:
-        raise UnsupportedModelError(f"{name}: grouped convolutions are not supported")
-    if conv.padding_mode != "zeros":
-        raise UnsupportedModelError(f"{name}: padding_mode {conv.padding_mode!r} is not supported")
-    padding = _padding(name, conv)
-    size = [
-        (n + 2 * p - d * (k - 1) - 1) // s + 1
-        for n, p, d, k, s in zip(
-            shape[1:], padding, conv.dilation, conv.kernel_size, conv.stride, strict=True
-        )
-    ]
-    if min(size) < 1:
-        raise UnsupportedModelError(f"{name}: the kernel is larger than its input {shape}")
-    output = (conv.out_channels, size[0], size[1])
-    return Geometry(shape, output, conv.kernel_size, conv.stride, padding, conv.dilation)
-
-
-def _padding(name: str, conv: nn.Conv2d) -> tuple[int, int]:
-    if conv.padding == "valid":
-        return (0, 0)
-    if conv.padding == "same":
-        total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-        if any(t % 2 for t in total):
-            raise UnsupportedModelError(f"{name}: padding 'same' with an even kernel is lopsided")
-        return (total[0] // 2, total[1] // 2)
-    return tuple(conv.padding)
-
-
-def _head(layers: list[tuple[str, nn.Module]], shape: tuple[int, ...]) -> Head:
+def _head(layers: Layers, shape: tuple[int, ...]) -> Head:
     name, linear = layers[0]
-    n = 1
-    for size in shape:
-        n *= size
-    if linear.in_features != n:
+    if linear.in_features != math.prod(shape):
         raise UnsupportedModelError(
             f"{name}: takes {linear.in_features} features, but its input has the shape {shape}"
         )
-    rest = [m for _, m in layers[1:] if not isinstance(m, (nn.Identity, *_SKIPPED))]
+    check_own_parameters(name, linear, (linear.out_features, linear.in_features))
+    rest = [m for _, m in layers[1:] if type(m) not in _PASSED]
     if linear.bias is None and rest:
         raise UnsupportedModelError(
             f"{name}: has no bias and is not the last layer, so that the scale of its input is "
             "not in the gradients"
         )
-    linears = [(key, m) for key, m in layers if isinstance(m, nn.Linear)]
-    last_name, last = linears[-1]
-    outputs = [linear, *(m for m in rest if not isinstance(m, nn.LogSoftmax))]
+    last_name, last = [(key, m) for key, m in layers if type(m) is nn.Linear][-1]
+    outputs = [linear, *(m for m in rest if type(m) is not nn.LogSoftmax)]
     return Head(
         name,
-        linear.weight.detach().double(),
+        copy_of(linear.weight),
         linear.bias is not None,
         last=not rest,
         logits=last_name if outputs[-1] is last else None,

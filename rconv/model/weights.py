@@ -1,0 +1,85 @@
+"""Weights that can be computed with."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from rconv.model.nodes import UnsupportedModelError
+
+LARGEST = 1e100
+"""What the largest weights of all layers may multiply to. A gradient passes every layer, and the
+equations take squares of what arrives; float64 ends at 1.8e308, which leaves 1e108 for the sums."""
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse a model whose parameters are no numbers, or numbers that overflow.
+
+    Parameters
+    ----------
+    model : Module
+        The model, its parameters of any dtype and on any device.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Naming the parameter: without values (on the meta device), sparse, not real,
+        NaN, infinite, or so large that float64 ends.
+    """
+    product = 1.0
+    for name, parameter in model.named_parameters():
+        _check_kind(name, parameter)
+        if not parameter.numel():
+            raise UnsupportedModelError(f"{name} is empty")
+        largest = float(parameter.detach().double().abs().max())
+        if not math.isfinite(largest):
+            raise UnsupportedModelError(f"{name} has NaN or infinite entries")
+        product *= max(1.0, largest)
+        if product > LARGEST:
+            raise UnsupportedModelError(
+                f"{name} has entries up to {largest:.1e}: what passes the layers overflows"
+            )
+
+
+def _check_kind(name: str, parameter: Tensor) -> None:
+    if parameter.is_meta:
+        raise UnsupportedModelError(f"{name} has no values, it is on the meta device")
+    if parameter.layout is not torch.strided:
+        raise UnsupportedModelError(f"{name} is a sparse tensor: use its to_dense()")
+    if not parameter.is_floating_point():
+        raise UnsupportedModelError(f"{name} is {parameter.dtype}: real numbers are needed")
+
+
+def check_own_parameters(name: str, module: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuse a layer whose weight or bias is not its own parameter, of the shape that it declares.
+
+    Parameters
+    ----------
+    name : str
+        The layer's name.
+    module : Module
+        A convolution or a Linear.
+    shape : tuple of int
+        Of the weight; the bias is as long as its first axis.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Naming the layer and the parameter.
+    """
+    own = dict(module.named_parameters(recurse=False))
+    for key, expected in (("weight", shape), ("bias", shape[:1])):
+        value = getattr(module, key, None)
+        if key == "bias" and value is None:
+            continue
+        if own.get(key) is not value or value is None:
+            raise UnsupportedModelError(f"{name}: its {key} is no parameter of its own")
+        if tuple(value.shape) != expected:
+            raise UnsupportedModelError(
+                f"{name}: its {key} has the shape {tuple(value.shape)}, expected {expected}"
+            )
+
+
+def copy_of(parameter: Tensor) -> Tensor:
+    """Copy a parameter to float64: what happens to the model later does not reach it."""
+    return parameter.detach().to(torch.float64, copy=True)
