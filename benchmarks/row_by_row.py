@@ -2,11 +2,11 @@
 
     RCONV_DATA=… python benchmarks/row_by_row.py [--images 100] [--slow 2]
 
-The published procedure, written anew from its description: the equations of a layer are written
-one row at a time, the rank of what has been collected is taken by SVD after each appended row, and
-the square system of the rows that raised it is solved densely; the first layer is one dense solve
-of as many weight constraints as there are unknowns. Both run in this process, on the same images
-and with the same threads.
+The published procedure, `rconv.lab.row_by_row`, as it was published: the equations of a layer are
+written one row at a time, the rank of what has been collected is taken by SVD after each appended
+row, and the square system of the rows that raised it is solved densely; the first layer is one
+dense solve of as many weight constraints as there are unknowns. Both run in this process, on the
+same images and with the same threads.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from itertools import islice
 
 import numpy as np
 import torch
@@ -24,33 +23,16 @@ from rconv.attack.attack import Attack
 from rconv.data import datasets
 from rconv.lab.experiment import client_gradients, shared_model
 from rconv.lab.records import table
-from rconv.model.geometry import Geometry, Stage
-from rconv.model.read import Network, read
+from rconv.lab.row_by_row import attack_one, gradient_row
+from rconv.model.geometry import Stage
+from rconv.model.read import read
 
 SPENT: Counter[str] = Counter()
 """Seconds of the row-by-row procedure, by layer."""
 
 
-def gradient_row(cotangent: np.ndarray, g: Geometry, offset: tuple[int, int]) -> np.ndarray:
-    """One equation: which pixels, (H·W,), the filter's Ō (Ho, Wo) multiplies at this offset."""
-    (height, width), (pad, _), (stride, _) = g.input[1:], g.padding, g.stride
-    row = np.zeros((height + 2 * pad, width + 2 * pad))
-    (i, j), (ho, wo) = offset, cotangent.shape
-    row[i : i + stride * ho : stride, j : j + stride * wo : stride] = cotangent
-    return row[pad : pad + height, pad : pad + width].ravel()
-
-
-def weight_row(weight: np.ndarray, g: Geometry, position: tuple[int, int]) -> np.ndarray:
-    """One equation: what each pixel, (C·H·W,), counts for in a filter's output there."""
-    (channels, height, width), pad, stride = g.input, g.padding[0], g.stride[0]
-    row = np.zeros((channels, height + 2 * pad, width + 2 * pad))
-    r, c = stride * position[0], stride * position[1]
-    row[:, r : r + g.kernel[0], c : c + g.kernel[1]] = weight
-    return row[:, pad : pad + height, pad : pad + width].ravel()
-
-
 def gradient_layer(stage: Stage, cotangent: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    """The layer's input (C, H·W), from the first rows that each raise the rank."""
+    """The layer's input (C, H·W), from the first rows that each raise the rank, by SVD."""
     g = stage.geometry
     rows: list[np.ndarray] = []
     known: list[np.ndarray] = []
@@ -63,41 +45,6 @@ def gradient_layer(stage: Stage, cotangent: np.ndarray, gradient: np.ndarray) ->
         if len(rows) == g.pixels:
             break
     return np.linalg.solve(np.array(rows), np.array(known)).T
-
-
-def first_layer(stage: Stage, output: np.ndarray) -> np.ndarray:
-    """The image, from as many weight constraints as there are unknowns."""
-    g = stage.geometry
-    weight, bias = stage.weight.numpy(), stage.bias.numpy()
-    rows, known = [], []
-    for d, r, c in islice(np.ndindex(*g.output), g.unknowns):
-        rows.append(weight_row(weight[d], g, (r, c)))
-        known.append(output[d, r, c] - bias[d])
-    return np.linalg.solve(np.array(rows), np.array(known))
-
-
-def attack_one(network: Network, gradients: dict[str, Tensor]) -> Tensor:
-    """The published procedure on the gradients of one image: (C, H, W)."""
-    head = network.head
-    bias = gradients[f"{head.name}.bias"]
-    row = int(bias.nonzero()[-1])
-    output = gradients[f"{head.name}.weight"][row] / bias[row]
-    cotangent = bias @ head.weight
-    for stage in reversed(network.stages):
-        start = time.perf_counter()
-        output = output.reshape(stage.geometry.output)
-        output = torch.where(output.abs() < 1e-9, 0.0, output)
-        cotangent = cotangent.reshape(stage.geometry.output)
-        below = cotangent * stage.activation.derivative(output)
-        if stage is network.stages[0]:
-            found = first_layer(stage, stage.activation.inverse(output).numpy())
-        else:
-            gradient = gradients[f"{stage.name}.weight"].numpy()
-            found = gradient_layer(stage, below.numpy(), gradient)
-        output = torch.from_numpy(found)
-        cotangent = stage.transpose(below[None])[0]
-        SPENT[stage.name] += time.perf_counter() - start
-    return output.reshape(network.input_shape)
 
 
 def timed(function: Callable[[], Tensor]) -> tuple[Tensor, float]:
@@ -123,8 +70,9 @@ def main() -> None:
     found, seconds = zip(*(timed(lambda: attack(gradients).images) for _ in range(3)), strict=True)
     ours = min(seconds) / arguments.images
     network = read(model, shape)
+    slow_attack = partial(attack_one, layer=gradient_layer, spent=SPENT)
     each = [{name: g[i] for name, g in gradients.items()} for i in range(arguments.slow)]
-    slow, seconds = zip(*(timed(partial(attack_one, network, g)) for g in each), strict=True)
+    slow, seconds = zip(*(timed(partial(slow_attack, network, g)) for g in each), strict=True)
     theirs = min(seconds)
 
     def error(images: Tensor) -> str:

@@ -17,22 +17,50 @@ from rconv.lab.architectures import (
 )
 from rconv.model.read import read
 
+LENET, CNN6 = (16, 8, 8, 8), (17, 9, 9, 9, 5, 5)
 SIDES = {
-    # sides after each convolution of a 32 × 32 image: reproduction's table
-    "lenet_main": (16, 8, 8, 8),
-    "lenet_o": (16, 8, 8, 8),
-    "cnn6_narrow": (17, 9, 9, 9, 5, 5),
-    "lenet_4_relu": (16, 8, 8, 8),
-    "lenet_all_relu": (16, 8, 8, 8),
-    "dlg_lenet": (16, 8, 8),
-    "cnn6": (17, 9, 9, 9, 5, 5),
+    # sides after each convolution of a 32 × 32 image
+    **dict.fromkeys(architectures.PUBLISHED, LENET),
+    "o_cnn6": (*LENET, 8, 8),
+    "relu_lenet": LENET,
+    "cnn6_narrow": CNN6,
+    "dlg_lenet": LENET[:3],
+    "cnn6": CNN6,
 }
 PARAMETERS = {
     # weights and biases of the convolutions and the head, for 3 channels and 10 classes
     "lenet_main": 912 + 4816 + 4812 + 903 + 1930,
+    "lenet": 912 + 4816 + 4812 + 3612 + 7690,
+    "lenet_o": 912 + 4816 + 1203 + 228 + 1930,
+    "o_cnn6": 912 + 4816 + 1203 + 3 * 228 + 1930,
+    "lenet_4_relu": 912 + 6622 + 1653 + 228 + 1930,
+    "lenet_all_relu": 5852 + 42372 + 1653 + 228 + 1930,
     "cnn6_narrow": 588 + 3924 + 11700 + 11700 + 20800 + 1731 + 760,
     "dlg_lenet": 912 + 3612 + 3612 + 7690,
     "cnn6": 576 + 3888 + 11664 + 11664 + 20736 + 73728 + 3200,
+}
+PUBLISHED = {
+    # inputs and outputs of the published head, for the notebook's dataset
+    "lenet": (3, 100, 768),
+    "lenet_o": (3, 100, 192),
+    "o_cnn6": (3, 10, 192),
+    "lenet_4_relu": (3, 100, 192),
+    "lenet_all_relu": (3, 100, 192),
+    "test_cifar10": (3, 10, 192),
+    "test_cifar100": (3, 100, 768),
+    "test_mnist": (1, 10, 768),
+}
+RELUS = {
+    # how many of the activations are ReLU, the last ones; LeakyReLU before them
+    "lenet_main": 2,
+    "lenet": 2,
+    "lenet_o": 2,
+    "o_cnn6": 4,
+    "lenet_4_relu": 3,
+    "lenet_all_relu": 4,
+    "test_cifar10": 2,
+    "test_cifar100": 2,
+    "test_mnist": 2,
 }
 every = pytest.mark.parametrize("name", ARCHITECTURES)
 sizes = pytest.mark.parametrize(
@@ -69,10 +97,23 @@ def test_parameter_counts(name, count):
     assert sum(p.numel() for p in build(name).parameters()) == count
 
 
-def test_heads_of_the_papers_table():
-    features = {name: build(name).fc.in_features for name in ARCHITECTURES}
-    assert (features["lenet_main"], features["cnn6_narrow"]) == (192, 75)
-    assert (features["dlg_lenet"], features["cnn6"]) == (768, 3200)
+@pytest.mark.parametrize("name", architectures.PUBLISHED)
+def test_published_networks_are_as_published(name):
+    own = ARCHITECTURES[name]
+    assert {(kernel, padding) for kernel, _, padding in own.shapes} == {(5, 2)}
+    assert [stride for _, stride, _ in own.shapes] == [2, 2] + [1] * (len(own.filters) - 2)
+    assert own.bias and not own.logistic and own.initialisation == "uniform"
+    kinds = activation_names(name)
+    assert kinds == ("LeakyReLU",) * (len(kinds) - RELUS[name]) + ("ReLU",) * RELUS[name]
+    if name != "lenet_main":  # the script takes every dataset
+        channels, classes, features = PUBLISHED[name]
+        head = build(name, channels, classes).fc
+        assert (head.in_features, head.out_features) == (features, classes)
+
+
+def test_heads_of_the_other_networks():
+    features = {name: build(name).fc.in_features for name in architectures.OTHERS}
+    assert features == {"relu_lenet": 768, "cnn6_narrow": 75, "dlg_lenet": 768, "cnn6": 3200}
 
 
 @every

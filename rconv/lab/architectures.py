@@ -24,12 +24,18 @@ class Architecture:
 
     Attributes
     ----------
-    filters : filters per convolution.
-    shapes : (kernel, stride, padding) per convolution.
-    activations : name of the activation after each convolution.
-    bias : whether convolutions and head have a bias.
-    logistic : one logit and the logistic loss, instead of cross-entropy.
-    initialisation : the one used where the caller names none.
+    filters : tuple of int
+        Filters per convolution.
+    shapes : tuple of (int, int, int)
+        Kernel, stride and padding per convolution, all square.
+    activations : tuple of str
+        Name of the activation after each convolution, or `CHOSEN`.
+    bias : bool
+        Whether convolutions and head have a bias.
+    logistic : bool
+        One logit and the logistic loss, instead of cross-entropy.
+    initialisation : str
+        The one used where the caller names none.
     """
 
     filters: tuple[int, ...]
@@ -57,7 +63,14 @@ PUBLISHED = {
     "test_cifar100": Architecture((12, 16, 12, 12), _LENET, (*_LEAKY, "ReLU", "ReLU")),
     "test_mnist": Architecture((12, 16, 12, 12), _LENET, (*_LEAKY, "ReLU", "ReLU")),
 }
-"""The paper's networks, by the names of the script and the notebooks that its authors published."""
+"""The paper's networks, by the names of the script and the notebooks that its authors published.
+
+From https://github.com/tamertaras91/RR-CONV, commit e750f96: `main.py` (the activation of its last
+two layers is an option, which `CHOSEN` keeps open in the notebooks of the same shape as well,
+where it is ReLU), the folders `Various_Settings` and `Testing`. All convolutions are 5 × 5 with
+padding 2, all layers have biases, the loss is cross-entropy; what is attacked with which, and what
+it gave, is in `rconv.lab.published`.
+"""
 
 OTHERS = {
     "relu_lenet": Architecture((16, 24, 12, 12), _LENET, ("ReLU",) * 4),
@@ -72,7 +85,9 @@ OTHERS = {
         initialisation="default",
     ),
 }
-"""DLG's own LeNet, R-GAP's CNN6, and two of this project's: not networks of the paper."""
+"""Not networks of the paper: DLG's own LeNet (`dlg_lenet`) and R-GAP's CNN6 (`cnn6`), and two of
+this project's: a narrower LeNet with ReLU everywhere, and `cnn6` with 3 filters in its last
+convolution, biases, several classes and the uniform initialisation."""
 
 ARCHITECTURES = {**PUBLISHED, **OTHERS}
 
@@ -91,25 +106,34 @@ def build(
 
     Parameters
     ----------
-    name : key of `ARCHITECTURES`.
-    channels : channels C of the image.
-    classes : classes K; a logistic architecture has one logit whatever K is.
-    activation : key of `ACTIVATIONS` for the layers whose activation is open (default
-        ReLU). An architecture that fixes every activation takes only its own.
-    seed : seeds the initialisation. With 50, `lenet_main` and "uniform" the weights are those of
-        the paper's published script.
-    filters : filters per convolution, in place of the architecture's own.
-    initialisation : "uniform" (weights and biases in [-0.5, 0.5], DLG's) or "default"
-        (PyTorch's). By default the architecture's own.
+    name : str
+        Key of `ARCHITECTURES`.
+    channels : int
+        Channels C of the image.
+    classes : int
+        Classes K; a logistic architecture has one logit whatever K is.
+    activation : str, optional
+        Key of `ACTIVATIONS` for the layers whose activation is open, by default ReLU. An
+        architecture that fixes every activation takes only its own.
+    seed : int
+        Seeds the initialisation. With 50, of a network in `PUBLISHED` and "uniform", the weights
+        are those of the paper's script or notebook of that name.
+    filters : sequence of int, optional
+        Filters per convolution, in place of the architecture's own.
+    initialisation : str, optional
+        "uniform" (weights and biases in [-0.5, 0.5], DLG's) or "default" (PyTorch's). By default
+        the architecture's own.
 
     Returns
     -------
-    A float64 model in evaluation mode, with modules conv1, act1, …, flatten, fc. Where the
-    clients compute in float32, share `model.float()`.
+    Sequential
+        A float64 model in evaluation mode, with modules conv1, act1, …, flatten, fc. Where the
+        clients compute in float32, share `model.float()`.
 
     Raises
     ------
-    ValueError : an unknown name or a setting that does not fit the architecture.
+    ValueError
+        If a name is unknown or a setting does not fit the architecture.
     """
     architecture = _lookup(name)
     filters = tuple(filters) if filters is not None else architecture.filters
@@ -121,27 +145,37 @@ def build(
     initialisation = initialisation or architecture.initialisation
     if initialisation not in ("uniform", "default"):
         raise ValueError(f"unknown initialisation {initialisation!r}: use 'uniform' or 'default'")
-
-    layers: OrderedDict[str, nn.Module] = OrderedDict()
-    side, width, options = 32, channels, {"bias": architecture.bias, "dtype": torch.float64}
     kinds = activation_names(name, activation)
     with torch.random.fork_rng(devices=[]):
-        # As the published script: construction draws PyTorch's own initialisation in float64,
-        # and the uniform one follows it in the same random stream.
+        # As the published code: construction draws PyTorch's own initialisation in float64, and
+        # the uniform one follows it in the same random stream.
         torch.manual_seed(seed)
-        for i, (d, shape, kind) in enumerate(zip(filters, architecture.shapes, kinds, strict=True)):
-            kernel, stride, padding = shape
-            layers[f"conv{i + 1}"] = nn.Conv2d(width, d, kernel, stride, padding, **options)
-            layers[f"act{i + 1}"] = ACTIVATIONS[kind]()
-            side, width = (side + 2 * padding - kernel) // stride + 1, d
-        layers["flatten"] = nn.Flatten()
-        outputs = 1 if architecture.logistic else classes
-        layers["fc"] = nn.Linear(width * side * side, outputs, **options)
-        model = nn.Sequential(layers).eval()
+        model = nn.Sequential(_layers(architecture, filters, kinds, channels, classes)).eval()
         if initialisation == "uniform":
             for parameter in model.parameters():
                 nn.init.uniform_(parameter, -0.5, 0.5)
     return model
+
+
+def _layers(
+    architecture: Architecture,
+    filters: tuple[int, ...],
+    kinds: tuple[str, ...],
+    channels: int,
+    classes: int,
+) -> OrderedDict[str, nn.Module]:
+    """The modules by name, in float64, with weights that PyTorch draws."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    side, width, options = 32, channels, {"bias": architecture.bias, "dtype": torch.float64}
+    for i, (d, shape, kind) in enumerate(zip(filters, architecture.shapes, kinds, strict=True), 1):
+        kernel, stride, padding = shape
+        layers[f"conv{i}"] = nn.Conv2d(width, d, kernel, stride, padding, **options)
+        layers[f"act{i}"] = ACTIVATIONS[kind]()
+        side, width = (side + 2 * padding - kernel) // stride + 1, d
+    layers["flatten"] = nn.Flatten()
+    outputs = 1 if architecture.logistic else classes
+    layers["fc"] = nn.Linear(width * side * side, outputs, **options)
+    return layers
 
 
 def activation_names(name: str, activation: str | None = None) -> tuple[str, ...]:
@@ -149,7 +183,8 @@ def activation_names(name: str, activation: str | None = None) -> tuple[str, ...
 
     Raises
     ------
-    ValueError : an unknown activation, or one that the architecture does not have.
+    ValueError
+        If an activation is unknown, or the architecture does not have it.
     """
     names = _lookup(name).activations
     if activation is not None and activation not in ACTIVATIONS:

@@ -75,6 +75,16 @@ def finite(value: Tensor) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def value(number: float | None, missing: float) -> float:
+    """A record's number, where None stands for one that was not finite."""
+    return missing if number is None else number
+
+
+def won(records: Sequence[Record]) -> int:
+    """How many of the images have a mean squared error below `SUCCESS`."""
+    return sum(value(r["mse"], math.inf) < SUCCESS for r in records)
+
+
 def write_json(path: str, records: list[dict]) -> None:
     """Write records, whole or not at all."""
     with replacing(path) as file:
@@ -107,8 +117,9 @@ def summary(records: list[dict], most: int = 20) -> str:
         total += f", {sum(doubtful)} not explaining the gradients (residual above {EXPLAINED:g})"
     errors = [r["mse"] for r in records if r["mse"] is not None]
     if errors:
-        good = sum(e < SUCCESS for e in errors)
-        total += f", {good} with MSE < {SUCCESS:g}, median MSE {statistics.median(errors):.1e}"
+        total += (
+            f", {won(records)} with MSE < {SUCCESS:g}, median MSE {statistics.median(errors):.1e}"
+        )
     return "\n".join([*lines, f"{total}, {records[0]['seconds']:.3f} s an image"])
 
 

@@ -9,9 +9,8 @@ from rconv.audit import LayerAudit, audit, filters_needed
 from rconv.data import datasets
 from rconv.lab import architectures
 from rconv.lab.experiment import model_settings, run, shared_model
-from rconv.lab.records import SUCCESS, Record
+from rconv.lab.records import Record, won
 from rconv.model.read import read
-from rconv.show.tables import value
 
 SHARES = (1 / 4, 1 / 2, 3 / 4, 1, 5 / 4, 3 / 2)
 """Of the filters that a layer needs: where `widths` looks, besides one filter fewer and more."""
@@ -89,7 +88,7 @@ def sweep(
                     "usual": usual[layer],
                     "needed": needed,
                     "images": len(found),
-                    "successes": sum(value(r["mse"], 1.0) < SUCCESS for r in found),
+                    "successes": won(found),
                     "unique": sum(r["unique"] for r in found),
                     "unknowns": judged[layer].unknowns,
                     "rank": ranks[layer],

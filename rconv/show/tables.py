@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
-from rconv.lab.records import SUCCESS, Record
+from rconv.lab.records import Record, value, won
 
 QUALITY_HEADER = (
     "activation",
@@ -17,6 +17,7 @@ QUALITY_HEADER = (
     "MSE median",
     "MSE worst",
     "PSNR median",
+    "gain median",
     "SSIM median",
     "ms / image",
 )
@@ -59,16 +60,22 @@ def quality_rows(records: Sequence[Record]) -> list[tuple]:
         rows.append(
             (
                 *key,
-                f"{sum(e < SUCCESS for e in errors)} of {len(own)}",
+                f"{won(own)} of {len(own)}",
                 sum(r["unique"] for r in own),
                 f"{statistics.median(errors):.0e}",
                 f"{max(errors):.0e}",
-                f"{statistics.median(value(r['psnr'], float('inf')) for r in own):.0f}",
-                f"{statistics.median(value(r['ssim'], 0.0) for r in own):.4f}",
+                f"{median(own, 'psnr'):.0f}",
+                f"{median(own, 'gain'):.0f}",
+                f"{median(own, 'ssim'):.4f}",
                 f"{1e3 * statistics.median(r['seconds'] for r in own):.0f}",
             )
         )
     return rows
+
+
+def median(records: Iterable[Record], key: str) -> float:
+    """Median of a quality of which more is better; what is not finite counts as the worst."""
+    return statistics.median(value(r[key], float("-inf")) for r in records)
 
 
 def comparison_rows(records: Sequence[Record]) -> list[tuple]:
@@ -84,7 +91,7 @@ def comparison_rows(records: Sequence[Record]) -> list[tuple]:
             (
                 dtype,
                 method,
-                f"{sum(value(r['mse'], 1.0) < SUCCESS for r in own)} of {len(own)}",
+                f"{won(own)} of {len(own)}",
                 sum(r["sound"] for r in own),
                 decibel(psnr),
                 f"{statistics.median(value(r['ssim'], 0.0) for r in own):.3f}",
@@ -175,11 +182,6 @@ def span(numbers: Iterable[int]) -> str:
     numbers = list(numbers)
     low, high = min(numbers), max(numbers)
     return str(low) if low == high else f"{low} to {high}"
-
-
-def value(number: float | None, missing: float) -> float:
-    """A record's number, where None stands for one that was not finite."""
-    return missing if number is None else number
 
 
 def worst(records: Sequence[Record], count: int) -> list[Record]:

@@ -1,0 +1,184 @@
+"""The figures that the paper's authors published, and the same measured here.
+
+The figures are those that the notebooks of the paper's repository show, in its folders
+``Various_Settings`` and ``Testing``: [1]_, commit e750f96.
+
+.. [1] https://github.com/tamertaras91/RR-CONV
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from numpy.linalg import LinAlgError
+
+from rconv.data import datasets
+from rconv.lab import metrics
+from rconv.lab.experiment import Experiment, client_gradients, run, shared_model
+from rconv.lab.records import Record, finite, won
+from rconv.lab.row_by_row import attack_one
+from rconv.model.read import read
+
+SHIFT = 20 * math.log10(255)
+"""Decibels that a peak of 255 adds to the PSNR of values in [0, 1]: 48.13."""
+
+ROW_BY_ROW = "row by row"
+"""Stands in a record for the constraints of the published procedure, `rconv.lab.row_by_row`."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one published notebook shows.
+
+    Attributes
+    ----------
+    notebook : str
+        Its name in the paper's repository.
+    dataset, architecture : str
+        Keys of `rconv.data.datasets.CLASSES` and `rconv.lab.architectures.PUBLISHED`.
+    index : int or None
+        The training image that was attacked; None where it was each of the first 100.
+    mse, psnr : float or None
+        Published error on values in [0, 1], and published PSNR with a peak of 255, in dB; None
+        where the notebook shows pictures only.
+    constraints : str
+        What `rconv.attack.attack.Attack` takes for the equations that the notebook uses.
+    images : int
+        How many of the first training images are attacked here.
+    """
+
+    notebook: str
+    dataset: str
+    architecture: str
+    index: int | None = None
+    mse: float | None = None
+    psnr: float | None = None
+    constraints: str = "paper"
+    images: int = 100
+
+
+_CELLS = (
+    Cell("LetNet", "CIFAR100", "lenet", 12, 1.3960632745552419e-15, 196.68175258363408),
+    Cell("LetNet_O", "CIFAR100", "lenet_o", 12, 1.1264123494237117e-18, 227.6138295765548),
+    Cell("O_CNN6", "CIFAR10", "o_cnn6", 6, 4.395512784448099e-18, 221.70070813320342),
+    Cell(
+        *("R_LetNet_4_Relu", "CIFAR100", "lenet_4_relu"),
+        *(12, 2.2904629919850007e-22, 264.53157081785514),
+    ),
+    Cell(
+        *("R_LetNet_All_Relu", "CIFAR100", "lenet_all_relu"),
+        *(2, 1.1674971617449619e-25, 297.45824527424196),
+        constraints="gradient",
+        images=30,
+    ),
+    Cell("Test_on_MNIST", "MNIST", "test_mnist"),
+    Cell("Test_on_CIFAR10", "CIFAR10", "test_cifar10"),
+    Cell("Test_on_CIFAR100", "CIFAR100", "test_cifar100"),
+)
+CELLS = {(cell.dataset, cell.architecture): cell for cell in _CELLS}
+"""(dataset, architecture) → what is published of it."""
+
+
+def measure(
+    cell: Cell, images: int | None = None, data_dir: str | None = None
+) -> dict[str, Experiment]:
+    """Attack the images of a published notebook with its equations, and with ours.
+
+    Network, seed 50, initialisation, precision and images are those of the notebook.
+
+    Parameters
+    ----------
+    cell : Cell
+        The notebook.
+    images : int, optional
+        How many of the first training images, by default the cell's own. The published image is
+        among them in any case.
+    data_dir : str, optional
+        As `rconv.data.datasets.load` takes it.
+
+    Returns
+    -------
+    dict of str to Experiment
+        Constraints → what came out: the cell's own, and "auto".
+    """
+    indices = {*range(cell.images if images is None else images), cell.index or 0}
+    return {
+        kind: run(
+            cell.dataset,
+            sorted(indices),
+            cell.architecture,
+            constraints=kind,
+            data_dir=data_dir,
+        )
+        for kind in (cell.constraints, "auto")
+    }
+
+
+def procedure(cell: Cell, data_dir: str | None = None) -> Record:
+    """Attack a published image by the published procedure, row by row.
+
+    Returns
+    -------
+    Record
+        What is measured of the image, None where the procedure ended in an error, and the
+        settings by which it is told from those of `measure`.
+    """
+    truth = datasets.load(cell.dataset, [cell.index or 0], data_dir=data_dir)
+    model = shared_model(cell.dataset, cell.architecture)
+    sent = client_gradients(model, cell.architecture, truth)
+    try:
+        gradients = {name: g[0] for name, g in sent.items()}
+        image = attack_one(read(model, tuple(truth.images.shape[1:])), gradients)
+        quality = metrics.quality(image[None], truth.images)
+    except LinAlgError:
+        quality = {}
+    return {
+        "dataset": cell.dataset,
+        "index": int(truth.indices[0]),
+        "architecture": cell.architecture,
+        "dtype": "float64",
+        "constraints": ROW_BY_ROW,
+        **{name: finite(value[0]) for name, value in quality.items()},
+    }
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A published cell beside what was measured.
+
+    Attributes
+    ----------
+    row_by_row, ours : float or None
+        Error of the published image, by the published procedure and by `rconv` with the same
+        equations; None for a test of 100 images.
+    psnr_255, psnr : float or None
+        PSNR of `ours` with the peak as published, and with the peak 1 of the values, in dB.
+    factor : float or None
+        How many times smaller `ours` is than the published error.
+    succeeded, auto, images : int
+        Images below `rconv.lab.records.SUCCESS` with the cell's constraints, with auto, and all.
+    """
+
+    row_by_row: float | None
+    ours: float | None
+    psnr_255: float | None
+    psnr: float | None
+    factor: float | None
+    succeeded: int
+    auto: int
+    images: int
+
+
+def judge(cell: Cell, records: Sequence[Record]) -> Judgement:
+    """Compare the records of one cell, of `measure` and `procedure`, with what is published."""
+    kinds: dict[str, list[Record]] = {}
+    for record in records:
+        kinds.setdefault(record["constraints"], []).append(record)
+    own = kinds[cell.constraints]
+    counts = won(own), won(kinds["auto"]), len(own)
+    if cell.mse is None:
+        return Judgement(None, None, None, None, None, *counts)
+    (ours,) = [r for r in own if r["index"] == cell.index]
+    (rows,) = kinds[ROW_BY_ROW]
+    psnr = ours["psnr"]
+    return Judgement(rows["mse"], ours["mse"], psnr + SHIFT, psnr, cell.mse / ours["mse"], *counts)
