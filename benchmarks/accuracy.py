@@ -9,6 +9,7 @@ the attack itself reports as not unique, and "80 dB" those of at least that PSNR
 import argparse
 import statistics
 
+from rconv.lab import published
 from rconv.lab.architectures import ACTIVATIONS
 from rconv.lab.experiment import run
 from rconv.lab.records import SUCCESS, table
@@ -55,8 +56,9 @@ def main() -> None:
         for activation in ACTIVATIONS
     ]
     if arguments.dtype == "float64":
-        narrow = {**options, "filters": (16, 24, 12, 12)}
-        rows.append(line("CIFAR10", arguments.images, "relu_lenet", None, **narrow))
+        for cell in published.CELLS.values():
+            rows.append(line(cell.dataset, arguments.images, cell.architecture, None, **options))
+        rows.append(line("CIFAR10", arguments.images, "relu_lenet", None, **options))
         rows.append(line("CIFAR10", arguments.images, "dlg_lenet", None, **options))
         rows.append(line("CIFAR10", few, "cnn6_narrow", None, **options))
         rows.append(line("CIFAR10", few, "cnn6", None, **options))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import nbformat
@@ -30,15 +31,24 @@ display({"application/vnd.rconv.records+json": [{"dataset": dataset}]}, raw=True
 """
 
 
+sys.path.insert(0, str(ROOT / "workflow"))  # where a script finds its neighbours
+
+
+def module(name):
+    """One of the workflow's scripts, as a new module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "workflow" / f"{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
 @pytest.fixture
 def run(tmp_path):
     """The runner, with a notebook of its own."""
-    spec = importlib.util.spec_from_file_location("run", ROOT / "workflow" / "run.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.NOTEBOOKS = tmp_path
+    found = module("run")
+    found.NOTEBOOKS = tmp_path
     (tmp_path / "notebook.md").write_text(NOTEBOOK)
-    return module
+    return found
 
 
 def test_a_page_and_its_record_the_same_every_time(run, tmp_path):
@@ -77,9 +87,54 @@ def test_grids_name_what_the_package_has(path):
     models = pytest.importorskip("rconv.lab.architectures")
     datasets = pytest.importorskip("rconv.data.datasets")
     grids = yaml.safe_load(path.read_text())
-    for notebook, grid in grids.items():
+    grid = module("grid")
+    for notebook, own in grids.items():
         assert (ROOT / "notebooks" / f"{notebook}.md").exists()
-        assert set(grid["datasets"]) <= set(datasets.CLASSES)
-        assert set(grid["architectures"]) <= set(models.ARCHITECTURES)
-    for values in grids["experiment"]["architectures"].values():
-        assert set(values["activations"]) <= set(models.ACTIVATIONS)
+        for point in grid.points(own):
+            values = grid.parameters(own, *point.split("-"))
+            assert values["dataset"] in datasets.CLASSES
+            assert values["architecture"] in models.ARCHITECTURES
+            assert set(values.get("activations", [])) <= set(models.ACTIVATIONS)
+
+
+def test_every_published_notebook_is_in_the_papers_grid():
+    published = pytest.importorskip("rconv.lab.published")
+    grids = yaml.safe_load((ROOT / "workflow" / "grids" / "paper.yaml").read_text())
+    found = module("grid").points(grids["published"])
+    assert {tuple(point.split("-")) for point in found} == set(published.CELLS)
+
+
+GRID = {
+    "all": {"images": "0:9", "seed": 1},
+    "datasets": {"A": {}, "B": {"images": "0:8"}},
+    "architectures": {"x": {"images": "0:7"}, "y": {}},
+    "pairs": {"A-z": {}, "B-x": {"images": "0:6"}},
+}
+
+
+def test_a_grid_is_a_product_and_pairs():
+    assert module("grid").points(GRID) == ["A-x", "A-y", "B-x", "B-y", "A-z"]
+
+
+@pytest.mark.parametrize(
+    "dataset, architecture, images",
+    [("A", "y", "0:9"), ("B", "y", "0:8"), ("A", "x", "0:7"), ("B", "x", "0:6"), ("A", "z", "0:9")],
+)
+def test_each_level_of_a_grid_adds_to_the_one_before(dataset, architecture, images):
+    found = module("grid").parameters(GRID, dataset, architecture)
+    own = {"dataset": dataset, "architecture": architecture}
+    assert found == {"images": images, "seed": 1, **own}
+
+
+def test_records_are_kept_for_the_points_of_the_grid(tmp_path, monkeypatch):
+    for folder in ("workflow/grids", "results/experiment", "book/records/experiment"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "workflow/grids/paper.yaml").write_text("experiment: {pairs: {A-x: {}, A-y: {}}}")
+    for name in ("A-x", "B-x"):
+        (tmp_path / f"results/experiment/{name}.json").write_text('[{"architecture": "lenet"}]')
+    for name in ("A-y", "old"):
+        (tmp_path / f"book/records/experiment/{name}.json").write_text("{}")
+    module("records").main("paper")
+    kept = sorted(path.stem for path in (tmp_path / "book/records").glob("*/*"))
+    assert kept == ["A-x", "A-y"], "the new one, and the one that has no result now"
