@@ -1,10 +1,52 @@
 """Write files that are either whole or absent."""
 
 import os
+import secrets
+import shutil
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+
+def output_file(path: str | os.PathLike) -> Path:
+    """Find the file that writing to a path makes or replaces, and refuse what is no file.
+
+    A link is followed: the file that it points to is replaced, and the link stays. Pipes,
+    sockets and devices such as /dev/null or /dev/stdout are refused, because a file that takes
+    their place is no longer what others open under this name.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        Where something is to be written.
+
+    Returns
+    -------
+    Path
+        The file, without links.
+
+    Raises
+    ------
+    OSError
+        If the path is empty, a folder, or no regular file; if its folder is missing or cannot be
+        written to; if its links lead in a circle.
+    """
+    if not os.fspath(path):
+        raise OSError("an empty path names no file")
+    with suppress(FileNotFoundError):
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(f"{path}: is a folder, name a file in it")
+        if not stat.S_ISREG(mode):
+            raise OSError(f"{path}: is a pipe, a socket or a device, not a file")
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder does not exist, create it first")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path}: the folder cannot be written to")
+    return target
 
 
 @contextmanager
@@ -13,25 +55,29 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
     Parameters
     ----------
-    path
-        The file to write. Its folder must exist. A file already there stays as it was until
-        the new one is complete, and for good if the block raises.
+    path : str or PathLike
+        The file to write, as `output_file` takes it. A file already there stays as it was until
+        the new one is complete, and for good if the block raises; the new one has its rights.
 
     Yields
     ------
-    file
+    BinaryIO
         The temporary file, open for writing bytes.
 
     Raises
     ------
     OSError
-        If the folder is missing or cannot be written to, or the disk is full.
+        As `output_file`, and if the disk is full.
     """
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    target = output_file(path)
+    part = target.with_name(f".rconv-{secrets.token_hex(8)}.part")
     try:
-        with open(part, "wb") as file:
+        with open(part, "xb") as file:
             yield file
-        os.replace(part, path)
+            file.flush()
+            os.fsync(file.fileno())  # some file systems say only now that they are full
+        with suppress(FileNotFoundError):
+            shutil.copymode(target, part)
+        os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)

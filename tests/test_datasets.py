@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from rconv.data.datasets import CHANNELS, CLASSES, SIZES, DatasetError, load, preprocess
-from rconv.data.sources import TRAIN_SIZES
+from rconv.data.raw import TRAIN_SIZES
 
 
 def refusal(*args, **kwargs):
@@ -74,3 +74,8 @@ def test_an_unknown_name_is_refused_with_the_choice():
 def test_the_tables_speak_of_the_same_datasets():
     assert set(CLASSES) == set(CHANNELS) == set(SIZES)
     assert {name: SIZES[name] for name in TRAIN_SIZES} == TRAIN_SIZES
+
+
+@pytest.mark.parametrize(("folder", "reason"), [("", "is empty"), ("~nosuch", "no such user")])
+def test_a_path_that_names_no_folder_is_refused(folder, reason):
+    assert reason in refusal("MNIST", [0], folder)

@@ -171,6 +171,30 @@ def test_a_failed_write_leaves_the_old_snapshot_whole(tmp_path, monkeypatch):
     assert not list(tmp_path.glob(".*"))
 
 
+def nothing_is_read(monkeypatch):
+    monkeypatch.setattr("rconv.data.sources.read", lambda *a, **k: pytest.fail("read first"))
+
+
+@pytest.mark.parametrize(("out", "reason"), [("file", "File exists"), ("~nosuch", "no such user")])
+def test_a_snapshot_that_cannot_be_written_is_refused_before_the_data_is_read(
+    out, reason, tmp_path, monkeypatch
+):
+    nothing_is_read(monkeypatch)
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match=reason):
+        write_snapshot("MNIST", 2, tmp_path, out)
+
+
+def test_a_pipe_in_the_place_of_a_snapshot_is_refused(tmp_path, monkeypatch):
+    """Reading it would wait for a writer, and writing would replace it."""
+    os.mkfifo(tmp_path / "MNIST-train-first2.npz")
+    assert "no regular file" in refusal("MNIST", [0], tmp_path)
+    nothing_is_read(monkeypatch)
+    with pytest.raises(DatasetError, match="a pipe"):
+        write_snapshot("MNIST", 2, tmp_path)
+
+
 def wrong(**changes):
     data, targets = random_images("CIFAR10", 4)
     return {"data": data, "targets": targets} | changes

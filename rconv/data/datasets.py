@@ -7,11 +7,13 @@ from os import PathLike
 
 import numpy as np
 import torch
-from PIL import Image
 
 from rconv.data.embedded import embedded
+from rconv.data.errors import DatasetError
 from rconv.data.indices import parse_indices
-from rconv.data.sources import TRAIN_SIZES, DatasetError, data_folder, read, write_snapshot
+from rconv.data.preprocess import preprocess
+from rconv.data.raw import TRAIN_SIZES
+from rconv.data.sources import data_folder, read, write_snapshot
 
 __all__ = [
     "CHANNELS",
@@ -73,17 +75,17 @@ def load(
 
     Parameters
     ----------
-    name
+    name : str
         A key of `CLASSES`.
-    indices
+    indices : iterable of int, optional
         Positions in the dataset, from 0, in any order; ``None`` means all ``SIZES[name]``
         images (a smaller snapshot never passes for the whole).
-    data_dir
+    data_dir : str or PathLike, optional
         The folder with the raw data. ``None``: the folder that the environment variable
         RCONV_DATA names, else ``rconv`` in the user's cache folder.
-    side
+    side : int
         Rows and columns of the images.
-    download
+    download : bool
         Whether a missing dataset may be downloaded into that folder.
 
     Returns
@@ -117,33 +119,6 @@ def load(
         indices=torch.tensor(wanted),
         name=name,
     )
-
-
-def preprocess(image: np.ndarray, side: int = 32) -> np.ndarray:
-    """Resize the shorter side to `side` and cut the central square, on 8-bit values.
-
-    Bilinear with antialiasing, as torchvision's ``Resize(side)`` and ``CenterCrop(side)`` do on
-    PIL images, to the last bit.
-
-    Parameters
-    ----------
-    image
-        uint8, axes (row, column) if grey or (row, column, channel).
-    side
-        Rows and columns of the result.
-
-    Returns
-    -------
-    ndarray
-        uint8, axes (row, column, channel), with one channel if grey.
-    """
-    height, width = image.shape[:2]
-    shorter = min(height, width)
-    size = int(side * width / shorter), int(side * height / shorter)
-    picture = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
-    left, top = (round((length - side) / 2) for length in size)
-    square = np.asarray(picture.crop((left, top, left + side, top + side)))
-    return square.reshape(side, side, -1)
 
 
 def _check_name(name: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rconv.data.sources import DatasetError
+from rconv.data.errors import DatasetError
 
 PHOTOS = (
     "astronaut.png",
@@ -31,12 +31,24 @@ def embedded(name: str, index: int) -> tuple[np.ndarray, int]:
     which the preprocessing keeps the central square; crops 1 to 9 are squares of half its shorter
     side, on a 3 × 3 grid from the top left to the bottom right corner, row by row.
 
+    Parameters
+    ----------
+    name : str
+        Photos or Digits.
+    index : int
+        From 0 to 99, or to 1796.
+
     Returns
     -------
     image : ndarray, uint8
         Axes (row, column, channel) for Photos, (8 rows, 8 columns) for Digits.
     label : int
         The photograph's number, or the digit.
+
+    Raises
+    ------
+    DatasetError
+        If the package is installed without its data files.
     """
     if name == "Digits":
         images, labels = _digits()

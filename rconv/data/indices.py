@@ -10,7 +10,7 @@ def parse_indices(text: str) -> list[int]:
 
     Parameters
     ----------
-    text
+    text : str
         Numbers and ranges, separated by commas.
 
     Returns

@@ -2,30 +2,44 @@
 
 import os
 import re
-import socket
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from rconv.files import replacing
-
-TRAIN_SIZES = {"MNIST": 60_000, "CIFAR10": 50_000, "CIFAR100": 50_000}
-_SHAPES = {"MNIST": (28, 28), "CIFAR10": (32, 32, 3), "CIFAR100": (32, 32, 3)}
-_LABELS = {"MNIST": 10, "CIFAR10": 10, "CIFAR100": 100}
-_FOLDERS = {"MNIST": "MNIST", "CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python"}
-_STALLED = 30.0  # seconds without a byte after which a download is given up
-
-
-class DatasetError(ValueError):
-    """A dataset cannot be had. The message is one line: what is wrong, and what would help."""
+from rconv.data.errors import DatasetError
+from rconv.data.raw import TRAIN_SIZES, reason_of, validate
+from rconv.data.torchvision_files import read_torchvision
+from rconv.files import output_file, replacing
 
 
 def data_folder(data_dir: str | os.PathLike | None = None) -> Path:
-    """Return the folder of the raw data: the argument, else RCONV_DATA, else the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    chosen = data_dir or os.environ.get("RCONV_DATA") or Path(cache) / "rconv"
-    return Path(chosen).expanduser()
+    """Find the folder of the raw data.
+
+    Parameters
+    ----------
+    data_dir : str or PathLike, optional
+        The folder, ~ for the user's own. Without it the environment variable RCONV_DATA names
+        it, else it is ``rconv`` in the user's cache folder.
+
+    Returns
+    -------
+    Path
+        The folder, which need not exist.
+
+    Raises
+    ------
+    DatasetError
+        If the path is empty, or the home of a user that there is not.
+    """
+    if data_dir is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        data_dir = os.environ.get("RCONV_DATA") or Path(cache) / "rconv"
+    if not os.fspath(data_dir):
+        raise DatasetError("the path of the data folder is empty: name one, or leave it out")
+    try:
+        return Path(data_dir).expanduser()
+    except RuntimeError:
+        raise DatasetError(f"{data_dir}: there is no such user; write ./~ for a folder ~") from None
 
 
 def read(name: str, count: int, folder: Path, download: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -33,13 +47,13 @@ def read(name: str, count: int, folder: Path, download: bool) -> tuple[np.ndarra
 
     Parameters
     ----------
-    name
+    name : str
         The dataset.
-    count
+    count : int
         How many images are needed, from the first.
-    folder
+    folder : Path
         Where a snapshot or torchvision's files lie, or are downloaded to.
-    download
+    download : bool
         Whether missing data may be downloaded.
 
     Returns
@@ -59,7 +73,7 @@ def read(name: str, count: int, folder: Path, download: bool) -> tuple[np.ndarra
         if held >= count:
             return _read_snapshot(name, held, snapshots[held])
     try:
-        data, targets = _read_torchvision(name, folder, download)
+        data, targets = read_torchvision(name, folder, download)
     except DatasetError as error:
         if not snapshots:
             raise
@@ -83,14 +97,14 @@ def write_snapshot(
 
     Parameters
     ----------
-    name
+    name : str
         MNIST, CIFAR10 or CIFAR100.
-    count
+    count : int
         How many images, from the first.
-    data_dir
+    data_dir : str or PathLike, optional
         Where the raw data is, as in `load`.
-    out_dir
-        Where the snapshot goes; ``None`` means the data folder, where `load` finds it.
+    out_dir : str or PathLike, optional
+        Where the snapshot goes; by default the data folder, where `load` finds it.
 
     Returns
     -------
@@ -106,14 +120,16 @@ def write_snapshot(
         raise DatasetError(f"no snapshot is made of {name!r}: choose {', '.join(TRAIN_SIZES)}")
     if not 1 <= count <= TRAIN_SIZES[name]:
         raise DatasetError(f"{name} has no first {count} images: choose 1 to {TRAIN_SIZES[name]}")
-    data, targets = read(name, count, data_folder(data_dir), download=True)
-    path = data_folder(out_dir or data_dir) / f"{name}-train-first{count}.npz"
+    folder = data_folder(data_dir if out_dir is None else out_dir)
+    path = folder / f"{name}-train-first{count}.npz"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        output_file(path)
+        data, targets = read(name, count, data_folder(data_dir), download=True)
         with replacing(path) as file:
             np.savez_compressed(file, data=data[:count], targets=targets[:count])
     except OSError as error:
-        raise DatasetError(f"{path} cannot be written ({_reason(error)})") from error
+        raise DatasetError(f"{path} cannot be written ({reason_of(error)})") from error
     return path
 
 
@@ -126,73 +142,15 @@ def _snapshots(name: str, folder: Path) -> dict[int, Path]:
 
 def _read_snapshot(name: str, count: int, path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
+        if not path.is_file():
+            raise ValueError("it is no regular file")
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             data, targets = file["data"], file["targets"]
-        _validate(name, data, targets)
+        validate(name, data, targets)
         if len(data) != count:
             raise ValueError(f"it holds {len(data)} images")
     except Exception as error:  # a damaged archive raises whatever its parsers meet first
         raise DatasetError(
-            f"{path} cannot be read ({_reason(error)}): delete it or write it anew"
+            f"{path} cannot be read ({reason_of(error)}): delete it or write it anew"
         ) from error
     return data, targets
-
-
-def _read_torchvision(name: str, folder: Path, download: bool) -> tuple[np.ndarray, np.ndarray]:
-    home = folder / _FOLDERS[name]
-    if not os.path.exists(home):
-        _download(name, home, download)
-    from torchvision import datasets  # takes seconds to import
-
-    try:
-        found = getattr(datasets, name)(folder, train=True, download=False)
-        data, targets = np.asarray(found.data), np.asarray(found.targets, dtype=np.int64)
-        _validate(name, data, targets)
-    except Exception as error:  # a damaged file raises whatever its parsers meet first
-        raise DatasetError(
-            f"{home} is damaged or incomplete ({_reason(error)}): "
-            "delete that folder and it is downloaded again"
-        ) from error
-    return data, targets
-
-
-def _download(name: str, home: Path, allowed: bool) -> None:
-    """Let torchvision download a dataset to one side; move it to `home` once it is verified."""
-    remedy = (
-        "name a folder that holds it with --data-dir or RCONV_DATA, "
-        "or use Photos or Digits, which need no network"
-    )
-    if not allowed:
-        raise DatasetError(f"{name} is not in {home.parent} and was not to be downloaded: {remedy}")
-    from torchvision import datasets
-
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_STALLED)
-    try:
-        home.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".download-", dir=home.parent) as aside:
-            getattr(datasets, name)(aside, train=True, download=True)
-            if not home.exists():  # another process may have been faster
-                os.rename(Path(aside) / home.name, home)
-    except Exception as error:  # network, disk, permissions, archive: the remedy is the same
-        raise DatasetError(
-            f"{name} is not in {home.parent} and cannot be downloaded ({_reason(error)}): {remedy}"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(patience)
-
-
-def _validate(name: str, data: np.ndarray, targets: np.ndarray) -> None:
-    """Raise ValueError unless data and targets are what the dataset's name promises."""
-    if data.dtype != np.uint8 or data.shape[1:] != _SHAPES[name]:
-        raise ValueError(f"data is {data.dtype} with shape {data.shape}")
-    if targets.dtype != np.int64 or targets.shape != data.shape[:1]:
-        raise ValueError(f"targets is {targets.dtype} with shape {targets.shape}")
-    if len(targets) == 0 or targets.min() < 0 or targets.max() >= _LABELS[name]:
-        raise ValueError(f"targets are not classes from 0 to {_LABELS[name] - 1}")
-
-
-def _reason(error: Exception) -> str:
-    """Return the last line of an exception's message, or the exception's name."""
-    lines = str(error).split(" You can use download=True")[0].strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__
