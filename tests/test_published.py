@@ -24,6 +24,11 @@ def test_every_published_notebook_is_there_once():
     assert all(point == (c.dataset, c.architecture) for point, c in published.CELLS.items())
 
 
+def test_gradient_constraints_everywhere_are_the_notebooks_with_relu_everywhere():
+    assert [c.architecture for c in CELLS if c.constraints == "gradient"] == ["lenet_all_relu"]
+    assert {c.constraints for c in CELLS} == {"gradient", "paper"}
+
+
 @pytest.mark.parametrize("cell", SINGLE, ids=lambda cell: cell.notebook)
 def test_a_published_psnr_is_that_of_its_error_with_a_peak_of_255(cell):
     assert cell.psnr == pytest.approx(10 * math.log10(255**2 / cell.mse), abs=1e-9)

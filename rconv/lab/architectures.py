@@ -65,11 +65,8 @@ PUBLISHED = {
 }
 """The paper's networks, by the names of the script and the notebooks that its authors published.
 
-From https://github.com/tamertaras91/RR-CONV, commit e750f96: `main.py` (the activation of its last
-two layers is an option, which `CHOSEN` keeps open in the notebooks of the same shape as well,
-where it is ReLU), the folders `Various_Settings` and `Testing`. All convolutions are 5 × 5 with
-padding 2, all layers have biases, the loss is cross-entropy; what is attacked with which, and what
-it gave, is in `rconv.lab.published`.
+From https://github.com/tamertaras91/RR-CONV, commit e750f96: `main.py` and the notebooks. `CHOSEN`
+is an option of the script, and ReLU in the notebooks. What they gave: `rconv.lab.published`.
 """
 
 OTHERS = {
@@ -85,9 +82,8 @@ OTHERS = {
         initialisation="default",
     ),
 }
-"""Not networks of the paper: DLG's own LeNet (`dlg_lenet`) and R-GAP's CNN6 (`cnn6`), and two of
-this project's: a narrower LeNet with ReLU everywhere, and `cnn6` with 3 filters in its last
-convolution, biases, several classes and the uniform initialisation."""
+"""Not the paper's: DLG's own LeNet, R-GAP's `cnn6`, and two of this project, a narrow LeNet with ReLU
+everywhere, and `cnn6` with 3 filters in its last convolution, biases and several classes."""
 
 ARCHITECTURES = {**PUBLISHED, **OTHERS}
 
@@ -116,19 +112,16 @@ def build(
         Key of `ACTIVATIONS` for the layers whose activation is open, by default ReLU. An
         architecture that fixes every activation takes only its own.
     seed : int
-        Seeds the initialisation. With 50, of a network in `PUBLISHED` and "uniform", the weights
-        are those of the paper's script or notebook of that name.
+        Seeds the initialisation. With 50, networks in `PUBLISHED` have the published weights.
     filters : sequence of int, optional
         Filters per convolution, in place of the architecture's own.
     initialisation : str, optional
-        "uniform" (weights and biases in [-0.5, 0.5], DLG's) or "default" (PyTorch's). By default
-        the architecture's own.
+        "uniform" (in [-0.5, 0.5], DLG's) or "default" (PyTorch's); the architecture's own if None.
 
     Returns
     -------
     Sequential
-        A float64 model in evaluation mode, with modules conv1, act1, …, flatten, fc. Where the
-        clients compute in float32, share `model.float()`.
+        In float64 and evaluation mode, with modules conv1, act1, …, flatten, fc.
 
     Raises
     ------
@@ -179,19 +172,18 @@ def _layers(
 
 
 def activation_names(name: str, activation: str | None = None) -> tuple[str, ...]:
-    """Activation after each convolution of an architecture, with the open ones filled in.
-
-    Raises
-    ------
-    ValueError
-        If an activation is unknown, or the architecture does not have it.
-    """
+    """Activation after each convolution, the open ones filled in, or a ValueError if it has no such one."""
     names = _lookup(name).activations
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}: use one of {', '.join(ACTIVATIONS)}")
     if CHOSEN not in names and activation not in (None, names[-1]):
         raise ValueError(f"{name} fixes its activation to {names[-1]}: leave -a {activation} out")
     return tuple((activation or "ReLU") if n == CHOSEN else n for n in names)
+
+
+def published_constraints(name: str) -> str:
+    """The paper's equations for it: "paper", or "gradient" where the first layer has ReLU."""
+    return "gradient" if _lookup(name).activations[0] == "ReLU" else "paper"
 
 
 def loss_function(name: str) -> nn.Module:

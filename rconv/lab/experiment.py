@@ -25,9 +25,12 @@ class Experiment:
 
     Attributes
     ----------
-    truth : the dataset's images, which the attack has not seen.
-    reconstruction : the attack's answer.
-    records : one per image.
+    truth : Images
+        The dataset's images, which the attack has not seen.
+    reconstruction : Reconstruction
+        The attack's answer.
+    records : list of dict
+        One per image, see `rconv.lab.records.make_records`.
     """
 
     truth: datasets.Images
@@ -55,21 +58,30 @@ def run(
 
     Parameters
     ----------
-    dataset, indices, data_dir : as `datasets.load` takes them.
-    architecture, activation, seed, filters, initialisation : as `architectures.build` takes them.
-    dtype : of the clients' computation, a key of `DTYPES`; float16 rounds float32 gradients.
-    constraints : as `Attack` takes them.
-    weights : a `.safetensors` file with trained weights, in place of the seeded ones.
-    device : where the clients compute and most of the attack runs.
-    progress : show a progress bar over the images.
+    dataset, indices, data_dir
+        As `rconv.data.datasets.load` takes them.
+    architecture, activation, seed, filters, initialisation
+        As `rconv.lab.architectures.build` takes them.
+    dtype : str
+        Of the clients' computation, a key of `DTYPES`; float16 rounds float32 gradients.
+    constraints : str or sequence of str
+        As `Attack` takes them.
+    weights : str, optional
+        A `.safetensors` file with trained weights, in place of the seeded ones.
+    device : str
+        Where the clients compute and most of the attack runs.
+    progress : bool
+        Show a progress bar over the images.
 
     Returns
     -------
-    Experiment.
+    Experiment
+        Truth, reconstruction and records of the images.
 
     Raises
     ------
-    ValueError : any setting that does not fit, with the reason.
+    ValueError
+        If a setting does not fit, with the reason.
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
@@ -114,7 +126,8 @@ def shared_model(
 
     Raises
     ------
-    ValueError : an unknown dataset, device or setting.
+    ValueError
+        If a dataset, a device or a setting is unknown.
     """
     if dataset not in datasets.CLASSES:
         raise ValueError(f"unknown dataset {dataset!r}: use one of {', '.join(datasets.CLASSES)}")

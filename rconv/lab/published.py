@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from numpy.linalg import LinAlgError
 
 from rconv.data import datasets
-from rconv.lab import metrics
+from rconv.lab import architectures, metrics
 from rconv.lab.experiment import Experiment, client_gradients, run, shared_model
 from rconv.lab.records import Record, finite, won
 from rconv.lab.row_by_row import attack_one
@@ -41,8 +41,6 @@ class Cell:
     mse, psnr : float or None
         Published error on values in [0, 1], and published PSNR with a peak of 255, in dB; None
         where the notebook shows pictures only.
-    constraints : str
-        What `rconv.attack.attack.Attack` takes for the equations that the notebook uses.
     images : int
         How many of the first training images are attacked here.
     """
@@ -53,8 +51,12 @@ class Cell:
     index: int | None = None
     mse: float | None = None
     psnr: float | None = None
-    constraints: str = "paper"
     images: int = 100
+
+    @property
+    def constraints(self) -> str:
+        """What `rconv.attack.attack.Attack` takes for the equations that the notebook uses."""
+        return architectures.published_constraints(self.architecture)
 
 
 _CELLS = (
@@ -68,7 +70,6 @@ _CELLS = (
     Cell(
         *("R_LetNet_All_Relu", "CIFAR100", "lenet_all_relu"),
         *(2, 1.1674971617449619e-25, 297.45824527424196),
-        constraints="gradient",
         images=30,
     ),
     Cell("Test_on_MNIST", "MNIST", "test_mnist"),

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from rconv.attack.certificate import EXPLAINED
 from rconv.attack.report import LayerReport, Reconstruction
 from rconv.data.datasets import Images
 from rconv.files import replacing
@@ -30,9 +29,18 @@ def make_records(
 
     Parameters
     ----------
-    reconstruction : N images.
-    settings : entries that all records share.
-    truth : the N originals, or None.
+    reconstruction : Reconstruction
+        N images.
+    settings : dict
+        Entries that all records share.
+    truth : Images, optional
+        The N originals.
+
+    Returns
+    -------
+    list of dict
+        JSON values: the settings; `QUALITY`; and of what the attacker sees "gradient_residual",
+        "expected_error", "full_rank", "gap", "unique", the verdict, and "doubt", its reason.
     """
     quality: dict[str, Tensor] = {}
     if truth is not None:
@@ -48,8 +56,10 @@ def make_records(
             **measured,
             "gradient_residual": finite(reconstruction.gradient_residual[i]),
             "expected_error": finite(reconstruction.expected_error[i]),
-            "unique": bool(reconstruction.unique[i]),
+            "full_rank": bool(reconstruction.full_rank[i]),
             "gap": int(reconstruction.gap[i]),
+            "unique": bool(reconstruction.unique[i]),
+            "doubt": reconstruction.doubts[i],
             "layers": [_layer_record(layer, i) for layer in reconstruction.layers],
         }
         records.append(record)
@@ -92,8 +102,14 @@ def write_json(path: str, records: list[dict]) -> None:
 
 
 def summary(records: list[dict], most: int = 20) -> str:
-    """Table of the records, one line per image while there are few, then the totals."""
+    """Table of the records, one line per image while there are few, then the totals.
+
+    Where there are more than `most`, the table has only those that are not unique.
+    """
     header = ("index", "label", "MSE", "PSNR dB", "SSIM", "gradient residual", "unique")
+    shown = records
+    if len(records) > most:
+        shown = [r for r in records if not r["unique"]][:most]
     rows = [
         (
             r["index"],
@@ -102,31 +118,17 @@ def summary(records: list[dict], most: int = 20) -> str:
             _format(r["psnr"], ".1f"),
             _format(r["ssim"], ".4f"),
             _format(r["gradient_residual"], ".1e"),
-            "yes" if r["unique"] else f"no, {r['gap']} open",
+            "yes" if r["unique"] else f"no: {r['doubt']}",
         )
-        for r in records
+        for r in shown
     ]
-    doubtful = [not _explained(r) for r in records]
-    if len(rows) > most:
-        pairs = zip(rows, doubtful, strict=True)
-        rows = [row for row, doubt in pairs if doubt or row[-1] != "yes"][:most]
     lines = [table(header, rows)] if rows else []
-    unique = sum(r["unique"] for r in records)
-    total = f"{len(records)} images: {unique} unique"
-    if any(doubtful):
-        total += f", {sum(doubtful)} not explaining the gradients (residual above {EXPLAINED:g})"
+    total = f"{len(records)} images: {sum(r['unique'] for r in records)} unique"
     errors = [r["mse"] for r in records if r["mse"] is not None]
     if errors:
-        total += (
-            f", {won(records)} with MSE < {SUCCESS:g}, median MSE {statistics.median(errors):.1e}"
-        )
+        median = statistics.median(errors)
+        total += f", {won(records)} with MSE < {SUCCESS:g}, median MSE {median:.1e}"
     return "\n".join([*lines, f"{total}, {records[0]['seconds']:.3f} s an image"])
-
-
-def _explained(record: Record) -> bool:
-    """Whether the reconstruction's own gradients are the observed ones, up to 1 %."""
-    residual = record["gradient_residual"]
-    return residual is not None and residual <= EXPLAINED
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:

@@ -12,7 +12,7 @@ from rconv.lab.experiment import model_settings, run, shared_model
 from rconv.lab.records import Record, won
 from rconv.model.read import read
 
-SHARES = (1 / 4, 1 / 2, 3 / 4, 1, 5 / 4, 3 / 2)
+SHARES = (1 / 2, 3 / 4, 1, 5 / 4)
 """Of the filters that a layer needs: where `widths` looks, besides one filter fewer and more."""
 
 
@@ -39,63 +39,65 @@ def sweep(
 
     Parameters
     ----------
-    dataset, indices, architecture, activation, seed, data_dir : as `rconv.lab.experiment.run` takes
-        them; clients compute in float64.
-    progress : show a progress bar over the settings.
+    dataset, indices, architecture, activation, seed, data_dir
+        As `rconv.lab.experiment.run` takes them; clients compute in float64.
+    progress : bool
+        Show a progress bar over the settings.
 
     Returns
     -------
-    One record per layer, number of filters and kind of constraints: its settings; `width`, the
-    filters of this layer, `usual`, those of the architecture, and `needed`, those with which the
-    paper's equations have full generic rank there; `images`, `successes`, `unique`; `unknowns`
-    and `rank` of the layer (generic, from the audit); and `predicted`, whether the audit finds
-    every layer at full rank.
+    list of dict
+        One per layer, number of filters and kind of constraints: its settings; "width", the
+        filters of this layer, "usual", those of the architecture, and "needed", those with which
+        the paper's equations have full generic rank there; "images", "successes", "unique";
+        "unknowns" and "rank" of the layer (generic, from the audit); and "predicted", whether the
+        audit finds every layer at full rank.
 
     Raises
     ------
-    ValueError : any setting that does not fit, with the reason.
+    ValueError
+        If a setting does not fit, with the reason.
     """
-    model = shared_model(dataset, architecture, activation, seed=seed)
+    network = (dataset, architecture, activation)
+    model = shared_model(*network, seed=seed)
     shape = (datasets.CHANNELS[dataset], 32, 32)
-    invertible = read(model, shape).stages[0].activation.invertible
-    kinds = ("paper" if invertible else "gradient", "auto")
+    kinds = (architectures.published_constraints(architecture), "auto")
     shared = {"dataset": dataset, **model_settings(architecture, activation, seed=seed)}
-    records = []
     usual = architectures.ARCHITECTURES[architecture].filters
+    records = []
     settings = list(_settings(usual, model, shape))
     for layer, needed, filters in tqdm(settings, disable=not progress, unit="setting"):
-        varied = shared_model(dataset, architecture, activation, seed=seed, filters=filters)
-        judged = audit(varied, shape)[:0:-1]
+        varied = {"seed": seed, "filters": filters}
+        judged = audit(shared_model(*network, **varied), shape)[:0:-1]
+        here = {
+            "filters": list(filters),
+            "width": filters[layer],
+            "usual": usual[layer],
+            "needed": needed,
+        }
         for kind in kinds:
-            found = run(
-                dataset,
-                indices,
-                architecture,
-                activation,
-                seed=seed,
-                constraints=kind,
-                filters=filters,
-                data_dir=data_dir,
-            ).records
-            ranks = [_rank(a, kind, first=a is judged[0]) for a in judged]
-            records.append(
-                {
-                    **shared,
-                    "constraints": kind,
-                    "filters": list(filters),
-                    "layer": judged[layer].name,
-                    "width": filters[layer],
-                    "usual": usual[layer],
-                    "needed": needed,
-                    "images": len(found),
-                    "successes": won(found),
-                    "unique": sum(r["unique"] for r in found),
-                    "unknowns": judged[layer].unknowns,
-                    "rank": ranks[layer],
-                    "predicted": all(r == a.unknowns for r, a in zip(ranks, judged, strict=True)),
-                }
-            )
+            varied |= {"constraints": kind, "data_dir": data_dir}
+            found = run(dataset, indices, architecture, activation, **varied).records
+            outcome = {**_counts(found), **_prediction(judged, layer, kind)}
+            records.append({**shared, "constraints": kind, **here, **outcome})
     return records
+
+
+def _counts(found: list[Record]) -> Record:
+    """How many images were attacked, reconstructed, and called unique."""
+    unique = sum(r["unique"] for r in found)
+    return {"images": len(found), "successes": won(found), "unique": unique}
+
+
+def _prediction(judged: Sequence[LayerAudit], layer: int, kind: str) -> Record:
+    """What the audit says of a layer, and of all of them, with this kind of constraints."""
+    ranks = [_rank(a, kind, first=a is judged[0]) for a in judged]
+    return {
+        "layer": judged[layer].name,
+        "unknowns": judged[layer].unknowns,
+        "rank": ranks[layer],
+        "predicted": all(r == a.unknowns for r, a in zip(ranks, judged, strict=True)),
+    }
 
 
 def _settings(
