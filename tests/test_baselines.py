@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from rconv.baselines import dlg, idlg, infer_labels, inverting_gradients
+from rconv.baselines.descent import Descent
 from rconv.baselines.inverting_gradients import anisotropic_variation, cosine_distance
 from rconv.baselines.matching import Replay
 from rconv.lab.metrics import mse
@@ -89,8 +90,63 @@ def test_idlg_finds_the_image(model, gradients):
     assert result.objective[0] < 1e-8 * result.history[0][0]
     assert mse(result.images, smooth_images())[0] < 1e-4
     assert result.labels.tolist() == [2]
-    assert result.iterations.tolist() == [40]
-    assert len(result.history[0]) == 41
+    assert 0 < result.iterations[0] <= 40
+    assert len(result.history[0]) == result.iterations[0] + 1
+
+
+def test_a_descent_that_stands_still_would_have_stayed_there(model, gradients):
+    """It ends early, and ends where the published number of iterations would have."""
+    ended = idlg.attack(model, gradients, SHAPE, iterations=300)
+    assert ended.iterations[0] < 300
+    further = idlg.attack(model, gradients, SHAPE, iterations=int(ended.iterations[0]) - 1)
+    assert further.images.equal(ended.images)
+
+
+def test_patience_ends_what_no_longer_halves(model, gradients):
+    objectives = iter([8.0, 3.0, 2.0, 1.9, 1.8, 0.1])
+    image = torch.zeros(1, *SHAPE, requires_grad=True)
+    descent = Descent([image], lambda: image.sum() * 0 + 1, patience=2)
+    descent.history = []
+    for ended in (False, False, False, True, True, False):
+        descent.history.append(next(objectives))
+        assert descent._impatient() is ended
+
+
+@pytest.mark.parametrize("baseline", [dlg, idlg])
+def test_of_several_starts_the_lowest_objective_is_kept(model, gradients, baseline):
+    starts = [
+        baseline.attack(model, gradients, SHAPE, iterations=6, seed=seed) for seed in (3, 4, 5)
+    ]
+    best = min(starts, key=lambda result: float(result.objective[0]))
+    found = baseline.attack(model, gradients, SHAPE, iterations=6, seed=3, restarts=3, heat=6)
+    assert found.objective.equal(best.objective)
+    assert found.images.equal(best.images)
+
+
+def test_only_the_best_start_goes_on_after_the_heat(model, gradients):
+    seen = []
+    found = dlg.attack(
+        model,
+        gradients,
+        SHAPE,
+        iterations=5,
+        restarts=3,
+        heat=2,
+        watch=lambda image, objective: seen.append(objective),
+    )
+    assert len(seen) == 3 * 2 + 3
+    assert found.iterations.tolist() == [5]
+    assert found.history[0][-1] == seen[-1] == found.objective[0]
+
+
+@pytest.mark.parametrize("baseline", SHORT)
+def test_who_watches_sees_every_iteration(model, gradients, baseline):
+    seen = []
+    result = baseline.attack(
+        model, gradients, SHAPE, iterations=2, watch=lambda *one: seen.append(one)
+    )
+    assert [objective for _, objective in seen] == result.history[0].tolist()[-len(seen) :]
+    assert all(image.shape == (1, *SHAPE) and not image.requires_grad for image, _ in seen)
 
 
 def test_one_logit_is_attacked_too():
@@ -234,6 +290,13 @@ def test_refusals(model, gradients, baseline):
         baseline.attack(model, gradients, (8, 8))
     with pytest.raises(ValueError, match="iterations"):
         baseline.attack(model, gradients, SHAPE, iterations=0)
+
+
+@pytest.mark.parametrize("baseline", [dlg, idlg])
+@pytest.mark.parametrize("numbers", [{"restarts": 0}, {"heat": 0}])
+def test_no_start_and_no_heat_are_refused(model, gradients, baseline, numbers):
+    with pytest.raises(ValueError, match="must be positive"):
+        baseline.attack(model, gradients, SHAPE, **numbers)
 
 
 def test_refusals_of_labels_and_models(model, gradients):

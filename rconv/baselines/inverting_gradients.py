@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from rconv.baselines.labels import infer_labels
 from rconv.baselines.matching import Replay
-from rconv.baselines.result import BaselineResult, Run
+from rconv.baselines.result import BaselineResult, Run, Watch
 from rconv.observe.observation import Gradients, Loss
 
 DECAY = (3 / 8, 5 / 8, 7 / 8)
@@ -31,6 +31,7 @@ def attack(
     lr: float = 0.1,
     total_variation: float = 0.2,
     value_range: tuple[float | Tensor, float | Tensor] = (0.0, 1.0),
+    watch: Watch | None = None,
     progress: bool = False,
 ) -> BaselineResult:
     """Reconstruct images by the cosine distance of gradients and a total variation prior.
@@ -44,29 +45,44 @@ def attack(
 
     Parameters
     ----------
-    model : the shared model, twice differentiable; its device is used.
-    gradients : parameter name → gradient, shaped as the parameter or with a leading axis N; the
-        dtype is that of the computation, float32 in the original.
-    input_shape : (C, H, W) of one image.
-    loss : the clients' loss, given logits (1, K) and the label (1,), or logits (1,) where the
-        model has one. Default: cross-entropy, or the logistic loss where it has one.
-    labels : (N,) the labels where they are known, as the paper assumes; by default those of
+    model : Module
+        The shared model, twice differentiable; its device is used.
+    gradients : mapping of str to Tensor
+        Parameter name → gradient, shaped as the parameter or with a leading axis N; the dtype is
+        that of the computation, float32 in the original.
+    input_shape : tuple of int
+        (C, H, W) of one image.
+    loss : callable or None
+        The clients' loss, given logits (1, K) and the label (1,), or logits (1,) where the model
+        has one. Default: cross-entropy, or the logistic loss where it has one.
+    labels : Tensor or None
+        Axis (N,): the labels where they are known, as the paper assumes; by default those of
         `infer_labels`.
-    iterations : of Adam.
-    seed : seeds the start, the same for each image.
-    lr : length of a step.
-    total_variation : weight of the prior.
-    value_range : smallest and largest pixel, numbers or tensors that broadcast to (C, H, W).
-    progress : show a progress bar.
+    iterations : int
+        Of Adam.
+    seed : int
+        Of the start, the same for each image.
+    lr : float
+        Length of a step.
+    total_variation : float
+        Weight of the prior.
+    value_range : tuple
+        Smallest and largest pixel, numbers or tensors that broadcast to (C, H, W).
+    watch : callable or None
+        Called with the start and after each step with the image and its objective.
+    progress : bool
+        Show a progress bar.
 
     Returns
     -------
-    BaselineResult, its images within the value range.
+    BaselineResult
+        Its images lie within the value range.
 
     Raises
     ------
-    ValueError : gradients that are not the model's, a bad input shape, no iterations, labels of
-        another number, or no labels and a model without a Linear.
+    ValueError
+        If the gradients are not the model's, the input shape is bad, there is no iteration, the
+        labels are of another number, or none are given and the model has no Linear.
     """
     replay = Replay(model, gradients, input_shape, loss)
     if labels is None:
@@ -85,7 +101,7 @@ def attack(
             distance = cosine_distance(torch.cat([g.flatten() for g in own]), observed)
             return distance + total_variation * anisotropic_variation(image)
 
-        best, lowest, history = _signed_adam(image, objective, iterations, lr, box, bar)
+        best, lowest, history = _signed_adam(image, objective, iterations, lr, box, watch, bar)
         steps, nothing = len(history) - 1, min(history[0], 1.0)
         return Run(best, int(labels[n]), history, lowest, steps, nothing)
 
@@ -110,6 +126,7 @@ def _signed_adam(
     iterations: int,
     lr: float,
     box: Sequence[Tensor],
+    watch: Watch | None,
     bar: tqdm,
 ) -> tuple[Tensor, float, list[float]]:
     """Best iterate, its objective, and that of all; stops where one is not a finite number."""
@@ -123,6 +140,8 @@ def _signed_adam(
         history.append(float(value.detach()))
         if history[-1] < lowest:
             best, lowest = image.detach().clone(), history[-1]
+        if watch is not None:
+            watch(image.detach(), history[-1])
         if step == iterations or not math.isfinite(history[-1]):
             break
         value.backward(inputs=[image])

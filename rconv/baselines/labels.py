@@ -18,16 +18,20 @@ def infer_labels(model: nn.Module, gradients: Gradients) -> Tensor:
 
     Parameters
     ----------
-    model : the shared model; its last Linear must be its last layer.
-    gradients : name → (N, *parameter shape).
+    model : Module
+        The shared model; its last Linear must be its last layer.
+    gradients : mapping of str to Tensor
+        Name → (N, *parameter shape).
 
     Returns
     -------
-    (N,) int64; with a single logit, 0 or 1.
+    Tensor, int64
+        Axis (N,); with a single logit, 0 or 1.
 
     Raises
     ------
-    ValueError : the model has no Linear.
+    ValueError
+        If the model has no Linear.
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linears:

@@ -6,7 +6,6 @@ ones.
 """
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -23,23 +22,30 @@ class Replay:
 
     Parameters
     ----------
-    model : the shared model, any twice differentiable module; it is copied.
-    gradients : parameter name → gradient, shaped as the parameter or with a leading axis N.
-    input_shape : (C, H, W) of one image.
-    loss : the client's loss, given logits (1, K) and a target, or logits (1,) where the model has
+    model : Module
+        The shared model, any twice differentiable module; it is copied.
+    gradients : mapping of str to Tensor
+        Parameter name → gradient, shaped as the parameter or with a leading axis N.
+    input_shape : tuple of int
+        (C, H, W) of one image.
+    loss : callable or None
+        The client's loss, given logits (1, K) and a target, or logits (1,) where the model has
         one logit. By default cross-entropy, or the logistic loss where it has one.
 
     Attributes
     ----------
-    named : the gradients by name, (N, *parameter shape), in the coarsest dtype that occurs among
+    named : dict of str to Tensor
+        The gradients by name, (N, *parameter shape), in the coarsest dtype that occurs among
         them, and at least float32.
-    observed : the same as N tuples, the gradients of one image each, in the order of the
-        parameters.
-    classes : logits K of the model.
+    observed : list of tuple of Tensor
+        The same as N tuples, the gradients of one image each, in the order of the parameters.
+    classes : int
+        Logits K of the model.
 
     Raises
     ------
-    ValueError : gradients that are not the model's, or an input shape that is not (C, H, W).
+    ValueError
+        If the gradients are not the model's, or the input shape is not (C, H, W).
     """
 
     def __init__(
@@ -111,41 +117,6 @@ class Replay:
 def squared_norm(gradients: Sequence[Tensor]) -> float:
     """‖g‖², the squared distance from an image whose gradients are zero."""
     return float(sum(g.double().square().sum() for g in gradients))
-
-
-def lbfgs(
-    variables: list[Tensor], objective: Callable[[], Tensor], iterations: int, lr: float, bar: tqdm
-) -> list[float]:
-    """Minimise by L-BFGS as PyTorch has it: up to 20 evaluations an iteration, no line search.
-
-    Parameters
-    ----------
-    variables : what is optimised, in place.
-    objective : () → scalar.
-    iterations : at most; fewer only where the objective is no longer a finite number.
-    lr : length of a step.
-    bar : advanced by each iteration.
-
-    Returns
-    -------
-    The objective at the start and after each iteration.
-    """
-    optimizer = torch.optim.LBFGS(variables, lr=lr)
-    history: list[float] = []
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = objective()
-        value.backward(inputs=variables)
-        return value
-
-    for _ in range(iterations):
-        history.append(float(optimizer.step(closure).detach()))
-        if not math.isfinite(history[-1]):
-            return history
-        bar.update()
-        bar.set_postfix(objective=f"{history[-1]:.1e}", refresh=False)
-    return [*history, float(objective().detach())]
 
 
 def _logistic(logit: Tensor, target: Tensor) -> Tensor:

@@ -13,12 +13,17 @@ class Count:
 
     Attributes
     ----------
-    name : the layer.
-    unknowns : entries of its input, |x|.
-    gradient : its gradient constraints, |∇W|, one per weight.
-    weight : its weight constraints, |Z|, one per output.
-    virtual : its virtual constraints, |V|: a layer below with more outputs than inputs cannot
-        reach every output, and the difference constrains all that lies above.
+    name : str
+        The layer.
+    unknowns : int
+        Entries of its input, |x|.
+    gradient : int
+        Its gradient constraints, |∇W|, one per weight.
+    weight : int
+        Its weight constraints, |Z|, one per output.
+    virtual : int
+        Its virtual constraints, |V|: a layer below with more outputs than inputs cannot reach
+        every output, and the difference constrains all that lies above.
     """
 
     name: str
@@ -41,16 +46,20 @@ def rank_analysis(model: nn.Sequential, input_shape: tuple[int, int, int]) -> tu
 
     Parameters
     ----------
-    model : a Sequential of convolutions with activations, Flatten and Linear.
-    input_shape : (C, H, W) of one image.
+    model : Sequential
+        Convolutions with activations, Flatten and Linear.
+    input_shape : tuple of int
+        (C, H, W) of one image.
 
     Returns
     -------
-    One `Count` per convolution, from the image upwards, and one for the first Linear.
+    tuple of Count
+        One per convolution, from the image upwards, and one for the first Linear.
 
     Raises
     ------
-    UnsupportedModelError : a layer that R-GAP cannot pass, named.
+    UnsupportedModelError
+        For a layer that R-GAP cannot pass, named.
 
     References
     ----------

@@ -1,5 +1,6 @@
 """What a baseline hands back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,9 @@ from torch import Tensor
 RUNAWAY = 1e3
 """Pixels and the attacks' starts are of order one; no image has a pixel of this size."""
 
+Watch = Callable[[Tensor, float], None]
+"""watch(image (1, C, H, W), objective), called after each iteration of an optimisation."""
+
 
 @dataclass(frozen=True)
 class BaselineResult:
@@ -15,18 +19,23 @@ class BaselineResult:
 
     Attributes
     ----------
-    images : (N, C, H, W), in the dtype of the gradients, on the model's device. Not clipped,
+    images : Tensor
+        Axes (N, C, H, W), in the dtype of the gradients, on the model's device. Not clipped,
         unless the attack itself projects onto the value range; not a number where it broke down.
-    labels : (N,) int64, class of each image as known to the attack or found by it.
-    history : N tensors (T,), float64: what the attack minimises, from its start to its end. For
-        R-GAP, which minimises nothing, the relative residual of each layer from the head down.
-    objective : (N,) float64, distance between the gradients of `images` and the observed ones,
-        as the attack measures it: the value that `history` ends with, or its best one.
-    iterations : (N,) int64, steps taken.
-    diverged : (N,) bool: the objective is not a number, or no better than at the start, or no
-        better than that of gradients which are zero or orthogonal to the observed ones; or the
-        image has run away to values beyond `RUNAWAY`, where saturated activations no longer
-        pull it back.
+    labels : Tensor, int64
+        Axis (N,): class of each image as known to the attack or found by it.
+    history : tuple of Tensor
+        N tensors (T,), float64: what the attack minimises, from its start to its end. For R-GAP,
+        which minimises nothing, the relative residual of each layer from the head down.
+    objective : Tensor, float64
+        Axis (N,): distance between the gradients of `images` and the observed ones, as the attack
+        measures it: the value that `history` ends with, or its best one.
+    iterations : Tensor, int64
+        Axis (N,): steps taken, by the start that was kept.
+    diverged : Tensor, bool
+        Axis (N,): the objective is not a number, or no better than at the start, or no better
+        than that of gradients which are zero or orthogonal to the observed ones; or the image has
+        run away to values beyond `RUNAWAY`, where saturated activations no longer pull it back.
     """
 
     images: Tensor
@@ -43,13 +52,19 @@ class Run:
 
     Attributes
     ----------
-    image : (1, C, H, W).
-    label : its class.
-    history : objective from the start to the end.
-    objective : of `image`.
-    iterations : steps taken.
-    worthless : the objective of an image that explains nothing of the gradients, or that of the
-        start where it is smaller.
+    image : Tensor
+        Axes (1, C, H, W).
+    label : int
+        Its class.
+    history : list of float
+        Objective from the start to the end.
+    objective : float
+        Of `image`.
+    iterations : int
+        Steps taken.
+    worthless : float
+        The objective of an image that explains nothing of the gradients, or that of the start
+        where it is smaller.
     """
 
     image: Tensor
@@ -70,7 +85,7 @@ def collect(runs: list[Run]) -> BaselineResult:
     """The result of N runs, one per image."""
     images = torch.cat([run.image for run in runs])
 
-    def column(values, dtype):
+    def column(values: list, dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=images.device)
 
     return BaselineResult(

@@ -30,10 +30,14 @@ class RecursiveResult(BaselineResult):
 
     Attributes
     ----------
-    layers : names of the convolutions, from the last to the first.
-    rank : (N, layers) int64, numerical rank of the equations; 0 where the attack broke down above.
-    unknowns : (layers,) int64, entries of each convolution's input.
-    condition : (N, layers) float64, ratio of the extreme singular values that count.
+    layers : tuple of str
+        Names of the convolutions, from the last to the first.
+    rank : Tensor, int64
+        Axes (N, layer): numerical rank of the equations; 0 where the attack broke down above.
+    unknowns : Tensor, int64
+        Axis (layer,): entries of each convolution's input.
+    condition : Tensor, float64
+        Axes (N, layer): ratio of the extreme singular values that count.
     """
 
     layers: tuple[str, ...]
@@ -67,28 +71,35 @@ def attack(
 
     Parameters
     ----------
-    model : a Sequential of convolutions with invertible activations, Flatten and Linear.
-    gradients : parameter name → gradient, shaped as the parameter or with a leading axis N.
-    input_shape : (C, H, W) of one image.
-    loss : the clients' loss, used to compare the gradients of the result with the observed ones.
+    model : Sequential
+        Convolutions with invertible activations, Flatten and Linear.
+    gradients : mapping of str to Tensor
+        Parameter name → gradient, shaped as the parameter or with a leading axis N.
+    input_shape : tuple of int
+        (C, H, W) of one image.
+    loss : callable or None
+        The clients' loss, used to compare the gradients of the result with the observed ones.
         Default: cross-entropy, or the logistic loss where the model has one logit; without a bias
         in the Linear, the attack itself assumes these.
-    labels : (N,) labels, 0 or 1, of a single logit without a bias; the original takes them as
+    labels : Tensor or None
+        Axis (N,): labels, 0 or 1, of a single logit without a bias; the original takes them as
         known. By default the one whose image explains the gradients better; for an odd network
         (Tanh, no biases) both do, the image and its negative.
-    progress : show a progress bar.
+    progress : bool
+        Show a progress bar.
 
     Returns
     -------
-    RecursiveResult; its objective is that of DLG, the squared distance of the gradients, and its
-    images have the dtype of the gradients. An output beyond the range of its activation has no
-    inverse: the image is then not a number, and `diverged` says so.
+    RecursiveResult
+        Its objective is that of DLG, its images have the dtype of the gradients. An output beyond
+        the range of its activation has no inverse: its image is not a number, and has `diverged`.
 
     Raises
     ------
-    ValueError : gradients that are not the model's, or labels of another number.
-    UnsupportedModelError : a layer that R-GAP cannot pass, named (ReLU has no inverse), or one
-        whose dense system would be too large.
+    ValueError
+        If the gradients are not the model's, or the labels are of another number.
+    UnsupportedModelError
+        For a layer that R-GAP cannot pass (ReLU has no inverse), or whose system is too large.
     """
     network = _supported(read(model, input_shape))
     replay = Replay(model, gradients, input_shape, loss)
