@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from rconv.attack.plan import weight_system
+from rconv.attack.plan import LayerPlan, make_plan
 from rconv.equations.gradient import gradient_matrix
 from rconv.equations.system import StackedSystem
 from rconv.equations.windows import window_index
@@ -72,8 +72,8 @@ def audit(
     network = read(model, input_shape)
     generator = torch.Generator().manual_seed(seed)
     layers = [_judge_head(network.head)]
-    for stage in reversed(network.stages):
-        layers.append(_judge(stage, active, generator, first=stage is network.stages[0]))
+    for plan in reversed(make_plan(network.stages, "auto")):
+        layers.append(_judge(plan, active, generator))
     return layers
 
 
@@ -139,18 +139,18 @@ def filters_needed(geometry: Geometry) -> int:
         filters += 1
 
 
-def _judge(stage: Stage, active: float, generator: torch.Generator, *, first: bool) -> LayerAudit:
-    g = stage.geometry
+def _judge(plan: LayerPlan, active: float, generator: torch.Generator) -> LayerAudit:
+    stage, g = plan.stage, plan.stage.geometry
     rank = gradient_rank(g, generator) * g.input[0]
     known = torch.ones(g.output, dtype=torch.float64)
     if stage.activation.flat:
         known = (torch.rand(g.output, generator=generator) < active).double()
     rows = int(known.sum())
-    by_weight = weight_system(stage, "auto", first=True) is not None
+    by_weight = (plan.weight_first or plan.weight_next) and plan.system is not None
     hybrid: int | None = g.unknowns
     if rank < g.unknowns and not by_weight:
         hybrid = _hybrid_rank(stage, known, rank, generator)
-    if rank == g.unknowns and not (first and by_weight):
+    if rank == g.unknowns and not by_weight:
         verdict = GRADIENT
     elif by_weight:
         verdict = WEIGHT

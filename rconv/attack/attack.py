@@ -12,20 +12,26 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rconv.attack.backward import through_activation
 from rconv.attack.candidates import choose
-from rconv.attack.certificate import gradient_residual
+from rconv.attack.certificate import distance, recomputed
 from rconv.attack.head import HeadInput, head_input, rank_one
-from rconv.attack.layer import solve_layer
-from rconv.attack.plan import kinds_per_layer, weight_system
-from rconv.attack.report import LayerReport, Reconstruction
-from rconv.linalg.solution import root_mean_square
+from rconv.attack.labels import told_labels
+from rconv.attack.plan import make_plan
+from rconv.attack.recursion import recursion
+from rconv.attack.report import Reconstruction
+from rconv.attack.verdict import expected_error, layer_levels, revealed_noise, with_doubts
 from rconv.model.read import read
 from rconv.observe.check import check_gradients
-from rconv.observe.noise import Rounding
+from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 
 CHUNK_BYTES = 2**27
+"""Size of the gradient matrices that are solved at a time."""
+
+HOPELESS = 0.1
+"""Relative noise from which on no further attempt is made: next to all directions drown in it."""
+
+LOSSES = (None, "cross-entropy")
 
 
 class Attack:
@@ -33,19 +39,29 @@ class Attack:
 
     Parameters
     ----------
-    model : a Sequential of convolutions with activations, Flatten, a Linear and any head.
-    input_shape : (C, H, W) of one image.
-    constraints : the equations that each convolution's input is solved from: "gradient",
-        "weight" or "hybrid" (both) for every layer, or one of them per convolution in a
-        sequence. "paper" is weight constraints on the first layer and gradient constraints
-        on the others. "auto" takes the cheapest that have full rank, layer by layer and image
-        by image, and hybrid where neither has, or where they would amplify the noise.
-    value_range : of the pixels; used only to choose between twin images.
+    model : Sequential
+        Convolutions with activations, Flatten, a Linear and any head.
+    input_shape : tuple of int
+        (C, H, W) of one image.
+    constraints : str or sequence of str
+        The equations that each convolution's input is solved from: "gradient", "weight" or
+        "hybrid" (both) for every layer, or one of them per convolution in a sequence. "paper" is
+        weight constraints on the first layer and gradient constraints on the others. "auto" takes
+        the cheapest that have full rank, layer by layer and image by image, and hybrid where
+        neither has, or where they would amplify the noise.
+    value_range : tuple of float
+        Of the pixels; used only to choose between twin images.
+    loss : str, optional
+        "cross-entropy" if that is known to be the clients' loss (with one logit, the logistic
+        one). A head without a bias leaves the scale of the image to the loss: with one or two
+        logits nothing in the gradients can confirm it, and the verdict needs the statement.
 
     Raises
     ------
-    UnsupportedModelError : a layer that the attack cannot pass, named.
-    ValueError : unknown constraints.
+    UnsupportedModelError
+        A layer that the attack cannot pass, named.
+    ValueError
+        Unknown constraints or loss.
     """
 
     def __init__(
@@ -55,126 +71,144 @@ class Attack:
         *,
         constraints: str | Sequence[str] = "auto",
         value_range: tuple[float, float] = (0.0, 1.0),
+        loss: str | None = None,
     ):
+        if loss not in LOSSES:
+            raise ValueError(f"unknown loss {loss!r}: state 'cross-entropy', or nothing")
         self.network = read(model, input_shape)
         self.model = copy.deepcopy(model).double()
-        self.value_range = value_range
-        self.constraints = kinds_per_layer(constraints, len(self.network.stages))
-        self.systems = [
-            weight_system(stage, kind, first=stage is self.network.stages[0])
-            for stage, kind in zip(self.network.stages, self.constraints, strict=True)
-        ]
+        self.value_range, self.loss = value_range, loss
+        self.plans = make_plan(self.network.stages, constraints)
 
     def __call__(
         self,
-        gradients: Gradients,
+        gradients: Gradients | Sequence[Tensor],
         *,
         strict: bool = False,
         precision: float | None = None,
+        noise: Noise | None = None,
         progress: bool = False,
     ) -> Reconstruction:
         """Reconstruct the images behind gradients.
 
         Parameters
         ----------
-        gradients : parameter name → gradient, shaped as the parameter (one image) or with a
-            leading axis N. float64, float32, bfloat16 or float16, on any device.
-        strict : raise where a layer does not determine its input, instead of reporting it.
-        precision : relative error of the gradients; by default the rounding of their dtype.
-        progress : show a progress bar over the images.
+        gradients : dict of str to Tensor, or sequence of Tensor
+            Parameter name → gradient, shaped as the parameter (one image) or with a leading axis
+            N; or the gradients alone, in the order of the parameters. float64, float32, bfloat16
+            or float16, on any device.
+        strict : bool
+            Raise where a layer does not determine its input, instead of reporting it.
+        precision : float, optional
+            Error of the gradients, relative to the root mean square of each parameter's; by
+            default the rounding of their dtype.
+        noise : Noise, optional
+            What is known of their errors in more detail, in place of `precision`.
+        progress : bool
+            Show a progress bar over the images.
 
         Returns
         -------
-        Reconstruction of N images.
+        Reconstruction
+            Of N images.
 
         Raises
         ------
-        ValueError : missing or unknown names, wrong shapes, NaN or infinite entries.
-        ShortRankError : with `strict`, the first layer of short rank and what would help.
+        ValueError
+            Missing or unknown names, wrong shapes, NaN or infinite entries, a precision that is
+            negative or no number.
+        ShortRankError
+            With `strict`, the first layer of short rank and what would help.
         """
         gradients, rounding = check_gradients(self.model, gradients)
         if precision is not None:
-            rounding = replace(rounding, relative=precision)
+            rounding = Noise(spread=precision, absolute=rounding.absolute)
         total = len(next(iter(gradients.values())))
         parts = []
         with tqdm(total=total, disable=not progress, unit="image") as bar:
             for start in range(0, total, self._chunk()):
                 part = {name: g[start : start + self._chunk()] for name, g in gradients.items()}
-                parts.append(self._reconstruct(part, rounding))
+                parts.append(self._reconstruct(part, noise or rounding))
                 bar.update(len(parts[-1].images))
         result = Reconstruction.concatenate(parts)
         if strict:
             result.raise_if_short()
         return result
 
-    def _reconstruct(self, gradients: Gradients, rounding: Rounding) -> Reconstruction:
-        """The recursion: head, then activation, constraints and propagation per layer."""
+    def _reconstruct(self, gradients: Gradients, noise: Noise) -> Reconstruction:
+        """The answer, and a second look at the images whose certificate reveals a noise."""
+        result = self._attempt(gradients, noise)
+        parts = [result.select([i]) for i in range(len(result.images))]
+        for i in (result.revealed_noise > 0).nonzero()[:, 0].tolist():
+            own = {name: g[i : i + 1] for name, g in gradients.items()}
+            parts[i] = self._second_look(parts[i], own, noise)
+        return with_doubts(
+            Reconstruction.concatenate(parts), self.network.head, self.model, gradients, self.loss
+        )
+
+    def _second_look(
+        self, first: Reconstruction, gradients: Gradients, noise: Noise
+    ) -> Reconstruction:
+        """Another answer to one image's gradients, where the first does not explain them.
+
+        Perhaps the equations were the wrong ones: the cheapest are tried. Or the noise is larger
+        than was told: then it is the revealed one, and equations and expected error follow.
+        """
+        frugal = self._attempt(gradients, noise, frugal=True)
+        if not frugal.revealed_noise > 0:
+            return frugal
+        revealed = torch.minimum(first.revealed_noise, frugal.revealed_noise)
+        best = min(first, frugal, key=lambda r: (int(r.gap), float(r.gradient_residual)))
+        error = best.growth * revealed
+        if revealed < HOPELESS:
+            told = self._attempt(gradients, replace(noise, spread=float(revealed)))
+            if told.gradient_residual < best.gradient_residual:
+                best, error = told, told.expected_error
+            error = error.maximum(told.expected_error)
+        error = error.maximum(best.expected_error).clamp(max=1.0)
+        return replace(best, expected_error=error, revealed_noise=revealed)
+
+    def _attempt(
+        self, gradients: Gradients, noise: Noise, *, frugal: bool = False
+    ) -> Reconstruction:
+        """One pass through the layers, and its certificate."""
         head = head_input(self.network.head, gradients)
         # Relative to the largest entry: gradients of 1e-200, of a saturated softmax, are sound,
         # but have no square.
         unit = largest_entry(gradients)[head.image]
         head = replace(head, cotangent=head.cotangent / unit[:, None])
-        gradients = {
+        scaled = {
             name: g[head.image] / unit.reshape(-1, *[1] * (g.dim() - 1))
             for name, g in gradients.items()
         }
-        output, cotangent = head.value, head.cotangent @ self.network.head.weight
-        noise = (rounding.relative + rounding.absolute / unit).clamp(max=1.0)
-        reports = [_head_report(self.network.head.name, head)]
-        layers = zip(self.network.stages, self.constraints, self.systems, strict=True)
-        for stage, kind, system in reversed(list(layers)):
-            shape = (-1, *stage.geometry.output)
-            passed = through_activation(
-                stage.activation,
-                output.reshape(shape),
-                cotangent.reshape(shape),
-                gradients.get(f"{stage.name}.bias"),
-                noise,
-            )
-            weight_gradient = gradients[f"{stage.name}.weight"]
-            noise = noise.maximum(rounding.absolute / unit / root_mean_square(weight_gradient))
-            noise = noise.nan_to_num(nan=1.0).clamp(max=1.0)
-            solution, report = solve_layer(
-                stage, kind, system, passed, weight_gradient, noise, rounding.relative
-            )
-            output, cotangent = solution.value, stage.transpose(passed.cotangent)
-            noise = noise * solution.amplification.clamp(min=1.0)
-            noise = noise.nan_to_num(nan=1.0).clamp(max=1.0)
-            reports.append(report)
-        images = output.reshape(-1, *self.network.input_shape)
-        return self._certify(images, tuple(reports), head, gradients, noise)
-
-    def _certify(
-        self,
-        images: Tensor,
-        reports: tuple[LayerReport, ...],
-        head: HeadInput,
-        gradients: Gradients,
-        noise: Tensor,
-    ) -> Reconstruction:
-        """Recompute the gradients, and keep for each image the candidate that explains them."""
+        images, reports, spread = recursion(
+            self.network, self.plans, head, scaled, noise, unit, frugal=frugal
+        )
+        error = expected_error(images, reports, spread, self.value_range)
         name = self.network.head.name
-        labels = self._labels(images, head, gradients)
-        residual = gradient_residual(self.model, name, images, head.cotangent, gradients)
-        twins = torch.zeros_like(labels)
-        result = Reconstruction(images, reports, labels, residual, noise, twins)
+        own = recomputed(self.model, name, images, head.cotangent)
+        levels = layer_levels(self.network, scaled, noise, unit)
+        result = Reconstruction(
+            images,
+            reports,
+            self._labels(images, head, scaled),
+            distance(own, scaled, list(own)),
+            error,
+            torch.zeros_like(head.image),
+            revealed_noise(self.network, own, scaled, levels, head.residual, error),
+            error / levels.amax(dim=1).clamp(min=1e-300),
+            torch.zeros_like(head.known),
+            ("",) * len(images),
+        )
         return choose(result, head.image, self.value_range)
 
     def _labels(self, images: Tensor, head: HeadInput, gradients: Gradients) -> Tensor:
-        """The class whose logit the step pushes up: the only negative logit gradient (iDLG).
-
-        Where rounding has left none, the softmax is saturated at the right class: the label is
-        the model's own prediction. It is -1 where the head does not end in logits.
-        """
+        """Classes told by the logit gradients; -1 where the head does not end in logits."""
         logit_gradient = self._logit_gradient(head, gradients)
         if logit_gradient is None:
             return torch.full_like(head.image, -1)
-        if logit_gradient.shape[1] == 1:
-            return (logit_gradient[:, 0] < 0).long()
         with torch.no_grad():
-            predicted = self.model(images).argmax(dim=1)
-        told = (logit_gradient < 0).any(dim=1)
-        return torch.where(told, logit_gradient.argmin(dim=1), predicted)
+            return told_labels(logit_gradient, self.model(images))
 
     def _logit_gradient(self, head: HeadInput, gradients: Gradients) -> Tensor | None:
         """(N, K) derivative of the loss by the logits, up to a factor."""
@@ -197,19 +231,3 @@ def largest_entry(gradients: Gradients) -> Tensor:
     sizes = torch.stack([g.flatten(1).abs().amax(dim=1) for g in gradients.values()])
     unit = sizes.amax(dim=0)
     return torch.where(unit > 0, unit, 1.0)
-
-
-def _head_report(name: str, head: HeadInput) -> LayerReport:
-    unknowns = head.value.shape[1]
-    rows = torch.full_like(head.image, head.cotangent.shape[1] * unknowns)
-    ones = torch.ones_like(head.residual)
-    return LayerReport(
-        name,
-        unknowns,
-        rows,
-        torch.zeros_like(rows),
-        head.known * unknowns,
-        torch.where(head.known, ones, torch.inf),
-        head.residual,
-        ("head",) * len(rows),
-    )

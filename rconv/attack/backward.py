@@ -5,7 +5,7 @@ Y = 0, a rounding error can pick the wrong side; the gradient of the convolution
 sum of Ō over the positions, tells which.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -13,27 +13,47 @@ from torch import Tensor
 from rconv.model.activations import Activation, input_noise
 
 EXPLAINED = 1e-2
-"""Share of a difference that a corrected output may leave unexplained."""
+"""Share of a difference that a corrected output may leave unexplained, and of it that the noise
+of both may make up: no other output then explains it as well by chance."""
+
+SURE = 6.0
+"""Standard deviations from zero beyond which an output is on its side: of a million normal errors
+none is larger, which leaves room for errors that are not all of one size."""
+
+UNCERTAIN = 30.0
+"""Outputs below this many errors may be moved to the other side, if the bias gradient says so."""
+
+ZERO = 1e-14
+"""Of the largest output of a map: below it every output is rounding, whatever the noise."""
 
 
 @dataclass(frozen=True)
 class Passed:
     """What lies on the far side of an activation, for N images.
 
-    Attributes
+    Parameters
     ----------
-    cotangent : Ō = ∂ℓ/∂O, (N, D, Ho, Wo).
-    value : O where it is known, (N, D, Ho, Wo); meaningful where `weight` is positive.
-    weight : a'(O), the worth of each known O as an equation, 0 where it is unknown.
+    cotangent : Tensor
+        Ō = ∂ℓ/∂O, (N, D, Ho, Wo).
+    value : Tensor
+        O where it is known, (N, D, Ho, Wo); meaningful where `weight` is positive.
+    weight : Tensor
+        a'(O), the worth of each known O as an equation, 0 where it is unknown; shaped as `value`.
+    error : Tensor
+        (N, D), standard deviation of Y, in its unit; that of O is `error` / `weight`.
+    cotangent_noise : Tensor
+        (N,), relative error of Ō, both as root mean squares.
     """
 
     cotangent: Tensor
     value: Tensor
     weight: Tensor
+    error: Tensor
+    cotangent_noise: Tensor
 
     def select(self, index: Tensor | list[int]) -> "Passed":
         """The same of some of the images."""
-        return Passed(self.cotangent[index], self.value[index], self.weight[index])
+        return Passed(*(getattr(self, f.name)[index] for f in fields(Passed)))
 
 
 def through_activation(
@@ -42,60 +62,123 @@ def through_activation(
     cotangent: Tensor,
     bias_gradient: Tensor | None,
     noise: Tensor,
+    cotangent_noise: Tensor | None = None,
 ) -> Passed:
     """Pass an activation backwards.
 
     Parameters
     ----------
-    activation : the activation.
-    output : Y = a(O) as reconstructed, (N, D, Ho, Wo).
-    cotangent : Ȳ = ∂ℓ/∂Y, shaped as Y.
-    bias_gradient : gradient of the convolution's bias, (N, D), or None where it has no bias.
-    noise : (N,), relative error of Y.
-    """
-    scale = output.abs().flatten(1).amax(dim=1)
-    error = (noise * scale)[:, None, None, None]
-    if activation.flat:
-        # A true output is never negative: what is below zero shows the size of the error.
-        below = (-output).clamp(min=0).flatten(1).amax(dim=1)
-        error = torch.minimum(4 * below, 1e-2 * scale).maximum(1e-14 * scale)
-        error = error[:, None, None, None]
-        output = torch.where(output > error, output, 0.0)
-    if activation.kink and bias_gradient is not None:
-        output = settle_sides(activation, output, cotangent, bias_gradient, error)
-    margin = (noise * 100).clamp(min=1e-12, max=1e-2)[:, None, None, None]
-    value, weight = input_noise(activation, output, margin)
-    bounded = output.clamp(activation.low, activation.high)
-    return Passed(cotangent * activation.derivative(bounded), value, weight)
-
-
-def settle_sides(
-    activation: Activation, output: Tensor, cotangent: Tensor, bias_gradient: Tensor, error: Tensor
-) -> Tensor:
-    """Correct the side of a kink for outputs near it, so that Σ_p Ō[d, p] = ∂ℓ/∂b[d].
-
-    Where a filter's sum misses its bias gradient, and moving one uncertain output to the other
-    side of 0 explains the difference, it is moved. One number cannot tell more than one output.
-
-    Parameters
-    ----------
-    activation : one with a kink at 0.
-    output, cotangent : Y and Ȳ, (N, D, Ho, Wo).
-    bias_gradient : (N, D).
-    error : broadcasts to Y; outputs below 30 times it in size are uncertain.
+    activation : Activation
+        What stands between O and Y.
+    output : Tensor
+        Y = a(O) as reconstructed, (N, D, Ho, Wo).
+    cotangent : Tensor
+        Ȳ = ∂ℓ/∂Y, shaped as Y.
+    bias_gradient : Tensor or None
+        Gradient of the convolution's bias, (N, D), where it has one.
+    noise : Tensor
+        Error of Y, relative to the largest entry of the image (N,) or of each map (N, D).
+    cotangent_noise : Tensor, optional
+        (N,), relative error of Ȳ; by default that of Y.
 
     Returns
     -------
-    Y with the corrected outputs at ± a tenth of the error.
+    Passed
+        Ō, and O where Y tells it.
+    """
+    size = output.abs().flatten(2).amax(dim=2)
+    error = noise[:, None] * size.amax(dim=1, keepdim=True) if noise.dim() == 1 else noise * size
+    if cotangent_noise is None:
+        cotangent_noise = noise if noise.dim() == 1 else noise.amax(dim=1)
+    doubt = error
+    if activation.flat:
+        # A true output is never negative: what is below zero shows the size of the error.
+        below = (-output).clamp(min=0).flatten(2).amax(dim=2)
+        doubt = torch.minimum(SURE * torch.maximum(below, error), 1e-2 * size).maximum(ZERO * size)
+        output = torch.where(output > doubt[..., None, None], output, 0.0)
+    if activation.kink and bias_gradient is not None:
+        output = settle_sides(
+            activation, output, cotangent, bias_gradient, doubt[..., None, None], cotangent_noise
+        )
+    value, weight = input_noise(activation, output, _margin(activation, error, doubt))
+    bounded = output.clamp(activation.low, activation.high)
+    own = cotangent * activation.derivative(bounded)
+    spread = _derivative_noise(activation, bounded, cotangent, own, error)
+    return Passed(own, value, weight, error, torch.hypot(cotangent_noise, spread).clamp(max=1.0))
+
+
+def _margin(activation: Activation, error: Tensor, doubt: Tensor) -> Tensor:
+    """(N, D, 1, 1): how near to the end of its range an output is not inverted.
+
+    Hundred errors, so that an inverse is right to a per cent. A range with one end has no unit
+    of its own, and an output of ReLU above its doubt is known as it is.
+    """
+    if activation.flat:
+        return doubt[..., None, None] * 0
+    return (100 * error).clamp(min=1e-12, max=1e-2)[..., None, None]
+
+
+def _derivative_noise(
+    activation: Activation, y: Tensor, cotangent: Tensor, own: Tensor, error: Tensor
+) -> Tensor:
+    """(N,): relative error that the error of Y brings into Ō by a'(O), kinks left aside."""
+    shift = error[..., None, None]
+    above, under = (
+        activation.derivative((y + sign * shift).clamp(activation.low, activation.high))
+        for sign in (1, -1)
+    )
+    change = cotangent * (above - under) / 2
+    if activation.kink:
+        change = torch.where(y.abs() <= shift, 0.0, change)
+    size = own.flatten(1).norm(dim=1)
+    return change.flatten(1).norm(dim=1) / torch.where(size > 0, size, 1.0)
+
+
+def settle_sides(
+    activation: Activation,
+    output: Tensor,
+    cotangent: Tensor,
+    bias_gradient: Tensor,
+    error: Tensor,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Correct the side of a kink for outputs near it, so that Σ_p Ō[d, p] = ∂ℓ/∂b[d].
+
+    Where a filter's sum misses its bias gradient by more than the noise of both, and moving one
+    uncertain output to the other side of 0 explains the difference, it is moved. One number
+    cannot tell more than one output.
+
+    Parameters
+    ----------
+    activation : Activation
+        One with a kink at 0.
+    output, cotangent : Tensor
+        Y and Ȳ, (N, D, Ho, Wo).
+    bias_gradient : Tensor
+        (N, D).
+    error : Tensor
+        Broadcasts to Y; outputs below `UNCERTAIN` times it in size are uncertain.
+    noise : Tensor, optional
+        (N,), relative error of Ȳ and of the bias gradient.
+
+    Returns
+    -------
+    Tensor
+        Y with the corrected outputs at ± a tenth of the error.
     """
     y, back = output.flatten(2), cotangent.flatten(2)
     error = error.flatten(2).expand_as(y)
     tiny = torch.full_like(y, 1e-300)
     jump = (activation.derivative(tiny) - activation.derivative(-tiny)) * back
-    uncertain = y.abs() <= 30 * error
-    miss = (bias_gradient - (back * activation.derivative(y)).sum(dim=2))[..., None]
+    uncertain = y.abs() <= UNCERTAIN * error
+    own = back * activation.derivative(y)
+    miss = (bias_gradient - own.sum(dim=2))[..., None]
     left = (miss - torch.where(y > 0, -jump, jump)).abs()
     best, where = torch.where(uncertain, left, torch.inf).min(dim=2, keepdim=True)
+    moves = best < EXPLAINED * miss.abs()
+    if noise is not None:
+        spread = noise[:, None, None] * own.norm(dim=2, keepdim=True)
+        moves = moves & (spread < EXPLAINED * miss.abs())
     side = torch.where(y > 0, -1.0, 1.0) * error / 10
     moved = y.scatter(2, where, side.gather(2, where))
-    return torch.where(best < EXPLAINED * miss.abs(), moved, y).reshape(output.shape)
+    return torch.where(moves, moved, y).reshape(output.shape)

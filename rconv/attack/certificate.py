@@ -1,14 +1,13 @@
 """Checks a reconstruction without the truth: recompute the gradients and compare."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from rconv.linalg.solution import relative
 from rconv.observe.observation import Gradients, per_image
-
-EXPLAINED = 1e-2
-"""Gradient residual up to which a reconstruction counts as an explanation of the gradients."""
 
 
 def gradient_residual(
@@ -23,16 +22,41 @@ def gradient_residual(
 
     Parameters
     ----------
-    model : the shared model, float64.
-    first_linear : name of its first Linear.
-    images : x̂, (N, C, H, W).
-    cotangent : z̄, (N, K).
-    gradients : name → (N, *parameter shape).
+    model : Sequential
+        The shared model, float64.
+    first_linear : str
+        Name of its first Linear.
+    images : Tensor
+        x̂, (N, C, H, W).
+    cotangent : Tensor
+        z̄, (N, K).
+    gradients : dict of str to Tensor
+        Name → (N, *parameter shape).
 
     Returns
     -------
-    (N,): ‖g(x̂) - g‖ / ‖g‖ over all parameters up to the first Linear; inf where it is not a
-    number.
+    Tensor
+        (N,): ‖g(x̂) - g‖ / ‖g‖ over all parameters up to the first Linear; inf where it is not a
+        number.
+    """
+    own = recomputed(model, first_linear, images, cotangent)
+    return distance(own, gradients, list(own))
+
+
+def recomputed(
+    model: nn.Sequential, first_linear: str, images: Tensor, cotangent: Tensor
+) -> Gradients:
+    """Gradients of all parameters up to the first Linear, by autograd.
+
+    Parameters
+    ----------
+    model, first_linear, images, cotangent
+        As `gradient_residual` takes them.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Name → (N, *parameter shape).
     """
     linear = model.get_submodule(first_linear)
     parameters = {name: p.detach() for name, p in model.named_parameters()}
@@ -45,10 +69,27 @@ def gradient_residual(
         return (outputs[0][0] * cotangent).sum()
 
     own = per_image(lambda p: vmap(step)(p, images, cotangent), parameters, len(images))
-    names = _up_to(model, first_linear)
-    observed = torch.cat([gradients[name].flatten(1) for name in names], dim=1)
-    difference = torch.cat([own[name].flatten(1) for name in names], dim=1) - observed
-    ratio = relative(difference, observed)
+    return {name: own[name] for name in _up_to(model, first_linear)}
+
+
+def distance(own: Gradients, observed: Gradients, names: Sequence[str]) -> Tensor:
+    """Relative distance between two sets of gradients over some of their parameters.
+
+    Parameters
+    ----------
+    own, observed : dict of str to Tensor
+        Name → (N, *parameter shape).
+    names : sequence of str
+        The parameters that count.
+
+    Returns
+    -------
+    Tensor
+        (N,): ‖own - observed‖ / ‖observed‖; 0 where both are zero, inf where it is no number.
+    """
+    seen = torch.cat([observed[name].flatten(1) for name in names], dim=1)
+    difference = torch.cat([own[name].flatten(1) for name in names], dim=1) - seen
+    ratio = relative(difference, seen)
     return torch.where(ratio.isfinite(), ratio, torch.inf)
 
 

@@ -1,19 +1,150 @@
 """What is decided once per model: which equations each layer uses, and their factorisation."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from rconv.equations.weight import weight_matrix
+from rconv.equations.windows import residue_classes
 from rconv.linalg import dense
 from rconv.linalg.sparse import SparseSystem
-from rconv.model.geometry import Stage
+from rconv.model.geometry import Geometry, Stage
 
 KINDS = ("auto", "gradient", "weight", "hybrid")
 
 
+class LayerPlan:
+    """The equations of one convolution, as far as the model alone decides them.
+
+    Parameters
+    ----------
+    stage : Stage
+        The convolution.
+    kind : str
+        One of `KINDS`.
+    first : bool
+        Whether the image is its input: there `auto` tries weight constraints before gradient
+        constraints, which three channels make few.
+
+    Raises
+    ------
+    ValueError
+        The layer would need a dense system that is too large.
+    """
+
+    def __init__(self, stage: Stage, kind: str = "auto", *, first: bool = False):
+        self.stage, self.kind, self.first = stage, kind, first
+        g = stage.geometry
+        large = kind in ("weight", "hybrid") and not self.affordable
+        if large and not (kind == "weight" and self.system is not None):
+            raise ValueError(
+                f"{stage.name}: {kind} constraints would take a dense system of {g.unknowns} "
+                f"unknowns, more than {dense.MAX_UNKNOWNS}; use gradient or auto for this layer"
+            )
+        if self.weight_first:
+            _ = self.system  # factored here, so that no image waits for it
+
+    @property
+    def affordable(self) -> bool:
+        """Whether a dense system of the layer's unknowns is allowed."""
+        return self.stage.geometry.unknowns <= dense.MAX_UNKNOWNS
+
+    @property
+    def weight_first(self) -> bool:
+        """Whether weight constraints are tried before any others."""
+        return self.kind == "weight" or (self.kind == "auto" and self.first)
+
+    @property
+    def weight_next(self) -> bool:
+        """Whether `auto` tries them because gradient constraints cannot suffice."""
+        return self.kind == "auto" and not gradients_suffice(self.stage.geometry)
+
+    @cached_property
+    def system(self) -> SparseSystem | None:
+        """The weight constraints, factored, where they determine the layer's input alone."""
+        g = self.stage.geometry
+        if g.weight_rows < g.unknowns or not self.stage.activation.invertible:
+            return None
+        system = SparseSystem(weight_matrix(self.stage.weight, g))
+        return system if system.regular else None
+
+    def cheapest(self, known: bool, tolerance: float) -> str:
+        """Kind of equations to try first for one image.
+
+        Parameters
+        ----------
+        known : bool
+            Whether every output of the layer is known.
+        tolerance : float
+            Relative error of the outputs.
+        """
+        if self.kind != "auto":
+            return self.kind
+        if known and (self.weight_first or self.weight_next) and self.system is not None:
+            # Directions that the noise drowns are better told by more rows.
+            if bool(self.system.spectrum.condition * tolerance < 1) or not self.affordable:
+                return "weight"
+        suffice = gradients_suffice(self.stage.geometry) or not self.affordable
+        return "gradient" if suffice else "hybrid"
+
+
+def gradients_suffice(geometry: Geometry) -> bool:
+    """Whether gradient constraints can have full rank: enough for every residue class."""
+    classes = residue_classes(geometry)
+    told = sum(len(pixels) for _, pixels in classes)
+    filters = geometry.output[0]
+    return told == geometry.pixels and all(
+        filters * len(offsets) >= len(pixels) for offsets, pixels in classes
+    )
+
+
+def make_plan(stages: Sequence[Stage], constraints: str | Sequence[str]) -> tuple[LayerPlan, ...]:
+    """One plan per convolution, in the order of the forward pass.
+
+    Parameters
+    ----------
+    stages : sequence of Stage
+        The convolutions.
+    constraints : str or sequence of str
+        As `Attack` takes them.
+
+    Raises
+    ------
+    ValueError
+        Unknown constraints, or a dense system that is too large.
+    """
+    kinds = kinds_per_layer(constraints, len(stages))
+    return tuple(
+        LayerPlan(stage, kind, first=stage is stages[0])
+        for stage, kind in zip(stages, kinds, strict=True)
+    )
+
+
 def kinds_per_layer(constraints: str | Sequence[str], layers: int) -> tuple[str, ...]:
+    """The kind of equations of each convolution.
+
+    Parameters
+    ----------
+    constraints : str or sequence of str
+        As `Attack` takes them.
+    layers : int
+        Number of convolutions.
+
+    Returns
+    -------
+    tuple of str
+        One of `KINDS` for each.
+
+    Raises
+    ------
+    ValueError
+        Unknown constraints, or not one for each convolution.
+    """
     if constraints == "paper":
         return ("weight", *["gradient"] * (layers - 1))[:layers]
-    kinds = (constraints,) * layers if isinstance(constraints, str) else tuple(constraints)
+    if not isinstance(constraints, (str, Sequence)):
+        kinds: tuple[str, ...] = (constraints,)
+    else:
+        kinds = (constraints,) * layers if isinstance(constraints, str) else tuple(constraints)
     unknown = [kind for kind in kinds if kind not in KINDS]
     if isinstance(constraints, str) and constraints not in KINDS:
         unknown = [constraints]
@@ -25,25 +156,3 @@ def kinds_per_layer(constraints: str | Sequence[str], layers: int) -> tuple[str,
     if len(kinds) != layers:
         raise ValueError(f"{len(kinds)} constraints for {layers} convolutions: give one for each")
     return kinds
-
-
-def weight_system(stage: Stage, kind: str, *, first: bool) -> SparseSystem | None:
-    """The stage's weight constraints, factored, where they determine its input alone.
-
-    Raises
-    ------
-    ValueError : the layer would need a dense system that is too large.
-    """
-    g = stage.geometry
-    wanted = kind == "weight" or (kind == "auto" and first)
-    system = None
-    if wanted and g.weight_rows >= g.unknowns and stage.activation.invertible:
-        system = SparseSystem(weight_matrix(stage.weight, g))
-    if system is not None and system.regular:
-        return system
-    if kind in ("weight", "hybrid") and g.unknowns > dense.MAX_UNKNOWNS:
-        raise ValueError(
-            f"{stage.name}: {kind} constraints would take a dense system of {g.unknowns} unknowns, "
-            f"more than {dense.MAX_UNKNOWNS}; use gradient or auto for this layer"
-        )
-    return None

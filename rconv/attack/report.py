@@ -5,6 +5,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+CLEAR = 1e-2
+"""Expected relative error up to which an image can be called unique. It is 40 dB below the
+image's root mean square; beyond it an error changes the derivatives of the activations, which
+the linear estimate leaves out."""
+
 
 class ShortRankError(ValueError):
     """A layer's equations do not determine its input."""
@@ -40,16 +45,30 @@ class LayerReport:
 class Reconstruction:
     """N reconstructed images and what the attacker can say of them without the truth.
 
-    Attributes
+    Parameters
     ----------
-    images : (N, C, H, W), float64.
-    layers : reports from the head down to the first convolution.
-    labels : (N,) int64, class of each image as told by the gradients.
-    gradient_residual : (N,), ‖g(x̂) - g‖ / ‖g‖ of the gradients recomputed from the
-        reconstruction: the certificate.
-    expected_error : (N,), relative error of the image that the rounding of the gradients leads
-        one to expect: what each layer's equations amplify it to; 1 where nothing is known.
-    twins : (N,) int64, other images that explain the gradients as well.
+    images : Tensor
+        (N, C, H, W), float64.
+    layers : tuple of LayerReport
+        From the head down to the first convolution.
+    labels : Tensor
+        (N,), int64, class of each image as told by the gradients; -1 where they do not tell.
+    gradient_residual : Tensor
+        (N,), ‖g(x̂) - g‖ / ‖g‖ of the gradients recomputed from the reconstruction: the
+        certificate.
+    expected_error : Tensor
+        (N,), relative error of the image, both as root mean squares, that the noise of the
+        gradients leads one to expect, the revealed noise included; 1 where nothing is known.
+    twins : Tensor
+        (N,), int64, other images that explain the gradients as well.
+    revealed_noise : Tensor
+        (N,), relative: what the certificate shows beyond the noise that was told; 0 for nothing.
+    growth : Tensor
+        (N,), expected error of the image per relative noise of the gradients.
+    assumed : Tensor
+        (N,), bool, whether the image rests on an assumption that nothing in the gradients tells.
+    doubts : tuple of str
+        N reasons to doubt the image, "" for none.
     """
 
     images: Tensor
@@ -58,6 +77,10 @@ class Reconstruction:
     gradient_residual: Tensor
     expected_error: Tensor
     twins: Tensor
+    revealed_noise: Tensor
+    growth: Tensor
+    assumed: Tensor
+    doubts: tuple[str, ...]
 
     @property
     def gap(self) -> Tensor:
@@ -65,11 +88,21 @@ class Reconstruction:
         return sum(layer.unknowns - layer.rank for layer in self.layers)
 
     @property
-    def unique(self) -> Tensor:
-        """(N,) whether every layer has full rank and no twin image exists."""
-        return (self.gap == 0) & (self.twins == 0)
+    def full_rank(self) -> Tensor:
+        """(N,) whether the equations of every layer determine its input."""
+        return self.gap == 0
 
-    def select(self, index: Tensor) -> "Reconstruction":
+    @property
+    def unique(self) -> Tensor:
+        """(N,) the verdict: is this the one image that explains the gradients?
+
+        Full rank in every layer, no twin, nothing assumed, and an expected error of at most
+        `CLEAR`, in which every noise counts that the certificate reveals.
+        """
+        sound = self.gradient_residual.isfinite() & (self.expected_error <= CLEAR)
+        return self.full_rank & (self.twins == 0) & ~self.assumed & sound
+
+    def select(self, index: Tensor | list[int]) -> "Reconstruction":
         """The reconstructions of some of the images."""
         return _map(self, lambda field: _index(field, index))
 
@@ -115,9 +148,9 @@ def _map(first, function, *others):
     return type(first)(**values)
 
 
-def _index(field: Tensor | tuple, index: Tensor) -> Tensor | tuple:
+def _index(field: Tensor | tuple, index: Tensor | list[int]) -> Tensor | tuple:
     if isinstance(field, tuple):
-        return tuple(field[i] for i in index.tolist())
+        return tuple(field[i] for i in torch.as_tensor(index).tolist())
     return field[index]
 
 

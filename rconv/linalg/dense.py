@@ -1,6 +1,5 @@
 """Stacked, weighted equations of one unknown, solved by a dense factorisation."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -9,9 +8,9 @@ import torch
 from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
+from rconv.linalg.refine import refine
 from rconv.linalg.solution import CONDITION_LIMIT, Solution, Spectrum, rank_floor, relative
 
-REFINEMENTS = 5
 MAX_UNKNOWNS = 12_000
 """Above it the normal matrix alone takes more than 1.1 GB; the dense solve is refused."""
 
@@ -32,20 +31,27 @@ class Stacked(Protocol):
         """Aᵀ applied to the two parts of a residual: (n, 1)."""
 
 
-def solve_stacked(system: Stacked, tolerance: float) -> Solution:
+def solve_stacked(system: Stacked, tolerance: float, *, scaled: bool = True) -> Solution:
     """Weighted least squares over both kinds of rows.
 
     Parameters
     ----------
-    system : the equations of one image.
-    tolerance : relative noise of the equations; directions that the rows see less than this
-        do not count towards the rank.
+    system : Stacked
+        The equations of one image.
+    tolerance : float
+        Relative noise of the equations; directions that the rows see less than this do not
+        count towards the rank.
+    scaled : bool
+        Divide both kinds of rows by their size first, so that neither drowns the other; R-GAP
+        takes them as they come.
 
     Returns
     -------
-    Solution of one image, value (1, C·H·W); of minimum norm where the rank is short.
+    Solution
+        Of one image, value (1, n); of minimum norm where the rank is short.
     """
-    system = system.scaled()
+    if scaled:
+        system = system.scaled()
     gram = system.normal_matrix()
     factor, info = torch.linalg.cholesky_ex(gram)
 
@@ -54,10 +60,11 @@ def solve_stacked(system: Stacked, tolerance: float) -> Solution:
 
     spectrum = Spectrum.estimate(lambda v: gram @ v, inverse, gram[None, :, 0])
     rank = gram.shape[0]
-    floor = max(rank_floor(tolerance), 1 / CONDITION_LIMIT)
+    floor = max(float(rank_floor(torch.tensor(tolerance))), 1 / CONDITION_LIMIT)
     if info != 0 or not spectrum.condition < 1 / floor:
         inverse, rank, spectrum = _pseudo_inverse(gram, floor)
-    x = _refine(system, inverse, gram.new_zeros(len(gram), 1))
+    start = inverse(system.adjoint(*system.residual(gram.new_zeros(len(gram), 1))))
+    x = refine(lambda x: inverse(system.adjoint(*system.residual(x[0])))[None], start[None])[0]
     rhs = torch.cat([r.flatten() for r in system.residual(torch.zeros_like(x))])[None]
     left = torch.cat([r.flatten() for r in system.residual(x)])[None]
     return Solution(
@@ -67,20 +74,6 @@ def solve_stacked(system: Stacked, tolerance: float) -> Solution:
         spectrum.amplification(rhs[rhs != 0][None], x.T),
         relative(left, rhs),
     )
-
-
-def _refine(system: Stacked, inverse: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Iterative refinement from x, until a step is rounding or no longer shrinks."""
-    last = torch.inf
-    for _ in range(REFINEMENTS):
-        step = inverse(system.adjoint(*system.residual(x)))
-        size = float(step.norm())
-        if not size < last:
-            break
-        x, last = x + step, size
-        if size <= 1e-15 * float(x.norm()):
-            break
-    return x
 
 
 def _pseudo_inverse(gram: Tensor, floor: float):

@@ -60,13 +60,23 @@ def relative(residual: Tensor, rhs: Tensor) -> Tensor:
     return residual.flatten(1).norm(dim=1) / torch.where(size > 0, size, 1.0)
 
 
-def rank_floor(tolerance: float) -> float:
+def rank_floor(tolerance: Tensor) -> Tensor:
     """Singular values up to this share of the largest do not count towards the rank.
 
     Below the relative error `tolerance` of the equations a direction drowns in it; and the
     computation itself, in float64, leaves some 100 roundings.
+
+    Parameters
+    ----------
+    tolerance : Tensor
+        Any shape, 0 or more.
+
+    Returns
+    -------
+    Tensor
+        Shaped as `tolerance`.
     """
-    return max(tolerance, 100 * torch.finfo(torch.float64).eps)
+    return tolerance.clamp(min=100 * torch.finfo(torch.float64).eps)
 
 
 def root_mean_square(tensor: Tensor) -> Tensor:

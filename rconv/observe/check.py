@@ -1,29 +1,46 @@
 """Refuses gradients that are no gradients of the model, before any work starts."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
-from rconv.observe.noise import Rounding
-from rconv.observe.observation import Gradients
+from rconv.observe.noise import Noise
+from rconv.observe.observation import Gradients, ordinary
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""What gradients are computed and sent in. Eight bits are a compression of their own, with scales
+beside them that a tensor does not carry."""
 
 
-def check_gradients(model: nn.Module, gradients: Gradients) -> tuple[dict[str, Tensor], Rounding]:
+def check_gradients(
+    model: nn.Module, gradients: Gradients | Sequence[Tensor]
+) -> tuple[dict[str, Tensor], Noise]:
     """Gradients as the attack uses them: float64, on the model's device, leading axis N.
 
     Parameters
     ----------
-    model : the shared model.
-    gradients : name → tensor shaped as the parameter, or with a leading axis N.
+    model : Module
+        The shared model.
+    gradients : mapping or sequence of Tensor
+        Name → tensor shaped as the parameter, or with a leading axis N; or the tensors alone in
+        the order of ``model.parameters()``, as `torch.autograd.grad` returns them.
 
     Returns
     -------
-    Gradients, name → (N, *parameter shape); and the rounding of their coarsest dtype.
+    gradients : dict of str to Tensor, float64
+        Name → (N, *parameter shape), in the order of the parameters.
+    noise : Noise
+        The rounding of their coarsest dtype.
 
     Raises
     ------
-    ValueError : a missing or unknown name, a wrong shape, unequal N, NaN or infinity.
+    ValueError
+        At a missing or unknown name, a wrong shape, unequal N, NaN or infinity, and at what is
+        no dense tensor of one of `DTYPES`.
     """
     parameters = dict(model.named_parameters())
+    gradients = _by_name(list(parameters), gradients)
     missing = [name for name in parameters if gradients.get(name) is None]
     if missing:
         raise ValueError(
@@ -35,10 +52,9 @@ def check_gradients(model: nn.Module, gradients: Gradients) -> tuple[dict[str, T
     checked, counts = {}, {}
     for name, parameter in parameters.items():
         gradient = gradients[name]
-        if not torch.is_tensor(gradient) or not gradient.is_floating_point():
-            raise ValueError(f"the gradient of {name} must be a floating-point tensor")
+        _check_kind(name, gradient)
         counts[name] = _count(name, gradient, parameter)
-        gradient = gradient.detach().to(parameter.device, torch.float64)
+        gradient = ordinary(gradient.detach()).to(parameter.device, torch.float64)
         checked[name] = gradient.reshape(-1, *parameter.shape)
         if not checked[name].isfinite().all():
             bad = int((~checked[name].flatten(1).isfinite().all(dim=1)).nonzero()[0])
@@ -46,7 +62,36 @@ def check_gradients(model: nn.Module, gradients: Gradients) -> tuple[dict[str, T
     if len(set(counts.values())) > 1:
         raise ValueError(f"the gradients are of different numbers of images: {counts}")
     coarsest = max((gradients[name].dtype for name in parameters), key=lambda t: torch.finfo(t).eps)
-    return checked, Rounding.of(coarsest)
+    return checked, Noise.of(coarsest)
+
+
+def _by_name(names: list[str], gradients: Gradients | Sequence[Tensor]) -> Gradients:
+    if isinstance(gradients, Mapping):
+        return gradients
+    if isinstance(gradients, str) or not isinstance(gradients, Sequence):
+        raise ValueError(
+            "gradients must be a mapping from parameter name to tensor, or a sequence in the "
+            f"order of model.parameters(), got {type(gradients).__name__}"
+        )
+    if len(gradients) != len(names):
+        raise ValueError(
+            f"{len(gradients)} gradients for {len(names)} parameters: give one for each, in the "
+            "order of model.parameters(); those of several images stand in one tensor each, with "
+            "a leading axis N"
+        )
+    return dict(zip(names, gradients, strict=True))
+
+
+def _check_kind(name: str, gradient: Tensor) -> None:
+    if not torch.is_tensor(gradient) or not gradient.is_floating_point():
+        raise ValueError(f"the gradient of {name} must be a floating-point tensor")
+    if gradient.is_meta:
+        raise ValueError(f"the gradient of {name} has no values, it is on the meta device")
+    if gradient.layout is not torch.strided or gradient.is_nested:
+        raise ValueError(f"the gradient of {name} is sparse or nested: use its to_dense()")
+    if gradient.dtype not in DTYPES:
+        kinds = ", ".join(str(t).removeprefix("torch.") for t in DTYPES)
+        raise ValueError(f"the gradient of {name} is {gradient.dtype}: use one of {kinds}")
 
 
 def _count(name: str, gradient: Tensor, parameter: Tensor) -> int:

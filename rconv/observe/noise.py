@@ -1,19 +1,94 @@
-"""What is known of the errors of the gradients."""
+"""What is known of the errors of the gradients, as data."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Rounding:
-    """What a dtype rounds: the relative error of its numbers, and the absolute error near 0."""
+class Noise:
+    """Standard deviation of every gradient entry's error, from what is known of its causes.
 
-    relative: float
-    absolute: float
+    The causes are independent, so that their variances add.
+
+    Parameters
+    ----------
+    relative : float
+        Error per size of the entry itself: the rounding of a floating-point number.
+    spread : float
+        Error per root mean square of the entry's parameter: noise that a client adds.
+    absolute : float
+        Error whatever the size: what is left of subnormal numbers.
+    deviations : Mapping[str, Tensor | float]
+        Parameter name → further standard deviation, in the unit of the gradients; a number, or
+        a tensor that broadcasts to (N, *parameter shape). A name that is missing has none.
+    """
+
+    relative: float = 0.0
+    spread: float = 0.0
+    absolute: float = 0.0
+    deviations: Mapping[str, Tensor | float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in ("relative", "spread", "absolute"):
+            if not 0 <= getattr(self, name) < torch.inf:
+                raise ValueError(
+                    f"the {name} noise is {getattr(self, name)}: a standard deviation is a finite "
+                    "number, 0 or more"
+                )
 
     @staticmethod
-    def of(dtype: torch.dtype) -> "Rounding":
-        """Half the spacing of the dtype's normal and of its subnormal numbers."""
+    def of(dtype: torch.dtype) -> "Noise":
+        """Rounding to a dtype: half the spacing of its normal and of its subnormal numbers."""
         info = torch.finfo(dtype)
-        return Rounding(info.eps / 2, info.smallest_normal * info.eps / 2)
+        return Noise(relative=info.eps / 2, absolute=info.smallest_normal * info.eps / 2)
+
+    def deviation(self, name: str, gradient: Tensor) -> Tensor:
+        """Standard deviation of each entry's error.
+
+        Parameters
+        ----------
+        name : str
+            The parameter.
+        gradient : Tensor
+            (N, *parameter shape), float64.
+
+        Returns
+        -------
+        Tensor
+            Shaped as `gradient`, in its unit.
+        """
+        mean_square = gradient.flatten(1).square().mean(dim=1)
+        shape = (-1, *[1] * (gradient.dim() - 1))
+        variance = self.relative**2 * gradient.square() + self.absolute**2
+        variance = variance + self.spread**2 * mean_square.reshape(shape)
+        own = torch.as_tensor(self.deviations.get(name, 0.0)).to(gradient)
+        return (variance + own**2).sqrt()
+
+    def level(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor:
+        """Relative error of one parameter's gradient, both as root mean squares.
+
+        Parameters
+        ----------
+        name : str
+            The parameter.
+        gradient : Tensor
+            (N, *parameter shape), float64, divided by `unit`.
+        unit : Tensor
+            (N,), what the gradients were divided by.
+
+        Returns
+        -------
+        Tensor
+            (N,), in [0, 1]: 1 where the gradient is zero, or smaller than its error.
+        """
+        size = gradient.flatten(1).square().mean(dim=1).sqrt()
+        variance = self.relative**2 + self.spread**2 + (self.absolute / unit / size) ** 2
+        own = self.deviations.get(name)
+        if own is not None:
+            own = torch.as_tensor(own).to(gradient).expand_as(gradient)
+            mean = own.flatten(1).square().mean(dim=1)
+            variance = variance + mean / (unit * size) ** 2
+        return variance.sqrt().nan_to_num(nan=1.0, posinf=1.0).clamp(max=1.0)

@@ -1,0 +1,29 @@
+"""The label, from the sign of the logit gradient (iDLG, arXiv 2001.02610)."""
+
+import torch
+from torch import Tensor
+
+
+def told_labels(logit_gradient: Tensor, logits: Tensor) -> Tensor:
+    """The class whose logit a step of cross-entropy pushes up.
+
+    The derivative by the logits, softmax minus one-hot, is negative at the label and nowhere
+    else. Where rounding has left no negative entry, the softmax is saturated at the right class,
+    and the label is the likeliest one. A single logit is that of class 1.
+
+    Parameters
+    ----------
+    logit_gradient : Tensor
+        (N, K), up to a positive factor.
+    logits : Tensor
+        (N, K).
+
+    Returns
+    -------
+    Tensor
+        (N,), int64.
+    """
+    if logit_gradient.shape[1] == 1:
+        return (logit_gradient[:, 0] < 0).long()
+    told = (logit_gradient < 0).any(dim=1)
+    return torch.where(told, logit_gradient.argmin(dim=1), logits.argmax(dim=1))

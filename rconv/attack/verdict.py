@@ -1,0 +1,229 @@
+"""What a reconstruction is worth, told without the truth.
+
+One verdict from three witnesses. The rank says whether the equations determine the image. The
+certificate, layer by layer, says whether the image explains the gradients as well as their noise
+allows; where it does not, its residual REVEALS a noise that nobody told. The expected error says
+what that noise becomes on its way to the image.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from rconv.attack.certificate import distance
+from rconv.attack.report import CLEAR, LayerReport, Reconstruction
+from rconv.linalg.solution import root_mean_square
+from rconv.model.nodes import Head, Network
+from rconv.observe.noise import Noise
+from rconv.observe.observation import Gradients
+
+ACCUMULATED = 10.0
+"""How far the certificate of a right image may lie above the noise of the gradients: sums of a
+thousand terms, several layers deep, carry some ten roundings where they were computed."""
+
+ARITHMETIC = 100 * torch.finfo(torch.float64).eps
+"""What the attack's own arithmetic may leave in the certificate."""
+
+DARK = 1e-2
+"""An image whose root mean square is below this share of the pixels' range is measured by it."""
+
+FITTED = 10.0
+"""How far the certificate of a right image may lie above the expected error of the image: the
+estimate is one of size, and good to about this factor."""
+
+
+SATURATED, SAME = 1e-3, 1e-2
+"""The size of the gradients is judged where the softmax's own is above SATURATED, so that its
+rounding does not count, and called another where it is off by more than SAME."""
+
+SIGNS = "every entry of the head's gradient has the same size: only signs were sent"
+
+
+def layer_names(network: Network, parameters: Gradients) -> list[list[str]]:
+    """Names of the parameters of each layer, in the order of the reports: head first."""
+    layers = [network.head.name, *(stage.name for stage in reversed(network.stages))]
+    both = [(f"{name}.weight", f"{name}.bias") for name in layers]
+    return [[name for name in names if name in parameters] for names in both]
+
+
+def expected_error(
+    images: Tensor,
+    reports: Sequence[LayerReport],
+    spread: Tensor,
+    value_range: tuple[float, float],
+) -> Tensor:
+    """Relative error to expect, from the noise and from what no equation tells.
+
+    Parameters
+    ----------
+    images : Tensor
+        (N, C, H, W).
+    reports : sequence of LayerReport
+        Of all layers.
+    spread : Tensor
+        (N,), standard deviation of the pixels by the noise.
+    value_range : tuple of float
+        Of the pixels.
+
+    Returns
+    -------
+    Tensor
+        (N,), in [0, 1].
+    """
+    least = DARK * (value_range[1] - value_range[0])
+    error = spread / root_mean_square(images).clamp(min=least)
+    open_share = [1 - report.rank / report.unknowns for report in reports]
+    error = error.maximum(torch.stack(open_share).amax(dim=0).to(error).sqrt())
+    return error.nan_to_num(nan=1.0, posinf=1.0).clamp(max=1.0)
+
+
+def layer_levels(network: Network, gradients: Gradients, noise: Noise, unit: Tensor) -> Tensor:
+    """Relative noise of each layer's gradients, weight and bias together.
+
+    Parameters
+    ----------
+    network : Network
+        The layers.
+    gradients : dict of str to Tensor
+        Name → (N, *parameter shape), divided by `unit`.
+    noise : Noise
+        What is known of their errors.
+    unit : Tensor
+        (N,).
+
+    Returns
+    -------
+    Tensor
+        (N, layers), head first.
+    """
+    levels = []
+    for names in layer_names(network, gradients):
+        sizes = torch.stack([gradients[name].flatten(1).norm(dim=1) for name in names])
+        own = torch.stack([noise.level(name, gradients[name], unit) for name in names])
+        size = sizes.norm(dim=0)
+        levels.append((own * sizes).norm(dim=0) / torch.where(size > 0, size, 1.0))
+    return torch.stack(levels, dim=1)
+
+
+def revealed_noise(
+    network: Network,
+    own: Gradients,
+    gradients: Gradients,
+    levels: Tensor,
+    head_residual: Tensor,
+    expected_error: Tensor,
+) -> Tensor:
+    """Noise that the certificate shows beyond what was told.
+
+    Parameters
+    ----------
+    network : Network
+        The layers.
+    own, gradients : dict of str to Tensor
+        Gradients recomputed from the images, and observed: name → (N, *parameter shape).
+    levels : Tensor
+        (N, layers), the noise that is known; see `layer_levels`.
+    head_residual : Tensor
+        (N,), of the head's own equations.
+    expected_error : Tensor
+        (N,), of the images.
+
+    Returns
+    -------
+    Tensor
+        (N,), relative: the largest residual of a layer that neither its noise nor the expected
+        error explains, 0 where there is none, at most 1.
+    """
+    names = layer_names(network, own)
+    residuals = torch.stack([distance(own, gradients, layer) for layer in names], dim=1)
+    residuals[:, 0] = residuals[:, 0].maximum(head_residual)
+    allowed = ACCUMULATED * levels + ARITHMETIC + FITTED * expected_error[:, None]
+    beyond = torch.where(residuals > allowed, residuals, 0.0)
+    return beyond.amax(dim=1).clamp(max=1.0)
+
+
+def with_doubts(
+    result: Reconstruction,
+    head: Head,
+    model: nn.Module,
+    gradients: Gradients,
+    loss: str | None,
+) -> Reconstruction:
+    """The result with its doubts in words, and with what only an assumption tells.
+
+    Parameters
+    ----------
+    result : Reconstruction
+        With its certificate and expected error.
+    head : Head
+        Of the network.
+    model : Module
+        The shared model, float64.
+    gradients : dict of str to Tensor
+        Name → (N, *parameter shape), as observed.
+    loss : str or None
+        What the clients' loss is stated to be.
+
+    Returns
+    -------
+    Reconstruction
+    """
+    assumed = not head.has_bias and head.weight.shape[0] <= 2 and loss is None
+    factors = _factors(result, head, model, gradients)
+    signs = [bool(((g == 0) | (g.abs() == g.abs().max())).all())
+             for g in gradients[f"{head.name}.weight"]]  # fmt: skip
+    reasons = tuple(
+        SIGNS if signs[i] and result.revealed_noise[i] > 0
+        else _reason(result, i, assumed) or _remark(factors[i])
+        for i in range(len(signs))
+    )  # fmt: skip
+    return replace(result, doubts=reasons, assumed=torch.full_like(result.assumed, assumed))
+
+
+def _factors(
+    result: Reconstruction, head: Head, model: nn.Module, gradients: Gradients
+) -> list[float]:
+    """How many times the gradient of cross-entropy each observed one is; NaN where unknown."""
+    if not (head.last and head.has_bias and head.logits and head.weight.shape[0] > 1):
+        return [float("nan")] * len(result.images)
+    with torch.no_grad():
+        expected = torch.softmax(model(result.images), dim=1)
+    expected[torch.arange(len(expected)), result.labels] -= 1
+    sizes = expected.norm(dim=1)
+    ratio = gradients[f"{head.name}.bias"].norm(dim=1) / sizes
+    return torch.where(sizes > SATURATED, ratio, torch.nan).tolist()
+
+
+def _remark(factor: float) -> str:
+    """A word on the size of the gradients, which the image does not depend on."""
+    if math.isnan(factor) or abs(factor - 1) < SAME:
+        return ""
+    return f"the gradients are {factor:.3g} times those of cross-entropy: clipped or scaled"
+
+
+def _reason(result: Reconstruction, i: int, assumed: bool) -> str:
+    """Why image i may not be what the client had, or what is odd about its gradients."""
+    head = result.layers[0]
+    revealed = float(result.revealed_noise[i])
+    if int(head.rank[i]) == 0:
+        return "the gradients are zero: this step tells nothing"
+    if float(head.residual[i]) >= revealed > 0 and head.residual[i] > 0:
+        return (
+            f"the head's gradient is no single outer product (residual {revealed:.0e}): several "
+            "images, several steps, or noise"
+        )
+    if revealed > 0:
+        return f"the gradients carry a noise of {revealed:.0e} that was not told"
+    short = [layer for layer in result.layers if layer.rank[i] < layer.unknowns]
+    if short:
+        return f"{short[0].name} has rank {int(short[0].rank[i])} of {short[0].unknowns}"
+    if int(result.twins[i]):
+        return "another image explains the gradients as well"
+    if float(result.expected_error[i]) > CLEAR:
+        return f"the noise may have grown to {float(result.expected_error[i]):.0e} of the image"
+    if assumed:
+        return "the head has no bias: the scale rests on the loss being the logistic one"
+    return ""
