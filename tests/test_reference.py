@@ -3,12 +3,17 @@
 import contextlib
 import functools
 import importlib
+import inspect
+import pkgutil
 import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+import rconv
+from rconv.attack.attack import Attack
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("notebooks/*.md"), *ROOT.glob("book/*.md"), *ROOT.glob("*.md")]
@@ -91,7 +96,39 @@ def test_what_a_page_names_exists(page):
     assert not missing
 
 
+@functools.cache
+def classes():
+    """Name → classes of the package that are called so."""
+    found = {}
+    for module in pkgutil.walk_packages(rconv.__path__, "rconv."):
+        if module.name != "rconv.__main__":
+            members = vars(importlib.import_module(module.name)).values()
+            for kind in (m for m in members if inspect.isclass(m)):
+                if kind.__module__ == module.name:
+                    found.setdefault(kind.__name__, []).append(kind)
+    return found
+
+
+def attributes(kind):
+    """What an instance of a class has: methods, properties, and fields of its dataclasses."""
+    annotated = (vars(base).get("__annotations__", {}) for base in kind.__mro__)
+    return {*dir(kind), *(name for names in annotated for name in names)}
+
+
+@each_page
+def test_attributes_that_a_page_names_exist(page):
+    text = page.read_text(encoding="utf-8")
+    missing = {
+        f"{name}.{attribute}"
+        for name, attribute in re.findall(r"`([A-Z]\w+)\.(\w+)", text)
+        if name in classes() and not any(attribute in attributes(kind) for kind in classes()[name])
+    }
+    assert not missing
+
+
 def test_a_stale_name_is_found():
+    assert "value" in attributes(*classes()["HeadInput"])
+    assert "nothing" not in attributes(Attack)
     assert lookup("rconv.attack.attack.Attack")[1].__name__ == "Attack"
     assert lookup("rconv.audit.gradient_rank")[0].__name__ == "rconv.audit"
     with pytest.raises(AttributeError):
