@@ -1,6 +1,7 @@
 """Plots: what is drawn, what the titles say, and files that are whole or absent."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from rconv.show.figures import (
     show_error,
     show_image,
     show_map,
+    show_psnr,
     show_shares,
     show_sweep,
 )
@@ -163,6 +165,17 @@ def test_show_shares_writes_percentages_and_leaves_out_what_is_not_known(ax):
     assert drawn(ax).get_clim() == (0, 1)
 
 
+def test_show_psnr_sorts_leaves_room_for_what_is_not_finite_and_draws_the_bar(ax):
+    records = [{"psnr": 80.0}, {"psnr": None}, {"psnr": 40.0}, {"psnr": 60.0}]
+    assert show_psnr(ax, records, "auto") is ax
+    curve, bar = ax.lines
+    assert curve.get_xdata().tolist() == [12.5, 37.5, 62.5, 87.5]
+    assert curve.get_ydata().tolist() == [-math.inf, 40, 60, 80]
+    assert bar.get_ydata() == pytest.approx([60, 60])  # an MSE of 1e-6, the bar for success
+    show_psnr(ax, records[:1], "paper")
+    assert len(ax.lines) == 3  # one bar only
+
+
 def test_show_sweep_draws_success_as_points_and_rank_as_a_line_for_each_kind(ax):
     def record(kind, width, successes, rank):
         own = {"constraints": kind, "width": width, "successes": successes, "rank": rank}
@@ -226,7 +239,7 @@ def test_save_gives_the_same_bytes_twice(suffix, tmp_path):
     assert first == second
 
 
-@pytest.mark.parametrize("name", ["picture", "picture.xyz", ".png"])
+@pytest.mark.parametrize("name", ["picture", "picture.xyz", ".png", "picture.pgf"])
 def test_save_refuses_an_unknown_suffix(name, tmp_path):
     with pytest.raises(ValueError, match=r"suffix is one of .*png") as caught:
         save(Figure(), tmp_path / name)
@@ -235,7 +248,7 @@ def test_save_refuses_an_unknown_suffix(name, tmp_path):
 
 
 def test_save_refuses_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match="cannot be written: No such file") as caught:
+    with pytest.raises(ValueError, match="cannot be written: the folder does not") as caught:
         save(Figure(), tmp_path / "no" / "picture.png")
     assert "\n" not in str(caught.value)
 
@@ -244,11 +257,10 @@ def test_save_that_fails_keeps_the_old_picture(tmp_path, monkeypatch):
     path = save(Figure(), tmp_path / "picture.png")
     before = path.read_bytes()
 
-    def full_disk(self, file, **options):
-        file.write(b"half")
+    def full_disk(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Figure, "savefig", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(ValueError, match="No space left"):
         save(Figure(), path)
     assert path.read_bytes() == before

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 
+from rconv.lab.records import SUCCESS
 from rconv.show.panels import MAP_COLOURS, NOT_A_NUMBER
 
 
@@ -18,7 +19,8 @@ def show_psnr(ax: Axes, records: Sequence[dict], label: str | None = None, **sty
     ax
         Where to draw.
     records
-        Records with the key ``psnr``, in dB; None stands for a value that is not finite.
+        Records with the key ``psnr``, in dB; None stands for a value that is not finite. It
+        counts as the worst, and has no point.
     label
         The curve's name in a legend.
     style
@@ -29,11 +31,11 @@ def show_psnr(ax: Axes, records: Sequence[dict], label: str | None = None, **sty
     Axes
         The same axes.
     """
-    values = sorted(r["psnr"] if r["psnr"] is not None else float("nan") for r in records)
+    values = sorted(r["psnr"] if r["psnr"] is not None else -math.inf for r in records)
     share = [100 * (n + 0.5) / len(values) for n in range(len(values))]
     ax.plot(share, values, marker=".", markersize=4, linewidth=1, label=label, **style)
     if not ax.get_xlabel():
-        ax.axhline(60, color="black", linewidth=0.8, linestyle=":")
+        ax.axhline(-10 * math.log10(SUCCESS), color="black", linewidth=0.8, linestyle=":")
         ax.set_xlabel("images (%), worst first")
         ax.set_ylabel("PSNR (dB)")
     return ax
