@@ -1,0 +1,86 @@
+"""How sure a rate over seeds and images is, where the images of one seed share their network.
+
+Two images attacked through one network are no two independent draws: most of the luck is in the
+network. So the seeds are the sample, and the images within a seed count for as much as they
+differ.
+"""
+
+from collections.abc import Sequence
+
+from scipy.stats import beta, t
+
+LEVEL = 0.95
+"""Confidence of an interval where none is asked for."""
+
+
+def rate_interval(
+    successes: Sequence[int], totals: Sequence[int], level: float = LEVEL
+) -> tuple[float, float]:
+    r"""Confidence interval of a rate over clusters: Clopper and Pearson's, for the effective count.
+
+    The variance of the rate :math:`p` is estimated between the k clusters (linearised ratio),
+    :math:`v = \frac{k}{k-1} \sum_c (s_c - p n_c)^2 / n^2`, and n is replaced by
+    :math:`n^* = p(1-p)/v`, which is at most n, times the square of the ratio of Student's
+    quantiles with n - 1 and k - 1 degrees of freedom, as Korn and Graubard do. Where every draw
+    came out the same, the clusters tell nothing of each other and :math:`n^* = k`: the images of
+    one cluster then count as a single draw, which is the careful end.
+
+    Parameters
+    ----------
+    successes : sequence of int
+        Axis (cluster): successes in each.
+    totals : sequence of int
+        Axis (cluster): draws in each, at least one; with one draw per cluster and rates strictly
+        between 0 and 1 this is close to the interval of independent draws.
+    level : float
+        Confidence, between 0 and 1.
+
+    Returns
+    -------
+    tuple of float
+        Lower and upper limit, in [0, 1], around the pooled rate. With a single cluster whose draws
+        differ nothing is known of others: (0, 1).
+
+    Raises
+    ------
+    ValueError
+        If there is no cluster, the lengths differ, a count is impossible, or the level is.
+
+    References
+    ----------
+    E. L. Korn, B. I. Graubard, "Confidence intervals for proportions with small expected number
+    of positive counts estimated from survey data", Survey Methodology 24 (1998), 193-201.
+    """
+    _check(successes, totals, level)
+    count, clusters = sum(totals), len(totals)
+    rate = sum(successes) / count
+    if rate in (0, 1):
+        effective = float(clusters)
+    elif clusters == 1:
+        return 0.0, 1.0
+    else:
+        pairs = zip(successes, totals, strict=True)
+        spread = sum((s - rate * n) ** 2 for s, n in pairs) / count**2 * clusters / (clusters - 1)
+        effective = min(count, rate * (1 - rate) / spread) if spread else float(count)
+        tail = (1 + level) / 2
+        effective *= (t.ppf(tail, count - 1) / t.ppf(tail, clusters - 1)) ** 2
+    return _clopper_pearson(rate * effective, effective, (1 - level) / 2)
+
+
+def _clopper_pearson(successes: float, total: float, tail: float) -> tuple[float, float]:
+    """Clopper and Pearson's interval (1934), for counts that need not be whole."""
+    low = beta.ppf(tail, successes, total - successes + 1) if successes > 0 else 0.0
+    high = beta.ppf(1 - tail, successes + 1, total - successes) if successes < total else 1.0
+    return float(low), float(high)
+
+
+def _check(successes: Sequence[int], totals: Sequence[int], level: float) -> None:
+    if not len(successes) == len(totals) > 0:
+        raise ValueError(
+            f"{len(successes)} successes for {len(totals)} clusters: give one number for each, "
+            "and one cluster at least"
+        )
+    if min(totals) < 1 or not all(0 <= s <= n for s, n in zip(successes, totals, strict=True)):
+        raise ValueError("each cluster needs a draw at least, and no more successes than draws")
+    if not 0 < level < 1:
+        raise ValueError(f"the level is {level}: it must lie between 0 and 1, 0.95 for 95 %")

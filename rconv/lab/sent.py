@@ -1,0 +1,102 @@
+"""What clients send, in five ways: gradients in two precisions, and weights at three rates."""
+
+import copy
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from rconv.attack.attack import Attack
+from rconv.attack.report import Reconstruction
+from rconv.data.datasets import Images
+from rconv.lab.experiment import client_gradients
+from rconv.lab.updates import gradients_from_weights, sgd_step
+from rconv.observe.observation import Gradients
+
+RATES = (0.1, 0.01, 0.001)
+"""Learning rates of the clients that send weights: what people use for plain SGD."""
+
+SENT = ("float64", "float32", *(f"weights, rate {rate:g}" for rate in RATES))
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one way of sending lets the attacker see of N clients.
+
+    Attributes
+    ----------
+    model : Sequential
+        The shared model, in the dtype of the clients.
+    gradients : mapping of str to Tensor
+        Parameter name → (client N, *parameter shape).
+    precision : Tensor, optional
+        Axis (client N): relative error that the attacker knows of; by default their rounding.
+    """
+
+    model: nn.Sequential
+    gradients: Gradients
+    precision: Tensor | None = None
+
+    def first(self, count: int) -> "Observation":
+        """What is seen of the first clients alone."""
+        gradients = {name: g[:count] for name, g in self.gradients.items()}
+        known = None if self.precision is None else self.precision[:count]
+        return Observation(self.model, gradients, known)
+
+
+def observe(model: nn.Sequential, architecture: str, truth: Images) -> dict[str, Observation]:
+    """What the same step gives away in each of the ways of `SENT`.
+
+    Parameters
+    ----------
+    model : Sequential
+        The shared model, float64; for all ways but the first it is rounded to float32.
+    architecture : str
+        Decides the clients' loss.
+    truth : Images
+        One image per client.
+
+    Returns
+    -------
+    dict of str to Observation
+        A key for each of `SENT`.
+    """
+    single = copy.deepcopy(model).float()
+    gradients = client_gradients(single, architecture, truth, "float32")
+    before = {name: parameter.detach() for name, parameter in single.named_parameters()}
+    seen = [
+        Observation(model, client_gradients(model, architecture, truth)),
+        Observation(single, gradients),
+    ]
+    for rate in RATES:
+        after = sgd_step(single, gradients, rate)
+        seen.append(Observation(single, *gradients_from_weights(before, after, rate)))
+    return dict(zip(SENT, seen, strict=True))
+
+
+def reconstruct(
+    seen: Observation, input_shape: tuple[int, int, int], constraints: str
+) -> Reconstruction:
+    """R-CONV on what is seen, told each client's precision where it is known.
+
+    Parameters
+    ----------
+    seen : Observation
+        Of N clients.
+    input_shape : tuple of int
+        (C, H, W) of an image.
+    constraints : str
+        As `Attack` takes them.
+
+    Returns
+    -------
+    Reconstruction
+        Of N images. A precision beyond 1 is told as 1: nothing is known.
+    """
+    attack = Attack(seen.model, input_shape, constraints=constraints)
+    if seen.precision is None:
+        return attack(seen.gradients)
+    parts = [
+        attack({name: g[n : n + 1] for name, g in seen.gradients.items()}, precision=known)
+        for n, known in enumerate(seen.precision.clamp(max=1.0).tolist())
+    ]
+    return Reconstruction.concatenate(parts)
