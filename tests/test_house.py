@@ -207,6 +207,7 @@ def test_public_functions_are_typed(module):
 
 
 SECTIONS = "Parameters|Other Parameters|Attributes|Returns|Yields|Raises"
+LONE_TYPE = r"[A-Za-z][\w.]*(\[.*\])?( or \w+)*"  # may stand without a text where it is returned
 TYPE_WIDTH = 50
 """A type is shorter; a description that goes on in the next line is longer."""
 
@@ -214,14 +215,16 @@ TYPE_WIDTH = 50
 def misformed(docstring):
     """Entries of a docstring's sections that are not `name`, or `name : type`, and then a text."""
     lines = docstring.splitlines()
-    inside, wrong = False, []
+    section, wrong = "", []
     for number, line in enumerate(lines):
         after = lines[number + 1] if number + 1 < len(lines) else ""
         if re.fullmatch("-{3,}", after):
-            inside = bool(re.fullmatch(SECTIONS, line))
-        elif inside and line and not line.startswith((" ", "---")):
+            section = line if re.fullmatch(SECTIONS, line) else ""
+        elif section and line and not line.startswith((" ", "---")):
             _, _, kind = line.partition(" : ")
             described = after.startswith("    ") and after.strip()
+            if section in ("Returns", "Yields") and re.fullmatch(LONE_TYPE, line):
+                described = True
             if not described or kind.endswith(".") or len(kind) > TYPE_WIDTH:
                 wrong.append(line)
     return wrong
@@ -244,10 +247,16 @@ def documented(tree):
         ("x : the unknown of the equations, as long as the image has\n    entries.", False),
         ("The unknown.", False),
         ("x : Tensor\n\n    The unknown.", False),
+        ("x", False),
     ],
 )
 def test_the_private_dialect_is_told_apart(entry, right):
     assert (not misformed(f"Says.\n\nParameters\n----------\n{entry}\n")) is right
+
+
+def test_what_is_returned_may_be_a_type_alone():
+    assert not misformed("Says.\n\nReturns\n-------\nSolution\n\nRaises\n------\nA\n    Why.")
+    assert misformed("Says.\n\nReturns\n-------\nThe solution.\n")
 
 
 @each_module
