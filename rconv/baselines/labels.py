@@ -21,7 +21,7 @@ def infer_labels(model: nn.Module, gradients: Gradients) -> Tensor:
     model : Module
         The shared model; its last Linear must be its last layer.
     gradients : mapping of str to Tensor
-        Name → (N, *parameter shape).
+        Name → `(N, *parameter shape)`.
 
     Returns
     -------

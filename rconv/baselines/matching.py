@@ -35,7 +35,7 @@ class Replay:
     Attributes
     ----------
     named : dict of str to Tensor
-        The gradients by name, (N, *parameter shape), in the coarsest dtype that occurs among
+        The gradients by name, `(N, *parameter shape)`, in the coarsest dtype that occurs among
         them, and at least float32.
     observed : list of tuple of Tensor
         The same as N tuples, the gradients of one image each, in the order of the parameters.

@@ -16,13 +16,13 @@ class Count:
     name : str
         The layer.
     unknowns : int
-        Entries of its input, |x|.
+        Entries of its input, `|x|`.
     gradient : int
-        Its gradient constraints, |∇W|, one per weight.
+        Its gradient constraints, `|∇W|`, one per weight.
     weight : int
-        Its weight constraints, |Z|, one per output.
+        Its weight constraints, `|Z|`, one per output.
     virtual : int
-        Its virtual constraints, |V|: a layer below with more outputs than inputs cannot reach
+        Its virtual constraints, `|V|`: a layer below with more outputs than inputs cannot reach
         every output, and the difference constrains all that lies above.
     """
 
@@ -34,7 +34,7 @@ class Count:
 
     @property
     def index(self) -> int:
-        """RA-i = |x| - |∇W| - |Z| - |V|: negative or zero where the count suffices."""
+        """RA-i = `|x|` - `|∇W|` - `|Z|` - `|V|`: negative or zero where the count suffices."""
         return self.unknowns - self.gradient - self.weight - self.virtual
 
 

@@ -1,9 +1,7 @@
 """The figures that the paper's authors published, and the same measured here.
 
 The figures are those that the notebooks of the paper's repository show, in its folders
-``Various_Settings`` and ``Testing``: [1]_, commit e750f96.
-
-.. [1] https://github.com/tamertaras91/RR-CONV
+``Various_Settings`` and ``Testing``: https://github.com/tamertaras91/RR-CONV, commit e750f96.
 """
 
 import math

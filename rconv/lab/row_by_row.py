@@ -1,11 +1,10 @@
 """The published procedure, written anew: one equation after the other, and the first that suffice.
 
-From the description and the published notebooks of [1]_. It differs from `rconv.attack` in which
-equations it takes: a layer is solved from the first rows that raise the rank, as a square system,
+From the paper (Eltaras et al., "R-CONV", WISE 2024) and the notebooks of its repository,
+https://github.com/tamertaras91/RR-CONV. It differs from `rconv.attack` in which equations it
+takes: a layer is solved from the first rows that raise the rank, as a square system,
 and the others are discarded; the first layer from as many weight constraints as it has unknowns;
 the head from one row, the last class whose bias gradient is not zero.
-
-.. [1] Eltaras et al., "R-CONV", WISE 2024, and its repository, https://github.com/tamertaras91/RR-CONV.
 """
 
 import time

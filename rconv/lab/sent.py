@@ -27,7 +27,7 @@ class Observation:
     model : Sequential
         The shared model, in the dtype of the clients.
     gradients : mapping of str to Tensor
-        Parameter name → (client N, *parameter shape).
+        Parameter name → `(client N, *parameter shape)`.
     precision : Tensor, optional
         Axis (client N): relative error that the attacker knows of; by default their rounding.
     """

@@ -21,14 +21,14 @@ def sgd_step(model: nn.Module, gradients: Mapping[str, Tensor], rate: float) -> 
     model : Module
         The shared model, float32.
     gradients : mapping of str to Tensor
-        Parameter name → (client N, *parameter shape), float32.
+        Parameter name → `(client N, *parameter shape)`, float32.
     rate : float
         The learning rate η, positive.
 
     Returns
     -------
     dict of str to Tensor
-        Parameter name → (client N, *parameter shape), float32: what each client sends. As
+        Parameter name → `(client N, *parameter shape)`, float32: what each client sends. As
         `torch.optim.SGD` computes it, to the last bit.
 
     Raises
@@ -53,14 +53,14 @@ def gradients_from_weights(
     before : mapping of str to Tensor
         Parameter name → weight that every client started from, float32.
     after : mapping of str to Tensor
-        Parameter name → (client N, *parameter shape), float32: what each client sent.
+        Parameter name → `(client N, *parameter shape)`, float32: what each client sent.
     rate : float
         The learning rate η, which the protocol prescribes.
 
     Returns
     -------
     gradients : dict of str to Tensor
-        Parameter name → (client N, *parameter shape), float64: (before - after) / η.
+        Parameter name → `(client N, *parameter shape)`, float64: (before - after) / η.
     precision : Tensor
         Axis (client N), float64: relative error of these gradients that the rounding of the
         weights allows, of the parameter where it is largest (norm of half the spacings, over
