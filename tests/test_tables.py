@@ -23,6 +23,7 @@ def record(mse, rank=64, **changes):
         "mse": mse,
         "psnr": 60.0,
         "ssim": 1.0,
+        "gain": 40.0,
         "unique": rank == 64,
         "seconds": 0.005,
         "layers": [layer],
@@ -80,18 +81,6 @@ def test_a_sweep_says_where_success_begins():
     (row,) = tables.sweep_rows(records)
     assert row == ("conv2", 16, 16, 16, 16, "–")
     assert len(row) == len(tables.SWEEP_HEADER)
-
-
-def test_versus_has_a_line_per_dtype_and_a_field_per_attack():
-    def record(dtype, method, psnr):
-        quality = {"psnr": psnr, "mse": 1e-9, "ssim": 1.0, "seconds": 0.25, "sound": True}
-        return {"dtype": dtype, "method": method, "found_label": 1, "target": 1, **quality}
-
-    records = [record("float64", "a", 90.0), record("float64", "b", None)]
-    records += [record("float32", "a", 60.0), record("float32", "a", 70.0)]
-    double, single = tables.versus_rows(records)
-    assert double == ("float64", "90.0<br>0.25 s", "–<br>0.25 s")
-    assert single == ("float32", "65.0<br>0.25 s")
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,25 @@
 """R-CONV beside the attacks that it is compared with: same images, same model, same gradients."""
 
-import time
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rconv.attack.attack import Attack
-from rconv.attack.certificate import EXPLAINED
-from rconv.baselines import dlg, idlg, inverting_gradients, rgap
 from rconv.data import datasets
 from rconv.lab import architectures, metrics
+from rconv.lab.entrants import METHODS, Entrant, enter
 from rconv.lab.experiment import client_gradients, model_settings, shared_model
 from rconv.lab.records import Record, finite
+from rconv.lab.trace import Trace
 from rconv.model.read import UnsupportedModelError
-from rconv.observe.observation import Gradients
+from rconv.observe.observation import Gradients, per_sample_gradients
 
-PAPER, AUTO = "R-CONV (paper)", "R-CONV (auto)"
-
-Answer = tuple[Tensor, bool, Any]
-"""An image (1, C, H, W), whether its attack sees no failure of its own, and the label found."""
+EXPLAINED = 1e-2
+"""Relative residual of the gradients up to which an answer explains them, the same for every
+attack: what an attacker can measure of its own success."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +28,12 @@ class Comparison:
 
     Attributes
     ----------
-    truth : the N originals, which no attack has seen.
-    images : method → its answers, (N, C, H, W), float64; not a number where it has none.
-    records : one per method and image.
+    truth : Images
+        The N originals, which no attack has seen.
+    images : dict of str to Tensor
+        Method → its answers, (N, C, H, W), float64; not a number where it has none.
+    records : list of Record
+        One per method and image.
     """
 
     truth: datasets.Images
@@ -49,116 +49,122 @@ def compare(
     *,
     seed: int = 50,
     dtype: str = "float32",
-    filters: Sequence[int] | None = None,
-    iterations: int = 300,
-    smooth_iterations: int = 4800,
+    methods: Sequence[str] = METHODS,
+    settings: Mapping[str, Record] | None = None,
     data_dir: str | None = None,
     progress: bool = False,
 ) -> Comparison:
     """Attack the same gradients by R-CONV, R-GAP, DLG, iDLG and Inverting Gradients.
 
-    Every attack receives the model and the gradients of one image at a time. What can be prepared
-    from the model alone is prepared before; the seconds are those of the attack.
+    Every attack receives the model and the gradients of one image at a time. Times are CPU
+    seconds of this process: run it on one thread.
 
     Parameters
     ----------
-    dataset, indices, data_dir, architecture, activation, seed, dtype, filters : as
-        `rconv.lab.experiment.run` takes them.
-    iterations : of L-BFGS, in DLG and iDLG; 300 in their published code.
-    smooth_iterations : of Adam, in Inverting Gradients; 4,800 in its published code.
-    progress : show a progress bar over images and methods.
+    dataset, indices, data_dir, architecture, activation, seed, dtype
+        As `rconv.lab.experiment.run` takes them.
+    methods : sequence of str
+        Names out of `rconv.lab.entrants.METHODS`.
+    settings : mapping of str to dict or None
+        Method → arguments in place of its published ones.
+    progress : bool
+        Show a progress bar over images and methods.
 
     Returns
     -------
-    Comparison.
+    Comparison
 
     Raises
     ------
-    ValueError : any setting that does not fit, with the reason.
+    ValueError
+        If a setting does not fit, with the reason.
     """
-    model = shared_model(dataset, architecture, activation, seed=seed, dtype=dtype, filters=filters)
+    model = shared_model(dataset, architecture, activation, seed=seed, dtype=dtype)
     truth = datasets.load(dataset, indices, data_dir=data_dir)
     gradients = client_gradients(model, architecture, truth, dtype)
-    attacks = _attacks(model, tuple(truth.images.shape[1:]), iterations, smooth_iterations)
+    shape = tuple(truth.images.shape[1:])
+    entrants = {name: enter(name, model, shape, settings) for name in methods}
     shared = {
         "dataset": dataset,
-        **model_settings(architecture, activation, seed=seed, filters=filters),
+        **model_settings(architecture, activation, seed=seed),
         "dtype": dtype,
     }
-    targets = architectures.targets(architecture, truth.labels).tolist()
-    who = [
-        {"index": index, "label": label, "target": target}
-        for index, label, target in zip(
-            truth.indices.tolist(), truth.labels.tolist(), targets, strict=True
-        )
-    ]
-    images, records = {name: [] for name in attacks}, []
-    with tqdm(total=len(truth) * len(attacks), disable=not progress, unit="attack") as bar:
+    judge = Judge(model, architecture, truth, gradients)
+    images, records = {name: [] for name in entrants}, []
+    with tqdm(total=len(truth) * len(entrants), disable=not progress, unit="attack") as bar:
         for n in range(len(truth)):
-            own = {name: g[n : n + 1] for name, g in gradients.items()}
-            for name, (attack, settings) in attacks.items():
+            for name, entrant in entrants.items():
                 bar.set_postfix_str(name)
-                image, found = _judge(attack, own, truth.images[n : n + 1])
+                image, found = judge(entrant, n)
                 images[name].append(image)
-                records.append({**shared, **who[n], "method": name, "settings": settings, **found})
+                records.append({**shared, "method": name, **found})
                 bar.update()
     return Comparison(truth, {name: torch.cat(own) for name, own in images.items()}, records)
 
 
-def _attacks(
-    model: nn.Sequential, shape: tuple[int, int, int], iterations: int, smooth_iterations: int
-) -> dict[str, tuple[Callable[[Gradients], Answer], dict]]:
-    """Method → the attack on one image's gradients, and its settings."""
+class Judge:
+    """Puts one image's gradients to an attack, and says what its answer is worth.
 
-    def closed_form(constraints: str) -> Callable[[Gradients], Answer]:
-        prepared = Attack(model, shape, constraints=constraints)
+    Parameters
+    ----------
+    model : Sequential
+        The shared model.
+    architecture : str
+        Its name.
+    truth : Images
+        The N originals.
+    gradients : dict of str to Tensor
+        Name → `(N, *parameter shape)`, as the clients send them.
+    """
 
-        def attack(gradients: Gradients) -> Answer:
-            found = prepared(gradients)
-            sound = bool(found.unique[0]) and float(found.gradient_residual[0]) < EXPLAINED
-            return found.images, sound, int(found.labels[0])
+    def __init__(
+        self,
+        model: nn.Sequential,
+        architecture: str,
+        truth: datasets.Images,
+        gradients: Gradients,
+    ):
+        self.model = copy.deepcopy(model).double()
+        self.loss = architectures.loss_function(architecture)
+        self.targets = architectures.targets(architecture, truth.labels)
+        self.truth, self.gradients = truth, gradients
 
-        return attack
+    def __call__(self, entrant: Entrant, n: int) -> tuple[Tensor, Record]:
+        """Answer to the gradients of image n, (1, C, H, W), float64, and its record."""
+        truth, target = self.truth.images[n : n + 1], self.targets[n : n + 1]
+        own = {name: g[n : n + 1] for name, g in self.gradients.items()}
+        trace, refusal, label = Trace(truth), None, None
+        try:
+            image, label = entrant.attack(own, target, trace)
+        except UnsupportedModelError as error:
+            image, refusal = torch.full_like(truth, torch.nan), str(error)
+        seconds = trace.seconds
+        image = image.detach().cpu().double()
+        trace.add(image, entrant.preparation + seconds)
+        quality = metrics.quality(image, truth)
+        return image, {
+            "index": int(self.truth.indices[n]),
+            "label": int(self.truth.labels[n]),
+            "target": int(target),
+            "settings": entrant.settings,
+            **{name: finite(value) for name, value in quality.items()},
+            "seconds": seconds,
+            "preparation": entrant.preparation,
+            "gradient_residual": finite(self.residual(image, label, own)),
+            "found_label": label,
+            "refusal": refusal,
+            "curve": trace.points,
+        }
 
-    def baseline(module: Any, settings: Record) -> Callable[[Gradients], Answer]:
-        def attack(gradients: Gradients) -> Answer:
-            found = module.attack(model, gradients, shape, **settings)
-            return found.images, not bool(found.diverged[0]), int(found.labels[0])
+    def residual(self, image: Tensor, label: int | None, observed: Gradients) -> Tensor:
+        """‖g(image, label) - g‖ / ‖g‖ over ALL parameters, in float64; () or NaN without a label.
 
-        return attack
-
-    steps = {"iterations": iterations, "seed": 0}
-    smooth = {"iterations": smooth_iterations, "seed": 0, "total_variation": 0.2}
-    baselines = {
-        "R-GAP": (rgap, {}),
-        "DLG": (dlg, steps),
-        "iDLG": (idlg, steps),
-        "Inverting Gradients": (inverting_gradients, smooth),
-    }
-    closed = {PAPER: "paper", AUTO: "auto"}
-    return {
-        **{name: (closed_form(kind), {"constraints": kind}) for name, kind in closed.items()},
-        **{name: (baseline(*own), own[1]) for name, own in baselines.items()},
-    }
-
-
-def _judge(
-    attack: Callable[[Gradients], Answer], gradients: Gradients, truth: Tensor
-) -> tuple[Tensor, Record]:
-    """The attack's answer to one image's gradients, and what it is worth."""
-    start = time.perf_counter()
-    try:
-        image, sound, label = attack(gradients)
-        refusal = None
-    except UnsupportedModelError as error:
-        image, sound, label = torch.full_like(truth, torch.nan), False, None
-        refusal = str(error)
-    seconds = time.perf_counter() - start
-    image = image.detach().cpu().double()
-    return image, {
-        **{name: finite(own) for name, own in metrics.quality(image, truth).items()},
-        "seconds": seconds,
-        "sound": sound,
-        "found_label": label,
-        "refusal": refusal,
-    }
+        The certificate of R-CONV takes the logits' derivative as observed and stops at the first
+        Linear. This one takes nothing from the attack but its image and its label.
+        """
+        if label is None or not image.isfinite().all():
+            return torch.tensor(torch.nan)
+        own = per_sample_gradients(self.model, image, torch.tensor([label]), self.loss)
+        size = sum(g.double().square().sum() for g in observed.values())
+        left = sum((own[name] - g.double()).square().sum() for name, g in observed.items())
+        return (left / size).sqrt()

@@ -114,3 +114,41 @@ def show_sweep(ax: Axes, records: Sequence[dict], title: str | None = None) -> A
     if title is not None:
         ax.set_title(title, fontsize=9)
     return ax
+
+
+def show_progress(ax: Axes, records: Sequence[dict], title: str | None = None) -> Axes:
+    """Draw the PSNR of attacks against their CPU time: a line per image, ending in its answer.
+
+    Parameters
+    ----------
+    ax
+        Where to draw.
+    records
+        Of `rconv.lab.comparison.compare`. Their key ``curve`` holds the points (CPU seconds with
+        the preparation, PSNR in dB), a single one for attacks in closed form.
+    title
+        Text above the axes.
+
+    Returns
+    -------
+    Axes
+        The same `ax`.
+    """
+    methods = list(dict.fromkeys(r["method"] for r in records))
+    for number, method in enumerate(methods):
+        look = {"color": f"C{number}", "linewidth": 0.8, "alpha": 0.8}
+        label = method
+        for record in records:
+            if record["method"] == method and record["curve"]:
+                seconds, decibels = zip(*record["curve"], strict=True)
+                marker = "osdv^x"[number % 6]
+                ax.plot(seconds, decibels, **look)
+                ax.plot(seconds[-1], decibels[-1], marker, **look, markersize=5, label=label)
+                label = None
+    ax.axhline(-10 * math.log10(SUCCESS), color="black", linewidth=0.8, linestyle=":")
+    ax.set_xscale("log")
+    ax.set_xlabel("CPU seconds")
+    ax.set_ylabel("PSNR (dB)")
+    if title is not None:
+        ax.set_title(title, fontsize=9)
+    return ax

@@ -21,16 +21,6 @@ QUALITY_HEADER = (
     "SSIM median",
     "ms / image",
 )
-COMPARISON_HEADER = (
-    "dtype",
-    "attack",
-    "success",
-    "sound",
-    "PSNR (dB)",
-    "SSIM",
-    "seconds",
-    "label found",
-)
 SWEEP_HEADER = (
     "layer",
     "has",
@@ -78,30 +68,6 @@ def median(records: Iterable[Record], key: str) -> float:
     return statistics.median(value(r[key], float("-inf")) for r in records)
 
 
-def comparison_rows(records: Sequence[Record]) -> list[tuple]:
-    """One row per dtype and attack, in the order of the records; see `COMPARISON_HEADER`.
-
-    Values are medians, where one that is not finite counts as the worst.
-    """
-    rows = []
-    for dtype, method in dict.fromkeys((r["dtype"], r["method"]) for r in records):
-        own = [r for r in records if (r["dtype"], r["method"]) == (dtype, method)]
-        psnr = statistics.median(value(r["psnr"], float("-inf")) for r in own)
-        rows.append(
-            (
-                dtype,
-                method,
-                f"{won(own)} of {len(own)}",
-                sum(r["sound"] for r in own),
-                decibel(psnr),
-                f"{statistics.median(value(r['ssim'], 0.0) for r in own):.3f}",
-                f"{statistics.median(r['seconds'] for r in own):.2g}",
-                f"{sum(r['found_label'] == r['target'] for r in own)} of {len(own)}",
-            )
-        )
-    return rows
-
-
 def sweep_rows(records: Sequence[Record]) -> list[tuple]:
     """One row per layer of a `rconv.lab.sweep`, in the order of the records; see `SWEEP_HEADER`."""
     rows = []
@@ -118,16 +84,6 @@ def sweep_rows(records: Sequence[Record]) -> list[tuple]:
 
 def _first_width(records: Iterable[Record]) -> int | str:
     return min((r["width"] for r in records), default="–")
-
-
-def versus_rows(records: Sequence[Record]) -> list[tuple]:
-    """One row per dtype of a `rconv.lab.comparison`: median PSNR and seconds of each attack."""
-    rows = []
-    for dtype in dict.fromkeys(r["dtype"] for r in records):
-        own = comparison_rows([r for r in records if r["dtype"] == dtype])
-        named = (dict(zip(COMPARISON_HEADER, row, strict=True)) for row in own)
-        rows.append((dtype, *(f"{row['PSNR (dB)']}<br>{row['seconds']} s" for row in named)))
-    return rows
 
 
 def rank_rows(records: Sequence[Record]) -> list[tuple]:

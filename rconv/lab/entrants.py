@@ -1,0 +1,137 @@
+"""The attacks that are compared, each prepared on one model and asked the same question."""
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from rconv.attack.attack import Attack
+from rconv.baselines import dlg, idlg, inverting_gradients, rgap
+from rconv.baselines.result import Watch
+from rconv.lab.records import Record
+from rconv.observe.observation import Gradients
+
+PAPER, AUTO, RGAP = "R-CONV (paper)", "R-CONV (auto)", "R-GAP"
+DLG, IDLG, INVERTING = "DLG", "iDLG", "Inverting Gradients"
+CLOSED = (PAPER, AUTO, RGAP)
+OPTIMISED = (DLG, IDLG, INVERTING)
+METHODS = (*CLOSED, *OPTIMISED)
+
+DESCENT = {"iterations": 300, "restarts": 3, "heat": 30, "patience": 50, "seed": 0}
+"""DLG and iDLG: the iterations of the published codes, three starts of which the best goes on."""
+
+SMOOTH = {"iterations": 4800, "total_variation": 0.1, "seed": 0}
+"""Inverting Gradients: steps and prior of the paper's code; the later framework has 24,000, 0.2."""
+
+SMALL = 16
+"""Filters up to which PyTorch's own convolutions are faster than oneDNN's on one thread: a step of
+matching the gradients of `dlg_lenet` (12 filters) takes 2.7 ms against 4.2, one of `cnn6` (up to
+128 filters) 6.6 against 4.8."""
+
+Answer = tuple[Tensor, int]
+"""An image (1, C, H, W) and the label found."""
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One attack on one model.
+
+    Attributes
+    ----------
+    attack : callable
+        attack(gradients of one image, its label, watch) → `Answer`. Only attacks that assume the
+        label as known look at it, and only optimisations call `watch`.
+    settings : dict
+        What distinguishes it from its defaults.
+    preparation : float
+        CPU seconds for what depends on the model alone; no image's seconds contain it.
+    """
+
+    attack: Callable[[Gradients, Tensor, Watch], Answer]
+    settings: Record
+    preparation: float = 0.0
+
+
+def enter(
+    method: str,
+    model: nn.Sequential,
+    shape: tuple[int, int, int],
+    settings: Mapping[str, Record] | None = None,
+) -> Entrant:
+    """Prepare one of `METHODS` on a model.
+
+    Parameters
+    ----------
+    method : str
+        Its name.
+    model : Sequential
+        The shared model, in the dtype of the clients.
+    shape : tuple of int
+        (C, H, W) of one image.
+    settings : mapping of str to dict or None
+        Method → arguments in place of `DESCENT` and `SMOOTH`, entry by entry.
+
+    Raises
+    ------
+    ValueError
+        If there is no such method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: use one of {', '.join(METHODS)}")
+    own = (settings or {}).get(method, {})
+    if method in (PAPER, AUTO):
+        return _ours(model, shape, "paper" if method == PAPER else "auto")
+    if method == RGAP:
+        return _baseline(rgap, model, shape, {}, watched=False, told=True)
+    if method == INVERTING:
+        return _baseline(inverting_gradients, model, shape, {**SMOOTH, **own}, told=True)
+    return _baseline(dlg if method == DLG else idlg, model, shape, {**DESCENT, **own})
+
+
+def _ours(model: nn.Sequential, shape: tuple[int, int, int], constraints: str) -> Entrant:
+    start = time.process_time()
+    prepared = Attack(model, shape, constraints=constraints)
+    preparation = time.process_time() - start
+
+    def attack(gradients: Gradients, label: Tensor, watch: Watch) -> Answer:
+        found = prepared(gradients)
+        return found.images, int(found.labels[0])
+
+    return Entrant(attack, {"constraints": constraints}, preparation)
+
+
+def _baseline(
+    module: ModuleType,
+    model: nn.Sequential,
+    shape: tuple[int, int, int],
+    settings: Record,
+    *,
+    watched: bool = True,
+    told: bool = False,
+) -> Entrant:
+    def attack(gradients: Gradients, label: Tensor, watch: Watch) -> Answer:
+        known = {"labels": label} if told else {}
+        seen = {"watch": watch} if watched else {}
+        with convolutions_for(model):
+            found = module.attack(model, gradients, shape, **settings, **known, **seen)
+        return found.images, int(found.labels[0])
+
+    return Entrant(attack, settings)
+
+
+@contextmanager
+def convolutions_for(model: nn.Module) -> Iterator[None]:
+    """Use the faster of PyTorch's two kinds of convolutions on a CPU, see `SMALL`."""
+    filters = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+    if max(filters, default=0) > SMALL:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
