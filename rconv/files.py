@@ -1,9 +1,11 @@
 """Write files that are either whole or absent."""
 
+import errno
 import os
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,19 +35,24 @@ def output_file(path: str | os.PathLike) -> Path:
         If the path is empty, a folder, or no regular file; if its folder is missing or cannot be
         written to; if its links lead in a circle.
     """
-    if not os.fspath(path):
-        raise OSError("an empty path names no file")
+    name = os.fspath(path)
+    if not name:
+        raise FileNotFoundError(errno.ENOENT, "an empty path names no file", name)
     with suppress(FileNotFoundError):
-        mode = os.stat(path).st_mode
+        mode = os.stat(name).st_mode
         if stat.S_ISDIR(mode):
-            raise IsADirectoryError(f"{path}: is a folder, name a file in it")
+            raise IsADirectoryError(errno.EISDIR, "is a folder, name a file in it", name)
         if not stat.S_ISREG(mode):
-            raise OSError(f"{path}: is a pipe, a socket or a device, not a file")
-    target = Path(os.path.realpath(path))
+            raise OSError(errno.EINVAL, "is a pipe, a socket or a device, not a file", name)
+    target = Path(os.path.realpath(name))
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"{path}: the folder does not exist, create it first")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"{path}: the folder cannot be written to")
+        reason = "the folder does not exist, create it first"
+        raise FileNotFoundError(errno.ENOENT, reason, name)
+    try:
+        tempfile.TemporaryFile(dir=target.parent).close()
+    except OSError as error:
+        reason = f"the folder cannot be written to ({error.strerror})"
+        raise PermissionError(errno.EACCES, reason, name) from None
     return target
 
 
@@ -79,5 +86,9 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
         with suppress(FileNotFoundError):
             shutil.copymode(target, part)
         os.replace(part, target)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk names no file
+            error.filename = os.fspath(path)
+        raise
     finally:
         part.unlink(missing_ok=True)

@@ -1,14 +1,19 @@
 """The command line as a user types it: answers, files, and one-line refusals."""
 
 import json
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from rconv.cli import main
+from rconv.cli.commands import COMMANDS
+from rconv.lab.experiment import shared_model
 
 KEYS = (
     "dataset index label architecture activation seed dtype constraints mse psnr ssim "
@@ -83,6 +88,166 @@ def test_audit_prints_the_verdict(capsys):
     assert out.rstrip().endswith("dlg_lenet on CIFAR10: needs hybrid")
 
 
+# Files: nothing is lost, and what would be is refused before the work
+
+SMALL = ["-d", "Digits", "-m", "dlg_lenet"]
+REFUSED_FILES = {
+    "no path": (["--out", ""], "--out: the path is empty"),
+    "no path of gradients": (["--gradients", ""], "--gradients: the path is empty"),
+    "no path of weights": (["--weights", ""], "--weights: the path is empty"),
+    "no folder of data": (["--data-dir", ""], "--data-dir: the path is empty"),
+    "no such user": (["-d", "MNIST", "--data-dir", "~nosuch"], "no such user"),
+    "two outputs, one name": (["--out", "x.png", "--json", "x.png"], "--json and --out are one"),
+    "two outputs, two spellings": (["--out", "x.png", "--json", "a/../x.png"], "are one file"),
+    "two outputs, by a link": (["--out", "x.png", "--json", "here/x.png"], "are one file"),
+    "over the gradients": (["--gradients", "g", "--json", "g"], "--json and --gradients are one"),
+    "over the gradients, by a link": (["--gradients", "g", "--json", "link"], "are one file"),
+    "over the gradients, by a hard link": (["--gradients", "g", "--json", "hard"], "are one file"),
+    "over the weights": (["--weights", "g", "--out", "g.png"], "--out and --weights are one"),
+    "a pipe": (["--json", "pipe"], "pipe: is a pipe"),
+    "a link to a device": (["--out", "null.png"], "is a pipe, a socket or a device"),
+    "a folder": (["--json", "a"], "is a folder"),
+    "a loop of links": (["--json", "loop"], "loop: Too many levels"),
+    "a name that is too long": (["--json", "x" * 300], "File name too long"),
+    "a folder that takes no files": (["--json", "/proc/x"], "cannot be written to"),
+    "LaTeX": (["--out", "x.pgf"], "suffix"),
+    "a suffix alone": (["--out", ".png"], "suffix"),
+    "gradients from a pipe": (["--gradients", "pipe"], "is no regular file"),
+    "weights from a pipe": (["--weights", "pipe"], "is no regular file"),
+    "weights from a loop of links": (["--weights", "loop"], "no such file"),
+    "control characters": (["--weights", "\x1b[31mred\n"], r"\x1b[31mred"),
+    "a mark of direction": (["--weights", "\u202egnp.x"], r"\u202egnp.x"),
+    "a name that is no text": (["--weights", os.fsdecode(b"\xff")], r"\udcff"),
+    "an option that steers the terminal": (["--\x1b]0;title"], r"\x1b]0;title"),
+}
+
+
+def folder_of_traps(folder):
+    """Files, links and pipes for `REFUSED_FILES`."""
+    (folder / "a").mkdir()
+    (folder / "g").write_bytes(b"content")
+    os.mkfifo(folder / "pipe")
+    os.link(folder / "g", folder / "hard")
+    links = {"here": ".", "link": "g", "g.png": "g", "loop": "loop2", "loop2": "loop"}
+    for name, target in {**links, "null.png": os.devnull}.items():
+        (folder / name).symlink_to(target)
+
+
+def contents(folder):
+    return {
+        path.name: (path.lstat().st_mode, path.read_bytes() if path.is_file() else None)
+        for path in folder.iterdir()
+        if path.name not in ("loop", "loop2")
+    }
+
+
+@pytest.mark.parametrize("arguments, hint", REFUSED_FILES.values(), ids=REFUSED_FILES)
+def test_a_file_that_would_be_lost_is_refused(arguments, hint, tmp_path, monkeypatch, capsys):
+    folder_of_traps(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rconv.cli.commands.Attack", lambda *a, **k: pytest.fail("attacked first"))
+    before = contents(tmp_path)
+    code, error = refusal([*SMALL, *arguments], capsys)
+    assert code == 2
+    assert hint in error and error.startswith("rconv: error: ")
+    assert error.endswith("\n") and error[:-1].isprintable()
+    assert contents(tmp_path) == before
+
+
+def refusal(arguments, capsys):
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    return code, capsys.readouterr().err
+
+
+def test_a_link_is_written_through(tmp_path, capsys):
+    link = tmp_path / "link.json"
+    link.symlink_to("target.json")
+    assert main([*SMALL, "--json", str(link)]) == 0
+    assert link.is_symlink() and json.loads((tmp_path / "target.json").read_text())
+
+
+@pytest.mark.parametrize("weights", ["o", "here/o", "w"])
+def test_two_outputs_of_observe_are_two_files(weights, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").symlink_to(".")
+    (tmp_path / "w").write_bytes(b"weights")
+    out = ["--gradients", "o", "--save-weights", weights, "--weights", "w"]
+    assert main(["observe", *SMALL, *out]) == 2
+    assert "are one file" in capsys.readouterr().err
+    assert (tmp_path / "w").read_bytes() == b"weights" and not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("command", [[], ["audit"], ["observe", "--gradients", "o"]], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e308, "float8"])
+def test_weights_that_are_no_numbers_are_refused(command, value, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    weights = dict(shared_model("Digits", "dlg_lenet").state_dict())
+    if value == "float8":
+        weights["fc.bias"] = weights["fc.bias"].to(torch.float8_e5m2)
+    else:
+        weights["fc.bias"][0] = value
+    save_file(weights, "w")
+    assert main([*command, *SMALL, "--weights", "w"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("rconv: error: w: fc.bias ") and error.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_gradients_of_eight_bits_are_refused(tmp_path, capsys):
+    model = shared_model("Digits", "dlg_lenet")
+    path = str(tmp_path / "g")
+    save_file({n: p.detach().to(torch.float8_e5m2) for n, p in model.named_parameters()}, path)
+    assert main([*SMALL, "--gradients", path]) == 2
+    assert "float8_e5m2, not one of float64" in capsys.readouterr().err
+
+
+def test_a_full_disk_takes_the_picture_and_not_the_answer(tmp_path, monkeypatch, capsys):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main([*SMALL, "--out", str(tmp_path / "x.png")]) == 2
+    found = capsys.readouterr()
+    assert "1 images: 1 unique" in found.out
+    assert "x.png cannot be written: No space left" in found.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", [os.devnull, "pipe"])
+def test_an_answer_that_cannot_be_read_is_an_error(target, tmp_path):
+    """Python itself would end with 120, or with 0."""
+    code = "import sys; from rconv.cli import main; sys.exit(main(['--version']))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    if target == os.devnull:  # for reading: writing fails
+        writer = os.open(target, os.O_RDONLY)
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.returncode == 2
+    assert done.stderr.startswith("rconv: error: standard output: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_closed_output_is_refused_before_the_work(monkeypatch, capsys):
+    monkeypatch.setattr("rconv.cli.program.COMMANDS", {})
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main([*SMALL]) == 2
+    assert capsys.readouterr().err == "rconv: error: standard output is closed\n"
+
+
+def test_an_interruption_is_no_traceback(monkeypatch, capsys):
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "attack", interrupt)
+    assert main([]) == 130
+    assert capsys.readouterr().err == "rconv: interrupted\n"
+
+
 REFUSALS = {
     "unknown dataset": (["-d", "FOO"], "FOO"),
     "unknown activation": (["-a", "GELU"], "GELU"),
@@ -98,6 +263,10 @@ REFUSALS = {
     "unknown suffix of the picture": (["--out", "x.foo"], "suffix"),
     "missing file of gradients": (["--gradients", "nowhere.safetensors"], "no such file"),
     "missing file of weights": (["--weights", "nowhere.safetensors"], "no such file"),
+    "a seed that is none": (["--seed", "-1"], "2^63"),
+    "too large a seed": (["--seed", "9" * 30], "2^63"),
+    "too many filters": (["--filters", "9" * 30 + ",1,1,1"], "16,24,12,12"),
+    "a device without values": (["--device", "meta"], "meta device"),
     "no such device": (["--device", "cuda:99"], "not available"),
     "share out of range": (["audit", "--active", "2"], "(0, 1]"),
 }
@@ -105,11 +274,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("arguments, hint", REFUSALS.values(), ids=REFUSALS.keys())
 def test_bad_input_is_one_line_and_exit_code_2(arguments, hint, capsys):
-    try:
-        code = main(arguments)
-    except SystemExit as stop:
-        code = stop.code
-    error = capsys.readouterr().err
+    code, error = refusal(arguments, capsys)
     assert code == 2
     assert error.count("\n") == 1 and hint in error and error.startswith("rconv: error: ")
 
@@ -131,7 +296,7 @@ def test_strict_fails_where_the_image_is_not_unique(capsys):
     """Two filters in the last convolution: 50 equations for 64 unknowns in each channel."""
     few = ["--filters", "12,16,12,2", "--constraints", "paper"]
     assert main([*few]) == 0
-    assert "no, " in capsys.readouterr().out
+    assert "1 images: 0 unique" in capsys.readouterr().out
     assert main([*few, "--strict"]) == 2
     error = capsys.readouterr().err
     assert "conv4" in error and "564 of 768" in error and "more filters" in error

@@ -45,13 +45,16 @@ def test_any_loss_of_logits_and_target(loss, targets):
         assert all(relative_error(found[k][n], g) < 1e-12 for k, g in expected.items())
 
 
+def logistic(logit, target):
+    return nn.functional.binary_cross_entropy_with_logits(logit[:, 0], target.double())
+
+
 def test_one_logit_takes_zeros_and_ones():
     model = network(head=lambda n: [nn.Linear(n, 1)])
     images, targets = uniform(2, 1, 8, 8), torch.tensor([0, 1])
     found = per_sample_gradients(model, images, targets, nn.BCEWithLogitsLoss())
     for n in range(2):
-        own = lambda z, y: nn.functional.binary_cross_entropy_with_logits(z[:, 0], y.double())  # noqa: E731
-        expected = backward(model, images[n], targets[n : n + 1], own)
+        expected = backward(model, images[n], targets[n : n + 1], logistic)
         assert all(relative_error(found[k][n], g) < 1e-12 for k, g in expected.items())
     assert (found["5.bias"][:, 0] > 0).tolist() == [True, False]
 
@@ -96,3 +99,45 @@ def test_features_of_a_module_that_serves_twice():
     x = normal(1, 4)
     with torch.no_grad():
         assert torch.equal(features(model, x)["3"], model(x))
+
+
+MODES = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_gradients_are_computed_where_they_are_switched_off(mode):
+    images, labels = uniform(2, 1, 8, 8), torch.tensor([1, 2])
+    expected = per_sample_gradients(network(), images, labels)
+    with mode():
+        found = per_sample_gradients(network(), images.clone(), labels.clone())
+        assert torch.is_grad_enabled() is False
+    assert all(torch.equal(found[name], g) for name, g in expected.items())
+    assert not any(g.is_inference() for g in found.values())
+
+
+@pytest.mark.parametrize(
+    ("images", "targets", "message"),
+    [
+        (2, torch.tensor([1]), "1 targets for 2 images"),
+        (0, torch.tensor([]), "0 targets for 0 images"),
+        (2, torch.tensor([1, 10]), "classes from 0 to 9"),
+        (2, torch.tensor([-1, 1]), "classes from 0 to 9"),
+        (2, torch.tensor([0.0, 1.0]), "whole numbers"),
+    ],
+    ids="fewer none high negative float".split(),
+)
+def test_targets_that_are_none_are_refused(images, targets, message):
+    with pytest.raises(ValueError, match=message):
+        per_sample_gradients(network(), uniform(images, 1, 8, 8), targets)
+
+
+def test_whole_numbers_of_any_kind_are_classes():
+    images = uniform(2, 1, 8, 8)
+    expected = per_sample_gradients(network(), images, torch.tensor([1, 2]))
+    found = per_sample_gradients(network(), images, torch.tensor([1, 2], dtype=torch.uint8))
+    assert all(torch.equal(found[name], g) for name, g in expected.items())
+
+
+def test_a_model_without_parameters_has_no_gradients():
+    with pytest.raises(ValueError, match="Flatten has no parameters"):
+        per_sample_gradients(nn.Flatten(), uniform(1, 1, 8, 8), torch.tensor([1]))

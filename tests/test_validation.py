@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from rconv.observe.check import check_gradients
-from rconv.observe.noise import Rounding
+from rconv.observe.noise import Noise
 
 
 def model():
@@ -56,8 +56,12 @@ REFUSED = [
     ("complex", change("2.weight", W.cfloat()), r"2\.weight must be a floating-point"),
     ("no tensor", change("2.weight", W.tolist()), r"2\.weight must be a floating-point"),
     ("NumPy", change("2.weight", W.numpy()), r"2\.weight must be a floating-point tensor"),
-    ("NaN", poisoned(float("nan")), r"2\.weight has NaN or infinite entries \(image 1\)"),
-    ("infinity", poisoned(float("inf")), r"2\.weight has NaN or infinite entries \(image 1\)"),
+    ("NaN", poisoned(float("nan")), r"2\.weight has NaN or infinite entries.*\(image 1\)"),
+    ("overflow", poisoned(-1e308), r"2\.weight .* above 1e\+300 \(image 1\)"),
+    ("sparse", change("2.weight", W.to_sparse()), r"2\.weight is sparse .* to_dense"),
+    ("meta", change("2.weight", W.to("meta")), r"2\.weight has no values"),
+    ("eight bits", change("2.weight", W.to(torch.float8_e5m2)), r"float8_e5m2: use one of float64"),
+    ("infinity", poisoned(float("inf")), r"2\.weight has NaN or infinite entries.*\(image 1\)"),
     ("minus infinity", poisoned(-float("inf")), r"2\.weight has NaN or infinite"),
 ]  # fmt: skip
 
@@ -66,6 +70,49 @@ REFUSED = [
 def test_refused(why, given, message):
     with pytest.raises(ValueError, match=message):
         check_gradients(model(), given)
+
+
+GRADIENTS = list(gradients().values())
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (GRADIENTS[:3], "3 gradients for 4 parameters"),
+        ((), "0 gradients for 4 parameters"),
+        ([gradients(), gradients()], "2 gradients for 4 .* leading axis N"),
+        ((*GRADIENTS[:3], None), r"no gradient for 2\.bias"),
+        (GRADIENTS[::-1], r"0\.weight has the shape \(3,\)"),
+        (None, "mapping .* got NoneType"),
+        (5, "mapping .* got int"),
+        ("0.weight", "mapping .* got str"),
+        (GRADIENTS[0], "mapping .* got Tensor"),
+        (iter(GRADIENTS), "mapping .* got list_iterator"),
+        ({0: GRADIENTS[0], **gradients()}, "no parameter 0"),
+    ],
+    ids="fewer none dicts missing order None int str tensor iterator key".split(),
+)
+def test_what_is_no_list_of_the_parameters_is_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        check_gradients(model(), given)
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_gradients_may_come_in_the_order_of_the_parameters(kind):
+    """As `torch.autograd.grad` returns them."""
+    layers = model()
+    loss = layers(torch.ones(1, 1, 4, 4, dtype=torch.float64)).square().sum()
+    found = torch.autograd.grad(loss, list(layers.parameters()))
+    checked, _ = check_gradients(layers, kind(found))
+    for (name, _), gradient in zip(layers.named_parameters(), found, strict=True):
+        assert torch.equal(checked[name][0], gradient)
+
+
+def test_gradients_made_in_inference_mode_can_be_used_by_autograd():
+    with torch.inference_mode():
+        given = gradients(2)
+    checked, _ = check_gradients(model(), given)
+    assert not any(gradient.is_inference() for gradient in checked.values())
 
 
 ROUNDINGS = [
@@ -78,7 +125,7 @@ ROUNDINGS = [
 
 @pytest.mark.parametrize(("dtype", "relative", "absolute"), ROUNDINGS, ids=str)
 def test_the_rounding_is_half_the_spacing_of_numbers(dtype, relative, absolute):
-    found = Rounding.of(dtype)
+    found = Noise.of(dtype)
     assert found.relative == relative
     assert found.absolute == pytest.approx(absolute, abs=1e-323)
     _, rounding = check_gradients(model(), gradients(dtype=dtype))
@@ -92,7 +139,7 @@ def test_the_rounding_is_half_the_spacing_of_numbers(dtype, relative, absolute):
 def test_the_coarsest_dtype_counts():
     mixed = gradients()
     mixed["0.bias"] = mixed["0.bias"].half()
-    assert check_gradients(model(), mixed)[1] == Rounding.of(torch.float16)
+    assert check_gradients(model(), mixed)[1] == Noise.of(torch.float16)
 
 
 def test_gradients_that_require_a_gradient_are_detached_and_not_changed():

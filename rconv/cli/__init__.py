@@ -3,6 +3,6 @@
 Computes nothing itself: every command calls what `rconv.lab` and the wings below it offer.
 """
 
-from rconv.cli.commands import main
+from rconv.cli.program import main
 
 __all__ = ["main"]

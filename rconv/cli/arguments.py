@@ -1,22 +1,29 @@
 """The command line's arguments."""
 
 import argparse
+import re
 from importlib.metadata import version
+from typing import TextIO
 
+from rconv.cli.terminal import complain, say
 from rconv.data import datasets
 from rconv.lab.architectures import ACTIVATIONS, ARCHITECTURES
 from rconv.lab.experiment import DTYPES
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage before it."""
+    """Says what is wrong in one line, without the usage before it; notices if nobody reads."""
+
+    def _print_message(self, message: str, file: TextIO | None = None):
+        say(message.rstrip("\n"))  # help and version, whose failure argparse passes over
 
     def error(self, message: str):
-        self.exit(2, f"rconv: error: {message} (see {self.prog} --help)\n")
+        complain(f"error: {message} (see {self.prog} --help)")
+        self.exit(2)
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of all commands; each leaves its name in `command`."""
+    """Build the parser of all commands; each leaves its name in `command`."""
     whole = _Parser(
         prog="rconv",
         description="Reconstruct images from the gradients of convolutional networks.",
@@ -24,7 +31,14 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"rconv {version('rconv')}")
     commands = whole.add_subparsers(metavar="command")
+    _add_attack(commands)
+    _add_audit(commands)
+    _add_observe(commands)
+    _add_snapshot(commands)
+    return whole
 
+
+def _add_attack(commands: argparse._SubParsersAction) -> None:
     attack = commands.add_parser("attack", help="reconstruct images from gradients (default)")
     _add_model(attack)
     _add_images(attack)
@@ -33,12 +47,18 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto (default), paper, gradient, weight, hybrid, or a list with one per convolution",
     )
-    attack.add_argument("--gradients", help="attack a .safetensors file of gradients instead")
+    attack.add_argument(
+        "--gradients", type=_path, help="attack a .safetensors file of gradients instead"
+    )
     attack.add_argument("--strict", action="store_true", help="fail where an image is not unique")
-    attack.add_argument("--out", help="picture: original, reconstruction and magnified error")
-    attack.add_argument("--json", help="write one record per image")
+    attack.add_argument(
+        "--out", type=_path, help="picture: original, reconstruction and magnified error"
+    )
+    attack.add_argument("--json", type=_path, help="write one record per image")
     attack.set_defaults(command="attack")
 
+
+def _add_audit(commands: argparse._SubParsersAction) -> None:
     audit = commands.add_parser("audit", help="does an architecture leak? needs no data")
     _add_model(audit)
     audit.add_argument(
@@ -46,36 +66,76 @@ def parser() -> argparse.ArgumentParser:
     )
     audit.set_defaults(command="audit")
 
+
+def _add_observe(commands: argparse._SubParsersAction) -> None:
     observe = commands.add_parser("observe", help="be the client: write gradients and weights")
     _add_model(observe)
     _add_images(observe)
-    observe.add_argument("--gradients", required=True, help=".safetensors file to write")
-    observe.add_argument("--save-weights", help=".safetensors file to write the model's weights to")
+    observe.add_argument(
+        "--gradients", type=_path, required=True, help=".safetensors file to write"
+    )
+    observe.add_argument(
+        "--save-weights", type=_path, help=".safetensors file to write the model's weights to"
+    )
     observe.set_defaults(command="observe")
 
+
+def _add_snapshot(commands: argparse._SubParsersAction) -> None:
     snapshot = commands.add_parser("snapshot", help="write the first images of a dataset to a file")
     snapshot.add_argument("-d", "--dataset", required=True, choices=datasets.CLASSES)
     snapshot.add_argument("-n", "--count", type=int, default=200)
-    snapshot.add_argument("--data-dir", help="folder of the datasets (default $RCONV_DATA)")
-    snapshot.add_argument("--out-dir", help="folder to write to (default the data folder)")
+    snapshot.add_argument("--data-dir", type=_path, help="folder of the datasets (or $RCONV_DATA)")
+    snapshot.add_argument(
+        "--out-dir", type=_path, help="folder to write to (default the data folder)"
+    )
     snapshot.set_defaults(command="snapshot")
-    return whole
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-m", "--architecture", choices=ARCHITECTURES, default="lenet_main")
+    parser.add_argument(
+        "-m",
+        "--architecture",
+        choices=ARCHITECTURES,
+        default="lenet_main",
+        metavar="NAME",
+        help=f"{', '.join(ARCHITECTURES)} (default lenet_main, that of the paper's script)",
+    )
     parser.add_argument("-d", "--dataset", choices=datasets.CLASSES, default=datasets.DEFAULT)
     parser.add_argument(
         "-a", "--activation", choices=ACTIVATIONS, help="where the architecture leaves it open"
     )
-    parser.add_argument("--seed", type=int, default=50, help="of the initialisation (default 50)")
-    parser.add_argument("--filters", help="filters per convolution, e.g. 16,24,12,12")
+    parser.add_argument(
+        "--seed", type=_seed, help="of the initialisation (default the paper's, 50)"
+    )
+    parser.add_argument(
+        "--filters", type=_filters, help="filters per convolution, e.g. 16,24,12,12"
+    )
     parser.add_argument("--initialisation", choices=("uniform", "default"))
-    parser.add_argument("--weights", help=".safetensors file of trained weights")
+    parser.add_argument("--weights", type=_path, help=".safetensors file of trained weights")
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", "--index", default="0", help="92, 0:100 or 3,5,8 (default 0)")
-    parser.add_argument("--data-dir", help="folder of the datasets (default $RCONV_DATA)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float64")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, …")
+    parser.add_argument("--data-dir", type=_path, help="folder of the datasets (or $RCONV_DATA)")
+    parser.add_argument("--dtype", choices=DTYPES, default=next(iter(DTYPES)))
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
+
+
+def _seed(text: str) -> int:
+    # PyTorch's generator takes 64 bits.
+    if not re.fullmatch("[0-9]{1,19}", text) or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"takes a whole number from 0 to 2^63 - 1, got {text!r}")
+    return int(text)
+
+
+def _filters(text: str) -> list[int]:
+    numbers = text.split(",")
+    if not all(re.fullmatch("[0-9]{1,6}", number.strip()) for number in numbers):
+        raise argparse.ArgumentTypeError(f"takes numbers such as 16,24,12,12, got {text!r}")
+    return [int(number) for number in numbers]

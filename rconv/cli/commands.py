@@ -1,90 +1,94 @@
-"""The command line: `rconv` reconstructs, `rconv audit` judges, and two helpers."""
+"""The commands: `rconv` reconstructs, `rconv audit` judges, and two helpers."""
 
 import argparse
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
 
 from torch import Tensor, nn
 
 from rconv.attack.attack import Attack
 from rconv.audit import audit, overall
-from rconv.cli.arguments import parser
+from rconv.cli.paths import check_files
+from rconv.cli.terminal import say
 from rconv.data import datasets
 from rconv.lab.experiment import client_gradients, model_settings, run, shared_model
 from rconv.lab.records import Record, make_records, summary, table, write_json
+from rconv.model.weights import check_weights
+from rconv.observe.check import check_gradients
 from rconv.observe.exchange import read_tensors, write_tensors
-from rconv.show import figures
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 for bad input."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version")):
-        argv.insert(0, "attack")
-    arguments = parser().parse_args(argv)
+def attack(arguments: argparse.Namespace) -> None:
+    """Reconstruct, from a dataset's images or a file of gradients; write what is asked for."""
+    a = arguments
+    check_files(
+        {"--out": a.out, "--json": a.json}, {"--gradients": a.gradients, "--weights": a.weights}
+    )
+    if a.out is not None:
+        from rconv.show import figures  # matplotlib, which only a picture needs
+
+        figures.picture_format(a.out)
+    constraints = a.constraints.split(",") if "," in a.constraints else a.constraints
+    attacked = _attack_images if a.gradients is None else _attack_file
+    records, images, originals = attacked(a, constraints)
     try:
-        COMMANDS[arguments.command](arguments)
-    except (ValueError, OSError) as error:
-        message = " ".join(str(error).split())
-        print(f"rconv: error: {message}", file=sys.stderr)
-        return 2
-    return 0
+        if a.json is not None:
+            write_json(a.json, records)
+        if a.out is not None:
+            alone = originals is None
+            images = images.cpu()
+            picture = figures.gallery(images) if alone else figures.comparison(originals, images)
+            figures.save(picture, a.out)
+    finally:  # a full disk does not take the answer too
+        say(summary(records))
 
 
-def _attack(arguments: argparse.Namespace) -> None:
-    _check_outputs(arguments.out, arguments.json)
-    constraints = arguments.constraints
-    if "," in constraints:
-        constraints = constraints.split(",")
-    if arguments.gradients:
-        records, images = _attack_file(arguments, constraints)
-        originals = None
-    else:
-        experiment = run(
-            arguments.dataset,
-            datasets.parse_indices(arguments.index),
-            arguments.architecture,
-            arguments.activation,
-            dtype=arguments.dtype,
-            constraints=constraints,
-            device=arguments.device,
-            data_dir=arguments.data_dir,
-            progress=sys.stderr.isatty(),
-            **_options(arguments),
-        )
-        if arguments.strict:
-            experiment.reconstruction.raise_if_short()
-        records, images = experiment.records, experiment.reconstruction.images
-        originals = experiment.truth.images
-    if arguments.json:
-        write_json(arguments.json, records)
-    if arguments.out:
-        _write_picture(arguments.out, images.cpu(), originals)
-    print(summary(records))
+Attacked = tuple[list[Record], Tensor, Tensor | None]
+"""Records, reconstructions and originals, the last two (N, C, H, W)."""
 
 
-def _attack_file(
-    arguments: argparse.Namespace, constraints: str | list[str]
-) -> tuple[list[Record], Tensor]:
+def _attack_images(arguments: argparse.Namespace, constraints: str | list[str]) -> Attacked:
+    experiment = run(
+        arguments.dataset,
+        datasets.parse_indices(arguments.index),
+        arguments.architecture,
+        arguments.activation,
+        dtype=arguments.dtype,
+        constraints=constraints,
+        device=arguments.device,
+        data_dir=arguments.data_dir,
+        progress=_watched(),
+        **_options(arguments),
+    )
+    if arguments.strict:
+        experiment.reconstruction.raise_if_short()
+    return experiment.records, experiment.reconstruction.images, experiment.truth.images
+
+
+def _attack_file(arguments: argparse.Namespace, constraints: str | list[str]) -> Attacked:
     gradients = read_tensors(arguments.gradients)
-    model = _model(arguments, _dtype_of(gradients))
-    attack = Attack(model, (model[0].in_channels, 32, 32), constraints=constraints)
+    dtype = _dtype_of(gradients)
+    model = _model(arguments, dtype)
+    prepared = Attack(model, (model[0].in_channels, 32, 32), constraints=constraints)
     start = time.perf_counter()
-    reconstruction = attack(gradients, strict=arguments.strict, progress=sys.stderr.isatty())
+    reconstruction = prepared(gradients, strict=arguments.strict, progress=_watched())
     settings = {
         **model_settings(arguments.architecture, arguments.activation, **_options(arguments)),
-        "dtype": _dtype_of(gradients),
+        "dtype": dtype,
         "constraints": arguments.constraints,
         "gradients": arguments.gradients,
         "seconds": (time.perf_counter() - start) / len(reconstruction.images),
     }
-    return make_records(reconstruction, settings), reconstruction.images
+    return make_records(reconstruction, settings), reconstruction.images, None
+
+
+def _watched() -> bool:
+    """Whether somebody sees a progress bar."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _model(arguments: argparse.Namespace, dtype: str) -> nn.Sequential:
-    return shared_model(
+    model = shared_model(
         arguments.dataset,
         arguments.architecture,
         arguments.activation,
@@ -92,23 +96,15 @@ def _model(arguments: argparse.Namespace, dtype: str) -> nn.Sequential:
         device=getattr(arguments, "device", "cpu"),
         **_options(arguments),
     )
+    check_weights(model)
+    return model
 
 
 def _options(arguments: argparse.Namespace) -> dict:
-    filters = arguments.filters
-    if filters is not None:
-        try:
-            filters = [int(n) for n in filters.split(",")]
-        except ValueError:
-            raise ValueError(
-                f"--filters takes numbers such as 16,24,12,12, got {filters!r}"
-            ) from None
-    return {
-        "seed": arguments.seed,
-        "filters": filters,
-        "initialisation": arguments.initialisation,
-        "weights": arguments.weights,
-    }
+    """The settings of the model that were given; the others have their defaults in the lab."""
+    names = ("seed", "filters", "initialisation", "weights")
+    given = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _dtype_of(gradients: dict[str, Tensor]) -> str:
@@ -117,7 +113,8 @@ def _dtype_of(gradients: dict[str, Tensor]) -> str:
     return str(next(iter(gradients.values())).dtype).removeprefix("torch.")
 
 
-def _audit(arguments: argparse.Namespace) -> None:
+def judge(arguments: argparse.Namespace) -> None:
+    """Audit an architecture."""
     model = _model(arguments, "float64")
     layers = audit(model, (datasets.CHANNELS[arguments.dataset], 32, 32), active=arguments.active)
     header = "layer,unknowns,counted,generic rank,weight rows,hybrid rank,verdict".split(",")
@@ -125,41 +122,30 @@ def _audit(arguments: argparse.Namespace) -> None:
         (a.name, a.unknowns, a.counted, a.gradient_rank, a.weight_rows, a.hybrid_rank, a.verdict)
         for a in layers
     ]
-    print(table(header, rows))
-    print(f"{arguments.architecture} on {arguments.dataset}: {overall(layers)}")
+    verdict = f"{arguments.architecture} on {arguments.dataset}: {overall(layers)}"
+    say(f"{table(header, rows)}\n{verdict}")
 
 
-def _observe(arguments: argparse.Namespace) -> None:
-    _check_outputs(arguments.gradients, arguments.save_weights)
+def observe(arguments: argparse.Namespace) -> None:
+    """Write the gradients that clients would send, and the model's weights."""
+    outputs = {"--gradients": arguments.gradients, "--save-weights": arguments.save_weights}
+    check_files(outputs, {"--weights": arguments.weights})
     model = _model(arguments, arguments.dtype)
     indices = datasets.parse_indices(arguments.index)
     truth = datasets.load(arguments.dataset, indices, data_dir=arguments.data_dir)
     gradients = client_gradients(model, arguments.architecture, truth, arguments.dtype)
+    check_gradients(model, gradients)
     write_tensors(arguments.gradients, gradients)
-    if arguments.save_weights:
+    if arguments.save_weights is not None:
         write_tensors(arguments.save_weights, model.state_dict())
-    print(f"gradients of {len(truth)} images of {truth.name}: {arguments.gradients}")
+    say(f"gradients of {len(truth)} images of {truth.name}: {arguments.gradients}")
 
 
-def _snapshot(arguments: argparse.Namespace) -> None:
+def snapshot(arguments: argparse.Namespace) -> None:
+    """Write the first images of a dataset to a file of their own."""
     a = arguments
-    print(datasets.write_snapshot(a.dataset, a.count, a.data_dir, a.out_dir))
+    say(str(datasets.write_snapshot(a.dataset, a.count, a.data_dir, a.out_dir)))
 
 
-def _check_outputs(*paths: str | None) -> None:
-    """Refuse an output whose folder is missing before the work starts, not after it."""
-    for path in paths:
-        if path and not Path(path).resolve().parent.is_dir():
-            raise ValueError(f"{path}: the folder does not exist, create it first")
-
-
-def _write_picture(path: str, images: Tensor, originals: Tensor | None) -> None:
-    alone = originals is None
-    figures.save(figures.gallery(images) if alone else figures.comparison(originals, images), path)
-
-
-COMMANDS = {"attack": _attack, "audit": _audit, "observe": _observe, "snapshot": _snapshot}
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+COMMANDS = {"attack": attack, "audit": judge, "observe": observe, "snapshot": snapshot}
+"""Name → what is done with its arguments."""

@@ -129,7 +129,7 @@ def write_snapshot(
         with replacing(path) as file:
             np.savez_compressed(file, data=data[:count], targets=targets[:count])
     except OSError as error:
-        raise DatasetError(f"{path} cannot be written ({reason_of(error)})") from error
+        raise DatasetError(f"{path} cannot be written ({error.strerror})") from error
     return path
 
 

@@ -26,22 +26,23 @@ def check_weights(model: nn.Module) -> None:
         Naming the parameter: without values (on the meta device), sparse, not real,
         NaN, infinite, or so large that float64 ends.
     """
-    product = 1.0
+    largest: dict[str, float] = {}
     for name, parameter in model.named_parameters():
         _check_kind(name, parameter)
-        if not parameter.numel():
-            raise UnsupportedModelError(f"{name} is empty")
-        largest = float(parameter.detach().double().abs().max())
-        if not math.isfinite(largest):
+        size = float(parameter.detach().double().abs().max())
+        if not math.isfinite(size):
             raise UnsupportedModelError(f"{name} has NaN or infinite entries")
-        product *= max(1.0, largest)
-        if product > LARGEST:
+        layer = name.rpartition(".")[0]
+        largest[layer] = max(1.0, size, largest.get(layer, 1.0))
+        if math.prod(largest.values()) > LARGEST:
             raise UnsupportedModelError(
-                f"{name} has entries up to {largest:.1e}: what passes the layers overflows"
+                f"{name} has entries up to {size:.1e}: what passes the layers overflows"
             )
 
 
 def _check_kind(name: str, parameter: Tensor) -> None:
+    if parameter.numel() == 0:
+        raise UnsupportedModelError(f"{name} is empty")
     if parameter.is_meta:
         raise UnsupportedModelError(f"{name} has no values, it is on the meta device")
     if parameter.layout is not torch.strided:

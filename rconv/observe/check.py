@@ -12,6 +12,9 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """What gradients are computed and sent in. Eight bits are a compression of their own, with scales
 beside them that a tensor does not carry."""
 
+LARGEST = 1e300
+"""The sums of more entries than memory holds must stay below the end of float64, 1.8e308."""
+
 
 def check_gradients(
     model: nn.Module, gradients: Gradients | Sequence[Tensor]
@@ -29,15 +32,15 @@ def check_gradients(
     Returns
     -------
     gradients : dict of str to Tensor, float64
-        Name → (N, *parameter shape), in the order of the parameters.
+        Name → `(N, *parameter shape)`, in the order of the parameters.
     noise : Noise
         The rounding of their coarsest dtype.
 
     Raises
     ------
     ValueError
-        At a missing or unknown name, a wrong shape, unequal N, NaN or infinity, and at what is
-        no dense tensor of one of `DTYPES`.
+        At a missing or unknown name, a wrong shape, unequal N, NaN, infinity or entries above
+        `LARGEST`, and at what is no dense tensor of one of `DTYPES`.
     """
     parameters = dict(model.named_parameters())
     gradients = _by_name(list(parameters), gradients)
@@ -56,9 +59,12 @@ def check_gradients(
         counts[name] = _count(name, gradient, parameter)
         gradient = ordinary(gradient.detach()).to(parameter.device, torch.float64)
         checked[name] = gradient.reshape(-1, *parameter.shape)
-        if not checked[name].isfinite().all():
-            bad = int((~checked[name].flatten(1).isfinite().all(dim=1)).nonzero()[0])
-            raise ValueError(f"the gradient of {name} has NaN or infinite entries (image {bad})")
+        sound = (checked[name].abs() < LARGEST).flatten(1).all(dim=1)
+        if not sound.all():
+            raise ValueError(
+                f"the gradient of {name} has NaN or infinite entries, or some above {LARGEST:g} "
+                f"(image {int((~sound).nonzero()[0])})"
+            )
     if len(set(counts.values())) > 1:
         raise ValueError(f"the gradients are of different numbers of images: {counts}")
     coarsest = max((gradients[name].dtype for name in parameters), key=lambda t: torch.finfo(t).eps)

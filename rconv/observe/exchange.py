@@ -1,5 +1,6 @@
 """Gradients and weights as files: safetensors, which hold numbers and nothing that runs."""
 
+import os
 from os import PathLike
 
 import safetensors.torch
@@ -7,11 +8,26 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rconv.files import replacing
+from rconv.model.weights import check_weights
+from rconv.observe.check import DTYPES
 from rconv.observe.observation import Gradients
 
 
 def write_tensors(path: str | PathLike, tensors: Gradients) -> None:
-    """Write named tensors to a `.safetensors` file, whole or not at all."""
+    """Write named tensors to a `.safetensors` file, whole or not at all.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file, as `rconv.files.replacing` takes it.
+    tensors : mapping of str to Tensor
+        Name → tensor.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
     data = safetensors.torch.save(
         {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     )
@@ -20,32 +36,62 @@ def write_tensors(path: str | PathLike, tensors: Gradients) -> None:
 
 
 def read_tensors(path: str | PathLike) -> dict[str, Tensor]:
-    """Read a `.safetensors` file.
+    """Read a `.safetensors` file of gradients or weights.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file; not a pipe, which could not be read twice.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Name → tensor, of one of the `DTYPES` of gradients.
 
     Raises
     ------
-    ValueError : the file is missing, or damaged, or of another kind.
+    ValueError
+        If the file is missing, damaged, of another kind, or holds other numbers.
     """
+    if not os.path.isfile(path):
+        reason = "is no regular file" if os.path.exists(path) else "no such file"
+        raise ValueError(f"{path}: {reason}")
     try:
-        return safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (SafetensorError, OSError) as error:
+        tensors = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError, KeyError) as error:  # KeyError: a dtype of a newer format
         raise ValueError(
             f"{path} is no readable .safetensors file ({error}); write it with "
             "safetensors.torch.save_file, other formats are not accepted"
         ) from None
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise ValueError(f"{path}: {name} is {tensor.dtype}, not one of {kinds}")
+    return tensors
 
 
 def load_weights(model: nn.Module, path: str | PathLike) -> None:
     """Load a state dict from a `.safetensors` file into a model, converted to its dtype.
 
+    Parameters
+    ----------
+    model : Module
+        Changed in place.
+    path : str or PathLike
+        The file.
+
     Raises
     ------
-    ValueError : the file cannot be read, or holds the weights of another model.
+    ValueError
+        If the file cannot be read, holds the weights of another model, or holds what cannot be
+        computed with: NaN, infinity, or numbers that overflow.
     """
     try:
         model.load_state_dict(read_tensors(path))
     except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
+        reason = (str(error).splitlines() * 2)[1].strip()
         raise ValueError(f"{path} holds the weights of another model: {reason}") from None
+    try:
+        check_weights(model)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -13,6 +13,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 """loss(logits (1, K), target (1,)) → scalar, a client step on one image."""
 
 
+@torch.inference_mode(False)  # switches gradients on, also within torch.no_grad
 def per_sample_gradients(
     model: nn.Module, images: Tensor, targets: Tensor, loss: Loss | None = None
 ) -> dict[str, Tensor]:
@@ -20,30 +21,66 @@ def per_sample_gradients(
 
     Parameters
     ----------
-    model : the shared model; its dtype and device are those of the computation.
-    images : (N, C, H, W), converted to the model's dtype and device.
-    targets : (N,) class numbers, or 0 and 1 where the model has one logit.
-    loss : the clients' loss (default cross-entropy, or the logistic loss for one logit).
+    model : Module
+        The shared model; its dtype and device are those of the computation.
+    images : Tensor
+        Axes (image N, channel C, row, column), converted to the model's dtype and device.
+    targets : Tensor
+        Axis (image N): class numbers, or 0 and 1 where the model has one logit.
+    loss : Callable, optional
+        The clients' loss, `Loss`. By default cross-entropy, or the logistic loss for one logit.
 
     Returns
     -------
-    Parameter name → (N, *parameter.shape); entry [n] is the derivative of image n's loss.
+    dict of str to Tensor
+        Parameter name → `(N, *parameter shape)`; entry [n] is the derivative of image n's loss.
+
+    Raises
+    ------
+    ValueError
+        If there is no image, not one target for each, or no class of a target's number.
     """
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    parameters = {name: ordinary(p.detach()) for name, p in model.named_parameters()}
+    if not parameters:
+        raise ValueError(f"{type(model).__name__} has no parameters, so there are no gradients")
+    if len(images) == 0 or len(images) != len(targets):
+        raise ValueError(f"{len(targets)} targets for {len(images)} images: give one for each")
     example = next(iter(parameters.values()))
+    images, targets = ordinary(images).to(example), ordinary(targets).to(example.device)
 
     def logits(parameters: Gradients, image: Tensor) -> Tensor:
         return functional_call(model, parameters, (image[None],))[0]
 
     def losses(parameters: Gradients) -> Tensor:
-        outputs = vmap(logits)(parameters, images.to(example))
-        return client_losses(outputs, targets.to(example.device), loss)
+        return client_losses(vmap(logits)(parameters, images), targets, loss)
 
     return per_image(losses, parameters, len(images))
 
 
 def client_losses(logits: Tensor, targets: Tensor, loss: Loss | None) -> Tensor:
-    """Loss of each client's batch of one: logits (N, K), targets (N,) → (N,)."""
+    """Loss of each client's batch of one.
+
+    Parameters
+    ----------
+    logits : Tensor
+        Axes (image N, class K).
+    targets : Tensor
+        Axis (image N).
+    loss : Callable or None
+        The clients' loss, `Loss`; None for cross-entropy, or the logistic loss for one logit.
+
+    Returns
+    -------
+    Tensor
+        Axis (image N).
+
+    Raises
+    ------
+    ValueError
+        If a target is no class, where `loss` is None.
+    """
+    if loss is None:
+        targets = _classes(targets, max(2, logits.shape[1]))
     if logits.shape[1] == 1:
         loss = loss or nn.functional.binary_cross_entropy_with_logits
         logits, targets = logits[:, 0], targets.to(logits.dtype)
@@ -51,6 +88,16 @@ def client_losses(logits: Tensor, targets: Tensor, loss: Loss | None) -> Tensor:
     return torch.stack([loss(z, y) for z, y in zip(logits.split(1), targets.split(1), strict=True)])
 
 
+def _classes(targets: Tensor, count: int) -> Tensor:
+    """Class numbers as PyTorch's losses take them; shares of each class, (N, K), as they are."""
+    if not ((targets >= 0) & (targets < count)).all():
+        raise ValueError(f"targets must be classes from 0 to {count - 1}")
+    if targets.dim() == 1 and count > 2 and targets.is_floating_point():
+        raise ValueError(f"targets must be whole numbers, got {targets.dtype}")
+    return targets if targets.is_floating_point() else targets.long()
+
+
+@torch.enable_grad()
 def per_image(
     function: Callable[[Gradients], Tensor], parameters: Gradients, count: int
 ) -> dict[str, Tensor]:
@@ -58,13 +105,17 @@ def per_image(
 
     Parameters
     ----------
-    function : parameters with a leading axis N → (N,), whose entry [n] depends on copy n only.
-    parameters : name → tensor.
-    count : N.
+    function : Callable
+        Parameters with a leading axis N → (N,), whose entry [n] depends on copy n only.
+    parameters : mapping of str to Tensor
+        Name → tensor.
+    count : int
+        N.
 
     Returns
     -------
-    Name → (N, *parameter.shape).
+    dict of str to Tensor
+        Name → `(N, *parameter shape)`.
     """
     # As torch.func.grad under vmap, which would import PyTorch's compiler, 4 s at the first call.
     copies = {name: p.expand(count, *p.shape).requires_grad_() for name, p in parameters.items()}
@@ -74,17 +125,25 @@ def per_image(
     return dict(zip(copies, found, strict=True))
 
 
+def ordinary(tensor: Tensor) -> Tensor:
+    """Return the tensor, or a copy that autograd takes if it comes from `torch.inference_mode`."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
 def features(model: nn.Sequential, images: Tensor) -> dict[str, Tensor]:
     """Output of every module, by name: the truth that evaluation compares feature maps with.
 
     Parameters
     ----------
-    model : a Sequential.
-    images : (N, C, H, W).
+    model : Sequential
+        The model.
+    images : Tensor
+        Axes (image N, channel C, row, column).
 
     Returns
     -------
-    Module name → its output for these images.
+    dict of str to Tensor
+        Module name → its output for these images.
     """
     outputs = {}
     with torch.no_grad():

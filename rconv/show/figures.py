@@ -5,6 +5,7 @@ Nothing here goes through pyplot: figures need no screen and leave no global sta
 notebook shows them as a cell's last value once it has run ``%matplotlib inline``.
 """
 
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import torch
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from rconv.files import replacing
@@ -21,6 +23,7 @@ from rconv.show.panels import show_error, show_image, show_map
 __all__ = [
     "comparison",
     "gallery",
+    "picture_format",
     "save",
     "show_error",
     "show_image",
@@ -109,6 +112,31 @@ def gallery(images: torch.Tensor, columns: int = 10) -> Figure:
     return figure
 
 
+def picture_format(path: str | os.PathLike) -> str:
+    """Tell a picture's format by its suffix, such as ``png`` for ``x.PNG``.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file.
+
+    Returns
+    -------
+    str
+        A format that matplotlib writes by itself (for pgf it needs LaTeX).
+
+    Raises
+    ------
+    ValueError
+        If the suffix is unknown.
+    """
+    suffix = Path(path).suffix.lower().removeprefix(".")
+    known = sorted({*FigureCanvasBase.get_supported_filetypes()} - {"pgf"})
+    if suffix not in known:
+        raise ValueError(f"{path}: a picture's suffix is one of {', '.join(known)}")
+    return suffix
+
+
 def save(fig: Figure, path: str | os.PathLike) -> Path:
     """Write a figure, in the format of the suffix; the file is whole or absent.
 
@@ -116,9 +144,9 @@ def save(fig: Figure, path: str | os.PathLike) -> Path:
 
     Parameters
     ----------
-    fig
+    fig : Figure
         The figure.
-    path
+    path : str or PathLike
         The file, with a suffix that matplotlib knows, such as .png, .svg or .pdf.
 
     Returns
@@ -132,20 +160,14 @@ def save(fig: Figure, path: str | os.PathLike) -> Path:
         If the suffix is unknown or the file cannot be written. The message is one line.
     """
     path = Path(path)
-    suffix = path.suffix.lower().removeprefix(".")
-    known = fig.canvas.get_supported_filetypes()
-    if suffix not in known:
-        raise ValueError(f"{path}: a picture's suffix is one of {', '.join(sorted(known))}")
+    suffix = picture_format(path)
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
+    picture = io.BytesIO()  # not the file: some of matplotlib's writers pass over a full disk
+    with mpl.rc_context({"svg.hashsalt": "rconv"}):
+        fig.savefig(picture, format=suffix, dpi=150, metadata=undated, facecolor="white")
     try:
-        with mpl.rc_context({"svg.hashsalt": "rconv"}), replacing(path) as file:
-            fig.savefig(
-                file,
-                format=suffix,
-                dpi=150,
-                metadata=undated,
-                facecolor="white",
-            )
+        with replacing(path) as file:
+            file.write(picture.getbuffer())
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror or error}") from error
     return path
