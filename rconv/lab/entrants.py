@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -88,9 +89,20 @@ def enter(
         return _ours(model, shape, "paper" if method == PAPER else "auto")
     if method == RGAP:
         return _baseline(rgap, model, shape, {}, watched=False, told=True)
+    _load_optimisers()
     if method == INVERTING:
         return _baseline(inverting_gradients, model, shape, {**SMOOTH, **own}, told=True)
     return _baseline(dlg if method == DLG else idlg, model, shape, {**DESCENT, **own})
+
+
+@cache
+def _load_optimisers() -> None:
+    """Take the first step of each optimiser: it loads modules, 4 s that are no attack's."""
+    for optimiser in (torch.optim.Adam, torch.optim.LBFGS):
+        x = torch.zeros(1, requires_grad=True)
+        step = optimiser([x])
+        (x * x).sum().backward()
+        step.step(lambda x=x: (x * x).sum())
 
 
 def _ours(model: nn.Sequential, shape: tuple[int, int, int], constraints: str) -> Entrant:
