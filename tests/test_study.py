@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from rconv.lab import study, trace
 from rconv.lab.entrants import AUTO, DLG, IDLG, INVERTING, METHODS, OPTIMISED, PAPER, RGAP
-from rconv.show import versus
+from rconv.show import charts, versus
 
 FEW = {DLG: {"iterations": 2}, IDLG: {"iterations": 2}, INVERTING: {"iterations": 2}}
 
@@ -80,6 +81,23 @@ def test_what_is_no_number_is_the_worst():
     assert row[2:] == (
         "3 in 3", "0 of 3", "0 of 3", "10.0 [–, 20.0]", "–", "10.0", "0.500", "2"
     )  # fmt: skip
+
+
+def test_progress_has_a_line_per_image_and_one_name_per_attack():
+    ax = Figure().subplots()
+    curves = [[[0.1, 5.0], [0.2, 9.0]], [], [[0.1, 3.0], [0.4, 4.0]], [[1.0, 80.0]]]
+    methods = [DLG, DLG, DLG, AUTO]
+    records = [
+        record(0, 1.0, method=method, curve=curve)
+        for method, curve in zip(methods, curves, strict=True)
+    ]
+    charts.show_progress(ax, records, "title")
+    ends = [line for line in ax.lines if line.get_marker() not in ("None", None)]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in ends] == [
+        (0.2, 9.0), (0.4, 4.0), (1.0, 80.0)
+    ]  # fmt: skip
+    assert ax.get_legend_handles_labels()[1] == [DLG, AUTO]
+    assert ax.get_xscale() == "log" and ax.get_title() == "title"
 
 
 def test_one_model_has_no_interval():
