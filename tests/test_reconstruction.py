@@ -1,5 +1,7 @@
 """Reconstruction: gap, uniqueness, selection and joining, and the error that says what is short."""
 
+import math
+
 import pytest
 import torch
 
@@ -13,12 +15,21 @@ def report(name, unknowns, ranks, constraints="gradient"):
     return LayerReport(name, unknowns, ranks * 2, ranks * 0, ranks, ones, ones * 1e-16, kinds)
 
 
-def result(*layers, twins=None):
+def result(*layers, twins=None, **known):
     n = len(layers[0].rank)
     twins = torch.zeros(n).long() if twins is None else torch.tensor(twins)
     images = torch.arange(n).double().reshape(n, 1, 1, 1)
     zeros = torch.zeros(n).double()
-    return Reconstruction(images, layers, torch.arange(n), zeros, zeros, twins)
+    told = {
+        "gradient_residual": zeros,
+        "expected_error": zeros,
+        "revealed_noise": zeros,
+        "growth": zeros,
+        "assumed": twins < 0,
+        "doubts": ("", "a", "b")[:n],
+        **known,
+    }
+    return Reconstruction(images, layers, torch.arange(n), twins=twins, **told)
 
 
 HEAD = report("fc", 12, [12, 12, 12], "head")
@@ -27,7 +38,23 @@ HEAD = report("fc", 12, [12, 12, 12], "head")
 def test_the_gap_is_summed_over_the_layers():
     found = result(HEAD, report("conv2", 10, [10, 8, 7]), report("conv1", 5, [5, 5, 4]))
     assert found.gap.tolist() == [0, 2, 4]
-    assert found.unique.tolist() == [True, False, False]
+    assert found.full_rank.tolist() == found.unique.tolist() == [True, False, False]
+
+
+WITNESSES = [
+    ({"expected_error": torch.tensor([0.0, 1e-2, 2e-2])}, [True, True, False]),
+    ({"expected_error": torch.tensor([math.nan, 1.0, 0.0])}, [False, False, True]),
+    ({"gradient_residual": torch.tensor([0.0, math.inf, math.nan])}, [True, False, False]),
+    ({"assumed": torch.tensor([False, True, False])}, [True, False, True]),
+    ({"twins": [0, 0, 3]}, [True, True, False]),
+]
+
+
+@pytest.mark.parametrize(("known", "unique"), WITNESSES, ids=[next(iter(w)) for w, _ in WITNESSES])
+def test_each_witness_can_refuse_the_verdict(known, unique):
+    found = result(HEAD, report("conv", 10, [10, 10, 10]), **known)
+    assert found.full_rank.all()
+    assert found.unique.tolist() == unique
 
 
 def test_a_twin_is_not_unique_although_no_rank_is_short():
@@ -40,6 +67,7 @@ def test_selection_and_joining_are_inverse():
     found = result(HEAD, report("conv", 10, [10, 8, 7]), twins=[0, 1, 2])
     parts = [found.select(torch.tensor([i])) for i in range(3)]
     joined = Reconstruction.concatenate(parts)
+    assert joined.doubts == found.doubts == ("", "a", "b")
     for name in ("images", "labels", "gradient_residual", "expected_error", "twins"):
         assert torch.equal(getattr(joined, name), getattr(found, name))
     for own, layer in zip(joined.layers, found.layers, strict=True):

@@ -19,7 +19,13 @@ from rconv.attack.labels import told_labels
 from rconv.attack.plan import make_plan
 from rconv.attack.recursion import recursion
 from rconv.attack.report import Reconstruction
-from rconv.attack.verdict import expected_error, layer_levels, revealed_noise, with_doubts
+from rconv.attack.verdict import (
+    ARITHMETIC,
+    expected_error,
+    layer_levels,
+    revealed_noise,
+    with_doubts,
+)
 from rconv.model.read import read
 from rconv.observe.check import check_gradients
 from rconv.observe.noise import Noise
@@ -139,7 +145,8 @@ class Attack:
         """The answer, and a second look at the images whose certificate reveals a noise."""
         result = self._attempt(gradients, noise)
         parts = [result.select([i]) for i in range(len(result.images))]
-        for i in (result.revealed_noise > 0).nonzero()[:, 0].tolist():
+        # Where the rank is short, the image need not explain the gradients; that says no more.
+        for i in (result.full_rank & (result.revealed_noise > 0)).nonzero()[:, 0].tolist():
             own = {name: g[i : i + 1] for name, g in gradients.items()}
             parts[i] = self._second_look(parts[i], own, noise)
         return with_doubts(
@@ -157,15 +164,22 @@ class Attack:
         frugal = self._attempt(gradients, noise, frugal=True)
         if not frugal.revealed_noise > 0:
             return frugal
-        revealed = torch.minimum(first.revealed_noise, frugal.revealed_noise)
         best = min(first, frugal, key=lambda r: (int(r.gap), float(r.gradient_residual)))
+        revealed = torch.minimum(first.revealed_noise, frugal.revealed_noise)
         error = best.growth * revealed
-        if revealed < HOPELESS:
-            told = self._attempt(gradients, replace(noise, spread=float(revealed)))
+        # The head's residual shows the noise alone, before it turns any derivative.
+        levels = [float(first.layers[0].residual), float(revealed)]
+        for level in (own for own in levels if ARITHMETIC < own < HOPELESS):
+            told = self._attempt(gradients, replace(noise, spread=level))
             if told.gradient_residual < best.gradient_residual:
                 best, error = told, told.expected_error
             error = error.maximum(told.expected_error)
-        error = error.maximum(best.expected_error).clamp(max=1.0)
+            if not told.revealed_noise > 0:
+                revealed = revealed.clamp(max=max(level, float(best.gradient_residual)))
+                break
+        if revealed >= HOPELESS:
+            error = torch.ones_like(error)
+        error = error.maximum(best.expected_error).maximum(revealed).clamp(max=1.0)
         return replace(best, expected_error=error, revealed_noise=revealed)
 
     def _attempt(

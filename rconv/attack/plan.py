@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 from rconv.equations.weight import weight_matrix
-from rconv.equations.windows import residue_classes
+from rconv.equations.windows import residue_classes, window_index
 from rconv.linalg import dense
 from rconv.linalg.sparse import SparseSystem
 from rconv.model.geometry import Geometry, Stage
@@ -89,6 +89,8 @@ class LayerPlan:
 
 def gradients_suffice(geometry: Geometry) -> bool:
     """Whether gradient constraints can have full rank: enough for every residue class."""
+    if not (window_index(geometry) < geometry.positions).any():
+        return False
     classes = residue_classes(geometry)
     told = sum(len(pixels) for _, pixels in classes)
     filters = geometry.output[0]

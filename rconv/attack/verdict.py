@@ -210,16 +210,16 @@ def _reason(result: Reconstruction, i: int, assumed: bool) -> str:
     revealed = float(result.revealed_noise[i])
     if int(head.rank[i]) == 0:
         return "the gradients are zero: this step tells nothing"
-    if float(head.residual[i]) >= revealed > 0 and head.residual[i] > 0:
+    if float(head.residual[i]) >= revealed / 100 > 0:
         return (
-            f"the head's gradient is no single outer product (residual {revealed:.0e}): several "
-            "images, several steps, or noise"
+            f"the head's gradient is no single outer product (residual "
+            f"{float(head.residual[i]):.0e}): several images, several steps, or noise"
         )
-    if revealed > 0:
-        return f"the gradients carry a noise of {revealed:.0e} that was not told"
     short = [layer for layer in result.layers if layer.rank[i] < layer.unknowns]
     if short:
         return f"{short[0].name} has rank {int(short[0].rank[i])} of {short[0].unknowns}"
+    if revealed > 0:
+        return f"the gradients carry a noise of {revealed:.0e} that was not told"
     if int(result.twins[i]):
         return "another image explains the gradients as well"
     if float(result.expected_error[i]) > CLEAR:

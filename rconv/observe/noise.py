@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+ARITHMETIC = 4 * torch.finfo(torch.float64).eps / 2
+"""Relative error that float64 leaves even where nothing was sent with less: the roundings of the
+client's sums and of the attack's own."""
+
 
 @dataclass(frozen=True)
 class Noise:
@@ -64,7 +68,7 @@ class Noise:
         shape = (-1, *[1] * (gradient.dim() - 1))
         variance = self.relative**2 * gradient.square() + self.absolute**2
         variance = variance + self.spread**2 * mean_square.reshape(shape)
-        own = torch.as_tensor(self.deviations.get(name, 0.0)).to(gradient)
+        own = torch.as_tensor(self.deviations.get(name, 0.0), dtype=torch.float64).to(gradient)
         return (variance + own**2).sqrt()
 
     def level(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor:
@@ -82,13 +86,17 @@ class Noise:
         Returns
         -------
         Tensor
-            (N,), in [0, 1]: 1 where the gradient is zero, or smaller than its error.
+            (N,), in [0, 1]: 1 where the gradient is smaller than its error.
         """
         size = gradient.flatten(1).square().mean(dim=1).sqrt()
-        variance = self.relative**2 + self.spread**2 + (self.absolute / unit / size) ** 2
+        relative = max(self.relative, ARITHMETIC)
+        variance = relative**2 + self.spread**2
+        # Zeros are taken as they are: nothing tells how much of them was rounded away.
+        size = torch.where(size > 0, size, torch.inf)
+        variance = variance + (self.absolute / unit / size) ** 2
         own = self.deviations.get(name)
         if own is not None:
-            own = torch.as_tensor(own).to(gradient).expand_as(gradient)
+            own = torch.as_tensor(own, dtype=torch.float64).to(gradient).expand_as(gradient)
             mean = own.flatten(1).square().mean(dim=1)
             variance = variance + mean / (unit * size) ** 2
         return variance.sqrt().nan_to_num(nan=1.0, posinf=1.0).clamp(max=1.0)

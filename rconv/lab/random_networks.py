@@ -1,0 +1,76 @@
+"""Random networks and photographs of their size, each drawn from a seed."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from rconv.data import datasets
+
+ACTIVATIONS: tuple[Callable[[], nn.Module], ...] = (
+    nn.ReLU, nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.Softplus, nn.Identity,
+)  # fmt: skip
+"""What may follow a convolution; ReLU twice as often, since it is what people use."""
+
+
+def random_network(
+    seed: int, bias: bool | None = None
+) -> tuple[nn.Sequential, tuple[int, int, int]]:
+    """A random network of one to four convolutions, and the shape of its images.
+
+    Parameters
+    ----------
+    seed : int
+        Draws depth, kernels, strides, padding, filters, activations, biases, initialisation
+        (uniform ±0.5 or PyTorch's own), head (one Linear or two) and number of classes.
+    bias : bool, optional
+        Whether the layers have biases; by default three networks in four have.
+
+    Returns
+    -------
+    nn.Sequential
+        float64, in evaluation mode.
+    tuple of int
+        (C, H, W) of its images, 8 to 16 pixels a side.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def pick(*choices):
+        return choices[int(torch.randint(len(choices), (1,), generator=generator))]
+
+    channels, side = pick(1, 3), pick(8, 10, 12, 16)
+    shape, layers, width = (channels, side, side), [], channels
+    drawn, uniform = pick(True, True, True, False), pick(True, False)
+    bias = drawn if bias is None else bias
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _ in range(pick(1, 2, 2, 3, 4)):
+            kernel, stride = pick(2, 3, 3, 5), pick(1, 1, 2)
+            padding = pick(0, kernel // 2, kernel // 2)
+            size = (side + 2 * padding - kernel) // stride + 1
+            if size < 2:
+                break
+            filters = pick(2, 3, 4, 8, 12, 16, 24)
+            layers += [nn.Conv2d(width, filters, kernel, stride, padding, bias=bias)]
+            layers += [pick(*ACTIVATIONS)()]
+            width, side = filters, size
+        classes, features = pick(1, 2, 5, 10, 10), width * side * side
+        head = [nn.Linear(features, classes, bias=bias)]
+        if bias and pick(True, False, False):
+            head = [nn.Linear(features, 20), nn.ReLU(), nn.Linear(20, classes)]
+        model = nn.Sequential(*layers, nn.Flatten(), *head).double().eval()
+        if uniform:
+            for parameter in model.parameters():
+                nn.init.uniform_(parameter, -0.5, 0.5)
+    return model, shape
+
+
+def random_images(shape: tuple[int, int, int], count: int, seed: int) -> Tensor:
+    """Photographs of this shape, (count, C, H, W), values in [0, 1], chosen by the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    total = datasets.SIZES["Photos"]
+    indices = torch.randperm(total, generator=generator)[:count].tolist()
+    photos = datasets.load("Photos", indices).images
+    if shape[0] == 1:
+        photos = photos.mean(dim=1, keepdim=True)
+    return nn.functional.interpolate(photos, shape[1:], mode="area")

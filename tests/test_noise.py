@@ -1,0 +1,67 @@
+"""Noise: standard deviations from their causes, relative levels, and what is refused."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import SEEDS, normal
+
+from rconv.observe.noise import ARITHMETIC, Noise
+
+SIZES = st.floats(1e-6, 1e3)
+
+
+def test_rounding_is_half_the_spacing_of_the_dtype():
+    noise = Noise.of(torch.float16)
+    assert noise.relative == 2.0**-11
+    assert noise.absolute == 2.0**-25  # half of the smallest subnormal number
+
+
+@given(SEEDS, st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
+@settings(max_examples=20, deadline=None)
+def test_no_entry_is_rounded_by_more_than_the_deviation(seed, dtype):
+    g = normal(2, 3, 4, seed=seed) * torch.logspace(-9, 0, 4).double()
+    error = (g.to(dtype).double() - g).abs()
+    assert (error <= 1.001 * Noise.of(dtype).deviation("w", g)).all()
+
+
+@given(SEEDS, SIZES, SIZES, SIZES)
+@settings(max_examples=20, deadline=None)
+def test_causes_are_independent_so_that_variances_add(seed, relative, spread, deviation):
+    g = normal(2, 5, seed=seed)
+    whole = Noise(relative, spread, 0.0, {"w": deviation}).deviation("w", g)
+    parts = [Noise(relative), Noise(spread=spread), Noise(deviations={"w": deviation})]
+    expected = sum(part.deviation("w", g) ** 2 for part in parts).sqrt()
+    torch.testing.assert_close(whole, expected, rtol=1e-12, atol=0)
+
+
+@given(SEEDS, st.floats(1e-6, 1e-2), st.floats(1e-100, 1e100))
+@settings(max_examples=20, deadline=None)
+def test_the_level_is_the_ratio_of_the_root_mean_squares(seed, deviation, unit):
+    g = normal(3, 4, 2, seed=seed)
+    noise = Noise(relative=1e-3, deviations={"w": deviation * unit})
+    expected = noise.deviation("w", g * unit).flatten(1).norm(dim=1) / (g * unit).flatten(1).norm(
+        dim=1
+    )
+    level = noise.level("w", g, torch.full((3,), unit).double())
+    torch.testing.assert_close(level, expected, rtol=1e-9, atol=0)
+
+
+def test_levels_of_zeros_of_small_gradients_and_of_float64():
+    ones = torch.ones(1).double()
+    noise = Noise.of(torch.float32)
+    assert noise.level("w", torch.zeros(1, 4).double(), ones).item() == noise.relative
+    coarse = noise.level("w", ones[:, None], torch.tensor([1e-45]).double())
+    assert 0.5 < coarse.item() <= 1
+    assert Noise.of(torch.float64).level("w", ones[:, None], ones).item() == ARITHMETIC
+    tiny = noise.level("w", ones[:, None], torch.tensor([1e-80]).double())
+    assert tiny.item() == 1
+
+
+@pytest.mark.parametrize("name", ["relative", "spread", "absolute"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_what_is_no_deviation_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} noise is"):
+        Noise(**{name: value})

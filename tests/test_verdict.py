@@ -1,0 +1,138 @@
+"""The verdict: noise that nobody told is revealed, and what is wrong is not called unique."""
+
+import pytest
+import torch
+from small import network, normal, observe, uniform
+from torch import nn
+
+from rconv.attack.attack import Attack
+from rconv.attack.report import CLEAR
+from rconv.lab.metrics import psnr
+from rconv.observe.noise import Noise
+
+IMAGES = uniform(3, 1, 8, 8)
+
+
+def prepared(activation=nn.LeakyReLU, **options):
+    model = network(activation, **options)
+    return model, Attack(model, (1, 8, 8)), observe(model, IMAGES)
+
+
+def noisy(gradients, level):
+    return {
+        name: g + level * g.flatten(1).square().mean().sqrt() * normal(*g.shape, seed=n)
+        for n, (name, g) in enumerate(gradients.items())
+    }
+
+
+def honest(found):
+    """An error above ten times the expected one, below 40 dB, is not called unique."""
+    error = (found.images - IMAGES).flatten(1).norm(dim=1) / IMAGES.flatten(1).norm(dim=1)
+    right = (error <= 10 * found.expected_error) | (psnr(found.images, IMAGES, data_range=1) > 40)
+    return bool((right | ~found.unique).all())
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh])
+def test_gradients_as_they_are_reveal_nothing(activation):
+    _, attack, gradients = prepared(activation)
+    found = attack(gradients)
+    assert found.unique.all() and found.full_rank.all()
+    assert found.revealed_noise.tolist() == [0, 0, 0]
+    assert found.doubts == ("", "", "")
+
+
+@pytest.mark.parametrize("level", [1e-9, 1e-6, 1e-3])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh])
+def test_noise_that_was_not_told_is_revealed_in_its_size(activation, level):
+    _, attack, gradients = prepared(activation)
+    found = attack(noisy(gradients, level))
+    assert (found.revealed_noise > level / 10).all()
+    assert (found.expected_error >= found.revealed_noise).all()
+    assert all("not told" in doubt or "outer product" in doubt for doubt in found.doubts)
+    assert honest(found)
+
+
+def test_noise_that_was_told_is_not_revealed_again():
+    _, attack, gradients = prepared()
+    found = attack(noisy(gradients, 1e-6), precision=1e-6)
+    assert found.revealed_noise.tolist() == [0, 0, 0] and found.unique.all()
+    same = attack(noisy(gradients, 1e-6), noise=Noise(spread=1e-6))
+    assert torch.equal(same.images, found.images)
+
+
+def test_weight_decay_in_the_gradients_is_revealed():
+    model, attack, gradients = prepared(nn.Sigmoid)
+    parameters = dict(model.named_parameters())
+    decayed = {name: g + 1e-5 * parameters[name].detach() for name, g in gradients.items()}
+    found = attack(decayed)
+    assert (found.revealed_noise > 0).all() and honest(found)
+
+
+@pytest.mark.parametrize("name", ["0.weight", "2.weight", "0.bias"])
+def test_a_zeroed_gradient_is_not_believed(name):
+    _, attack, gradients = prepared(nn.ReLU)
+    gradients[name] = torch.zeros_like(gradients[name])
+    found = attack(gradients)
+    assert honest(found) and not found.unique.any()
+    assert all(found.doubts)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_averaged_images_are_told_by_the_head(count):
+    _, attack, gradients = prepared()
+    found = attack({name: g[:count].mean(dim=0) for name, g in gradients.items()})
+    assert not found.unique.any()
+    assert "several images" in found.doubts[0]
+
+
+def test_two_local_steps_are_told_by_the_head():
+    model, attack, _ = prepared(nn.Tanh)
+    moved, image = network(nn.Tanh), IMAGES[:1]
+    first = observe(model, image)
+    with torch.no_grad():
+        for name, parameter in moved.named_parameters():
+            parameter -= 0.1 * first[name][0]
+    second = observe(moved, image)
+    found = attack({name: first[name] + second[name] for name in first})
+    assert not found.unique.any() or honest(found)
+    assert found.doubts[0]
+
+
+def test_clipped_gradients_give_the_image_and_a_word():
+    _, attack, gradients = prepared()
+    found = attack({name: 0.25 * g for name, g in gradients.items()})
+    assert found.unique.all()
+    assert all("0.25 times those of cross-entropy" in doubt for doubt in found.doubts)
+
+
+def test_sign_gradients_give_a_word():
+    _, attack, gradients = prepared()
+    found = attack({name: g.sign() for name, g in gradients.items()})
+    assert not found.unique.any()
+    assert all("only signs" in doubt for doubt in found.doubts)
+
+
+def test_the_scale_of_a_head_without_a_bias_is_checked_where_it_can_be():
+    """Cross-entropy of ten classes leaves nine numbers to check one scale; another loss shows."""
+
+    def loss(logits, target):
+        return (logits - nn.functional.one_hot(target, 10)).square().sum()
+
+    model = network(nn.Tanh, head=lambda n: [nn.Linear(n, 10, bias=False)])
+    attack = Attack(model, (1, 8, 8))
+    assert attack(observe(model, IMAGES)).unique.all()
+    found = attack(observe(model, IMAGES, loss=loss))
+    assert not found.unique.any() and all(found.doubts)
+
+
+def test_an_unknown_loss_is_refused():
+    with pytest.raises(ValueError, match="unknown loss 'mse'"):
+        Attack(network(), (1, 8, 8), loss="mse")
+
+
+def test_the_limit_of_the_verdict_is_that_of_the_expected_error():
+    _, attack, gradients = prepared(nn.Sigmoid)
+    for precision in (1e-6, 1e-4, 1e-2, 0.5):
+        found = attack(gradients, precision=precision)
+        told = found.full_rank & (found.expected_error <= CLEAR)
+        assert torch.equal(found.unique, told)
