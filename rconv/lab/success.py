@@ -68,12 +68,13 @@ def sweep(
     counts = counts_per_cell(samples)
     truth = datasets.load(dataset, range(max(n for _, n in counts.values())), data_dir=data_dir)
     pool = datasets.load(dataset, range(training), data_dir=data_dir)
+    names = (dataset, architecture, activation)
     seeds = range(max(seeds for seeds, _ in counts.values()))
-    networks = [(start, seed) for start in INITIALISATIONS for seed in seeds]
+    order = [(start, seed) for start in INITIALISATIONS for seed in seeds]
     found: dict[tuple[str, str, str], list[list[Record]]] = {}
     accuracies: dict[str, list[float]] = {}
-    for start, seed in tqdm(networks, disable=not progress, unit="network"):
-        model = network(dataset, architecture, activation, start, seed)
+    for start, seed in tqdm(order, disable=not progress, unit="network"):
+        model = network(*names, start, seed)
         if start == "trained":
             model, accuracy = train(model, pool, seed=seed)
             accuracies.setdefault(start, []).append(accuracy)
@@ -87,19 +88,11 @@ def sweep(
         "architecture": architecture,
         "activation": architectures.activation_names(architecture, activation)[-1],
     }
-    return [
-        cell(
-            {
-                **shared,
-                "initialisation": start,
-                "accuracy": accuracies.get(start),
-                "sent": sent,
-                "method": method,
-            },
-            by_seed,
-        )
-        for (start, sent, method), by_seed in found.items()
-    ]
+    records = []
+    for (start, sent, method), answers in found.items():
+        own = {"initialisation": start, "sent": sent, "method": method}
+        records.append(cell({**shared, **own, "accuracy": accuracies.get(start)}, answers))
+    return records
 
 
 def counts_per_cell(samples: Samples) -> dict[tuple[str, str], tuple[int, int]]:

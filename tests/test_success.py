@@ -1,0 +1,168 @@
+"""The table of successes: every cell counts what was attacked, and is judged by the truth."""
+
+import pytest
+import torch
+
+from rconv.attack.attack import Attack
+from rconv.data import datasets
+from rconv.lab import cells, metrics, sent, success
+from rconv.lab.experiment import client_gradients
+from rconv.lab.records import SUCCESS, write_json
+from rconv.lab.updates import gradients_from_weights, sgd_step
+
+NONE = [0, 0]
+SAMPLES = {
+    "paper": [[2, 3], NONE, [1, 1], NONE, NONE],
+    "R-GAP": [[1, 1], NONE, NONE, NONE, NONE],
+    "auto": [[1, 1], NONE, NONE, NONE, NONE],
+}
+
+
+@pytest.fixture(scope="module")
+def records():
+    """Digits through `lenet_main` with ReLU."""
+    return success.sweep("Digits", samples=SAMPLES, training=30)
+
+
+def of(records, start, sent, method):
+    (own,) = (
+        r for r in records if (r["initialisation"], r["sent"], r["method"]) == (start, sent, method)
+    )
+    return own
+
+
+def test_a_cell_for_everything_that_was_asked_for(records):
+    assert len(records) == 3 * 4
+    for r in records:
+        if r["method"] != "R-GAP":
+            asked = SAMPLES[r["method"]][sent.SENT.index(r["sent"])]
+            assert [len(r["images"]), *set(r["images"])] == asked
+            assert len(r["successes"]) == len(r["unique"]) == len(r["images"])
+
+
+def test_counts_are_those_of_the_attack_itself(records):
+    truth = datasets.load("Digits", range(3))
+    expected = []
+    for seed in range(2):
+        model = success.network("Digits", "lenet_main", None, "default", seed)
+        gradients = client_gradients(model, "lenet_main", truth)
+        found = Attack(model, (1, 32, 32), constraints="paper")(gradients)
+        expected.append(int((metrics.mse(found.images, truth.images) < SUCCESS).sum()))
+    assert of(records, "default", "float64", "paper")["successes"] == expected
+
+
+def test_verdicts_and_failures_add_up(records):
+    for r in records:
+        if r["refusal"] is None:
+            good, total = sum(r["successes"]), sum(r["images"])
+            assert sum(r["reasons"].values()) == total - good
+            assert sum(r["missed"]) <= good
+            assert sum(r["false"]) <= sum(r["unique"])
+
+
+def test_rgap_refuses_relu_and_says_so(records):
+    own = of(records, "trained", "float64", "R-GAP")
+    assert "ReLU" in own["refusal"] and own["images"] == [0] and own["unique"] is None
+
+
+def test_only_trained_networks_have_an_accuracy(records):
+    for r in records:
+        if r["initialisation"] == "trained":
+            assert len(r["accuracy"]) == 2 and 0 < min(r["accuracy"]) <= 1
+        else:
+            assert r["accuracy"] is None
+
+
+def test_records_are_json(records, tmp_path):
+    write_json(str(tmp_path / "records.json"), records)
+
+
+def test_rgap_is_measured_where_it_has_an_inverse():
+    model = success.network("Digits", "lenet_main", "LeakyReLU", "uniform", 0)
+    truth = datasets.load("Digits", [5, 6])
+    seen = sent.observe(model, "lenet_main", truth)["float64"]
+    (own,) = success.judged("R-GAP", seen.first(1), truth)
+    assert own["psnr"] > 100 and "unique" not in own
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """The five ways of sending, of two digits."""
+    model = success.network("Digits", "lenet_main", "Tanh", "default", 1)
+    return sent.observe(model, "lenet_main", datasets.load("Digits", [0, 1]))
+
+
+def test_each_way_shows_the_gradients_of_the_same_step(seen):
+    assert tuple(seen) == sent.SENT
+    exact = seen["float64"].gradients["conv1.weight"]
+    errors = [
+        float((way.gradients["conv1.weight"].double() - exact).norm() / exact.norm())
+        for way in seen.values()
+    ]
+    assert errors[0] == 0 < errors[1] < 1e-5
+    assert errors[1] < errors[2] < errors[3] < errors[4] < 0.1
+
+
+def test_the_attacker_of_updates_knows_their_precision(seen):
+    single = seen["float32"].model
+    before = {name: p.detach() for name, p in single.named_parameters()}
+    for rate, key in zip(sent.RATES, sent.SENT[2:], strict=True):
+        after = sgd_step(single, seen["float32"].gradients, rate)
+        gradients, precision = gradients_from_weights(before, after, rate)
+        assert torch.equal(seen[key].precision, precision)
+        assert torch.equal(seen[key].gradients["fc.weight"], gradients["fc.weight"])
+
+
+def test_clients_are_attacked_one_by_one_where_their_precision_differs(seen):
+    way = seen[sent.SENT[2]]
+    both = sent.reconstruct(way, (1, 32, 32), "paper")
+    alone = sent.reconstruct(way.first(1), (1, 32, 32), "paper")
+    assert len(both.images) == 2 and torch.equal(both.images[:1], alone.images)
+
+
+def image(mse, unique=True, false=False, layers=()):
+    psnr = None if not mse else -10 * torch.tensor(mse).log10().item()
+    quality = {"mse": mse, "psnr": psnr, "ssim": 0.5, "gain": psnr}
+    return {**quality, "unique": unique, "false": false, "layers": layers}
+
+
+SHORT = ({"name": "fc", "rank": 9, "unknowns": 9}, {"name": "conv4", "rank": 1, "unknowns": 2})
+
+
+def test_a_cell_of_known_images():
+    seeds = [
+        [image(1e-9), image(1e-9, unique=False)],
+        [image(0.1, unique=True, false=True), image(0.1, unique=False, layers=SHORT)],
+    ]
+    own = cells.cell({"method": "auto"}, seeds)
+    counted = {key: own[key] for key in ("images", "successes", "unique", "false", "missed")}
+    assert counted == {
+        "images": [2, 2],
+        "successes": [2, 0],
+        "unique": [1, 1],
+        "false": [0, 1],
+        "missed": [1, 0],
+    }
+    assert own["reasons"] == {cells.NOISE: 1, "conv4": 1}
+    assert (own["psnr_median"], own["psnr_worst"]) == pytest.approx((50, 10), abs=1e-4)
+    share, low, high = cells.rate(own)
+    assert low < share == 0.5 < high
+
+
+def test_no_error_is_the_best_and_no_number_the_worst():
+    own = cells.cell({}, [[image(0.0)], [image(None)]])
+    assert (own["psnr_worst"], own["psnr_median"]) == (-400, 0)
+    assert own["successes"] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("samples", "why"),
+    [
+        ({"DLG": [[1, 1]] * 5}, "unknown method 'DLG': use one of paper, R-GAP, auto"),
+        ({"paper": [[1, 1]]}, "1 counts for 5 ways of sending"),
+        ({"paper": [[0, 0]] * 5}, "nothing would be measured"),
+    ],
+)
+def test_samples_that_do_not_fit_are_refused(samples, why):
+    with pytest.raises(ValueError, match=why):
+        success.sweep(samples=samples)
