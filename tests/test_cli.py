@@ -216,20 +216,15 @@ def test_a_full_disk_takes_the_picture_and_not_the_answer(tmp_path, monkeypatch,
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("target", [os.devnull, "pipe"])
-def test_an_answer_that_cannot_be_read_is_an_error(target, tmp_path):
+def test_an_answer_that_nobody_reads_is_an_error():
     """Python itself would end with 120, or with 0."""
     code = "import sys; from rconv.cli import main; sys.exit(main(['--version']))"
     reader, writer = os.pipe()
     os.close(reader)
-    if target == os.devnull:  # for reading: writing fails
-        writer = os.open(target, os.O_RDONLY)
     run = [sys.executable, "-c", code]
     done = subprocess.run(run, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
-    assert done.returncode == 2
-    assert done.stderr.startswith("rconv: error: standard output: ")
-    assert done.stderr.count("\n") == 1
+    assert (done.returncode, done.stderr) == (2, "rconv: error: standard output: Broken pipe\n")
 
 
 def test_a_closed_output_is_refused_before_the_work(monkeypatch, capsys):

@@ -123,8 +123,14 @@ def test_gradients_are_computed_where_they_are_switched_off(mode):
         (2, torch.tensor([1, 10]), "classes from 0 to 9"),
         (2, torch.tensor([-1, 1]), "classes from 0 to 9"),
         (2, torch.tensor([0.0, 1.0]), "whole numbers"),
+        (2, torch.tensor([[0], [1]]), "whole numbers"),
+        (2, [0, 1], "targets must be a dense tensor"),
+        (2, torch.tensor([0, 1]).to_sparse(), "targets must be a dense tensor"),
+        (2, torch.tensor([0, 1], device="meta"), "with values"),
+        (2, torch.tensor(1), "axis of images"),
+        (2, torch.tensor([1j, 0]), "must be real"),
     ],
-    ids="fewer none high negative float".split(),
+    ids="fewer none high negative float column list sparse meta scalar complex".split(),
 )
 def test_targets_that_are_none_are_refused(images, targets, message):
     with pytest.raises(ValueError, match=message):
@@ -141,3 +147,16 @@ def test_whole_numbers_of_any_kind_are_classes():
 def test_a_model_without_parameters_has_no_gradients():
     with pytest.raises(ValueError, match="Flatten has no parameters"):
         per_sample_gradients(nn.Flatten(), uniform(1, 1, 8, 8), torch.tensor([1]))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 1, 9, 9), (2, 64)], ids=str)
+def test_images_that_the_model_does_not_take_are_refused(shape):
+    with pytest.raises(ValueError, match=r"takes no image of the shape \("):
+        per_sample_gradients(network(), uniform(*shape), torch.tensor([0, 1]))
+
+
+def test_a_loss_that_is_no_single_number_is_refused():
+    with pytest.raises(ValueError, match="must be one number"):
+        per_sample_gradients(
+            network(), uniform(1, 1, 8, 8), torch.tensor([0]), lambda z, y: z.square()
+        )

@@ -1,10 +1,15 @@
 """Validation: what is no gradient of the model is refused by name; dtypes keep their rounding."""
 
+import copy
+import pickle
+
 import pytest
 import torch
+from small import network, observe, uniform
 from torch import nn
 
-from rconv.observe.check import check_gradients
+from rconv import Attack, per_sample_gradients
+from rconv.observe.check import check_gradients, check_value_range, told_noise
 from rconv.observe.noise import Noise
 
 
@@ -148,3 +153,102 @@ def test_gradients_that_require_a_gradient_are_detached_and_not_changed():
     checked, _ = check_gradients(model(), given)
     assert not checked["0.weight"].requires_grad
     assert given["0.weight"].requires_grad
+
+
+# What else is told to an attack
+
+ROUNDING = Noise.of(torch.float32)
+
+
+def test_what_is_told_of_the_noise_takes_the_place_of_the_rounding():
+    own = Noise(deviations={"0.weight": torch.ones(2, 1, 1, 1), "2.bias": 0.5})
+    assert told_noise(model(), ROUNDING) == ROUNDING
+    assert told_noise(model(), ROUNDING, 1e-3) == Noise(spread=1e-3, absolute=ROUNDING.absolute)
+    assert told_noise(model(), ROUNDING, torch.tensor(0.5)).spread == 0.5
+    assert told_noise(model(), ROUNDING, 1e-3, own) is own
+
+
+@pytest.mark.parametrize(
+    "precision", [-1, float("nan"), float("inf"), "little", [1], 1j, torch.ones(2)], ids=str
+)
+def test_a_precision_that_is_none_is_refused(precision):
+    with pytest.raises(ValueError, match="precision must be a finite number"):
+        told_noise(model(), ROUNDING, precision)
+
+
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        (1e-3, "must be a Noise, got float"),
+        ({"spread": 1.0}, "must be a Noise, got dict"),
+        (Noise(deviations={"fc.bias": 1.0}), "names 'fc.bias'"),
+        (Noise(deviations={"2.bias": -1.0}), "2.bias must be finite"),
+        (Noise(deviations={"2.bias": float("nan")}), "2.bias must be finite"),
+        (Noise(deviations={"2.bias": torch.ones(2)}), r"2.bias does not fit its shape \(3,\)"),
+        (Noise(deviations={"2.bias": torch.ones(1, 1, 3)}), "2.bias does not fit"),
+    ],
+    ids="number dict name negative NaN shape axes".split(),
+)
+def test_a_noise_that_is_none_is_refused(noise, message):
+    with pytest.raises(ValueError, match=message):
+        told_noise(model(), ROUNDING, None, noise)
+
+
+@pytest.mark.parametrize(
+    "value_range",
+    [None, 5, (1, 0), (0, 0), (0,), (0, 1, 2), (0, float("inf")), (float("nan"), 1), (None, 1)],
+    ids=str,
+)
+def test_a_value_range_that_is_none_is_refused(value_range):
+    assert check_value_range((-1, 1)) == (-1.0, 1.0)
+    with pytest.raises(ValueError, match="two finite numbers"):
+        check_value_range(value_range)
+
+
+# Where an attack is prepared and asked
+
+IMAGES = uniform(2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("constraints", [None, 5, "", [], {"auto"}, [None, "auto"]], ids=str)
+def test_constraints_that_are_none_are_refused(constraints):
+    with pytest.raises(ValueError, match="constraints"):
+        Attack(network(), (1, 8, 8), constraints=constraints)
+
+
+@pytest.mark.parametrize("options", [{"precision": -1}, {"precision": float("nan")}], ids=str)
+def test_an_attack_refuses_what_cannot_be_a_precision(options):
+    with pytest.raises(ValueError, match="number"):
+        Attack(network(), (1, 8, 8))(observe(network(), IMAGES), **options)
+
+
+def test_an_attack_takes_what_autograd_returns():
+    layers = network()
+    loss = nn.functional.cross_entropy(layers(IMAGES[:1]), torch.tensor([3]))
+    found = Attack(layers, (1, 8, 8))(torch.autograd.grad(loss, list(layers.parameters())))
+    torch.testing.assert_close(found.images, IMAGES[:1], rtol=0, atol=1e-8)
+
+
+AGAIN = {"pickle": lambda o: pickle.loads(pickle.dumps(o)), "deepcopy": copy.deepcopy}
+
+
+@pytest.mark.parametrize("again", AGAIN.values(), ids=AGAIN)
+@pytest.mark.parametrize("constraints", ["auto", "paper"])
+def test_an_attack_and_its_answer_can_be_pickled_and_copied(again, constraints):
+    """The factors of a sparse system cannot: they are made anew."""
+    layers = network(nn.LeakyReLU)
+    attack, gradients = Attack(layers, (1, 8, 8), constraints=constraints), observe(layers, IMAGES)
+    found = attack(gradients)
+    assert torch.equal(again(attack)(gradients).images, found.images)
+    assert torch.equal(again(found).images, found.images)
+    assert again(found).unique.tolist() == found.unique.tolist()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_an_attack_works_where_gradients_are_switched_off(mode):
+    found = Attack(network(), (1, 8, 8))(observe(network(), IMAGES))
+    with mode():
+        layers, images = network(), IMAGES.clone()
+        again = Attack(layers, (1, 8, 8))(per_sample_gradients(layers, images, torch.arange(2)))
+    assert torch.equal(again.images, found.images)
+    assert not again.images.is_inference()

@@ -17,6 +17,7 @@ _HOOKS = {
     "_backward_pre_hooks": "backward pre-hook",
     "_backward_hooks": "backward hook",
 }
+_COMPUTES = {"forward", "_conv_forward", "__call__", "_call_impl"}
 _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
@@ -84,8 +85,8 @@ def _refuse_intervention(name: str, module: nn.Module) -> None:
         )
     if getattr(module, "has_uninitialized_params", bool)():
         raise UnsupportedModelError(f"{name}: {kind} is not initialised yet: run the model once")
-    if "forward" in vars(module):
-        raise UnsupportedModelError(f"{name}: the forward of this {kind} has been replaced")
+    for method in _COMPUTES & vars(module).keys():
+        raise UnsupportedModelError(f"{name}: the {method} of this {kind} has been replaced")
     for attribute, what in _HOOKS.items():
         for hook in getattr(module, attribute).values():
             raise UnsupportedModelError(

@@ -1,5 +1,6 @@
 """Refuses gradients that are no gradients of the model, before any work starts."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -69,6 +70,91 @@ def check_gradients(
         raise ValueError(f"the gradients are of different numbers of images: {counts}")
     coarsest = max((gradients[name].dtype for name in parameters), key=lambda t: torch.finfo(t).eps)
     return checked, Noise.of(coarsest)
+
+
+def told_noise(
+    model: nn.Module, rounding: Noise, precision: float | None = None, noise: Noise | None = None
+) -> Noise:
+    """What the attacker knows of the errors: what was told, or else the rounding.
+
+    Parameters
+    ----------
+    model : Module
+        The shared model.
+    rounding : Noise
+        That of the gradients' dtype.
+    precision : float, optional
+        Error relative to the root mean square of each parameter's gradient, 0 or more.
+    noise : Noise, optional
+        More than that, in place of `precision`.
+
+    Returns
+    -------
+    Noise
+        One of the three.
+
+    Raises
+    ------
+    ValueError
+        If `precision` is negative, infinite, NaN or no number, or if `noise` is no `Noise`, or has
+        deviations that are negative, not finite, or do not belong to the model.
+    """
+    if precision is not None:
+        if not 0 <= _number(precision) < math.inf:
+            raise ValueError(f"the precision must be a finite number, 0 or more, got {precision!r}")
+        rounding = Noise(spread=_number(precision), absolute=rounding.absolute)
+    if noise is None:
+        return rounding
+    if not isinstance(noise, Noise):
+        raise ValueError(f"the noise must be a Noise, got {type(noise).__name__}")
+    parameters = dict(model.named_parameters())
+    for name, deviation in noise.deviations.items():
+        if name not in parameters:
+            raise ValueError(f"the noise names {name!r}, which the model has no parameter of")
+        deviation = torch.as_tensor(deviation, dtype=torch.float64)
+        if not ((deviation >= 0) & deviation.isfinite()).all():
+            raise ValueError(f"the noise of {name} must be finite numbers, 0 or more")
+        shape = parameters[name].shape
+        ends = zip(reversed(deviation.shape), reversed(shape), strict=False)
+        if deviation.dim() > len(shape) + 1 or any(n not in (1, full) for n, full in ends):
+            raise ValueError(f"the noise of {name} does not fit its shape {tuple(shape)}")
+    return noise
+
+
+def check_value_range(value_range: tuple[float, float]) -> tuple[float, float]:
+    """Return the range of the pixels as two numbers.
+
+    Parameters
+    ----------
+    value_range : tuple of float
+        (lowest, highest).
+
+    Returns
+    -------
+    tuple of float
+        The same.
+
+    Raises
+    ------
+    ValueError
+        If it is anything but two finite numbers, the first below the second.
+    """
+    try:
+        low, high = map(_number, value_range)
+    except (TypeError, ValueError):  # not two
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(
+            f"the value range must be two finite numbers, the lower one first, got {value_range!r}"
+        )
+    return low, high
+
+
+def _number(value: object) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
 
 
 def _by_name(names: list[str], gradients: Gradients | Sequence[Tensor]) -> Gradients:

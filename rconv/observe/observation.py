@@ -38,23 +38,38 @@ def per_sample_gradients(
     Raises
     ------
     ValueError
-        If there is no image, not one target for each, or no class of a target's number.
+        If there is no image, none that the model takes, not one target for each, or no class of
+        a target's number.
     """
     parameters = {name: ordinary(p.detach()) for name, p in model.named_parameters()}
     if not parameters:
         raise ValueError(f"{type(model).__name__} has no parameters, so there are no gradients")
-    if len(images) == 0 or len(images) != len(targets):
-        raise ValueError(f"{len(targets)} targets for {len(images)} images: give one for each")
+    _check_batch(images, targets)
     example = next(iter(parameters.values()))
     images, targets = ordinary(images).to(example), ordinary(targets).to(example.device)
 
-    def logits(parameters: Gradients, image: Tensor) -> Tensor:
+    def output(parameters: Gradients, image: Tensor) -> Tensor:
         return functional_call(model, parameters, (image[None],))[0]
 
     def losses(parameters: Gradients) -> Tensor:
-        return client_losses(vmap(logits)(parameters, images), targets, loss)
+        try:
+            logits = vmap(output)(parameters, images)
+        except RuntimeError as error:
+            shape, reason = tuple(images.shape[1:]), str(error).splitlines()[0]
+            raise ValueError(f"the model takes no image of the shape {shape}: {reason}") from error
+        return client_losses(logits, targets, loss)
 
     return per_image(losses, parameters, len(images))
+
+
+def _check_batch(images: Tensor, targets: Tensor) -> None:
+    for name, tensor in (("images", images), ("targets", targets)):
+        if not torch.is_tensor(tensor) or tensor.layout is not torch.strided or tensor.is_meta:
+            raise ValueError(f"{name} must be a dense tensor with values, got {type(tensor)}")
+        if tensor.is_complex() or tensor.dim() == 0:
+            raise ValueError(f"{name} must be real and have an axis of images")
+    if len(images) == 0 or len(images) != len(targets):
+        raise ValueError(f"{len(targets)} targets for {len(images)} images: give one for each")
 
 
 def client_losses(logits: Tensor, targets: Tensor, loss: Loss | None) -> Tensor:
@@ -77,7 +92,7 @@ def client_losses(logits: Tensor, targets: Tensor, loss: Loss | None) -> Tensor:
     Raises
     ------
     ValueError
-        If a target is no class, where `loss` is None.
+        If a target is no class, where `loss` is None, or the loss is not one number.
     """
     if loss is None:
         targets = _classes(targets, max(2, logits.shape[1]))
@@ -85,16 +100,23 @@ def client_losses(logits: Tensor, targets: Tensor, loss: Loss | None) -> Tensor:
         loss = loss or nn.functional.binary_cross_entropy_with_logits
         logits, targets = logits[:, 0], targets.to(logits.dtype)
     loss = loss or nn.functional.cross_entropy
-    return torch.stack([loss(z, y) for z, y in zip(logits.split(1), targets.split(1), strict=True)])
+    losses = [loss(z, y) for z, y in zip(logits.split(1), targets.split(1), strict=True)]
+    if any(one.dim() > 0 for one in losses):
+        raise ValueError(f"the loss of one image must be one number, got {tuple(losses[0].shape)}")
+    return torch.stack(losses)
 
 
 def _classes(targets: Tensor, count: int) -> Tensor:
     """Class numbers as PyTorch's losses take them; shares of each class, (N, K), as they are."""
     if not ((targets >= 0) & (targets < count)).all():
         raise ValueError(f"targets must be classes from 0 to {count - 1}")
-    if targets.dim() == 1 and count > 2 and targets.is_floating_point():
-        raise ValueError(f"targets must be whole numbers, got {targets.dtype}")
-    return targets if targets.is_floating_point() else targets.long()
+    shares = targets.is_floating_point()
+    if (targets.dim() == 1) == shares and count > 2:
+        raise ValueError(
+            f"targets must be whole numbers (N,) or shares (N, K), got {targets.dtype} of the "
+            f"shape {tuple(targets.shape)}"
+        )
+    return targets if shares else targets.long()
 
 
 @torch.enable_grad()
