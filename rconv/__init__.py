@@ -12,12 +12,14 @@ from rconv.attack.attack import Attack
 from rconv.attack.report import Reconstruction, ShortRankError
 from rconv.audit import audit as audit_model
 from rconv.model.read import UnsupportedModelError
+from rconv.observe.noise import Noise
 from rconv.observe.observation import per_sample_gradients
 
 __version__ = version("rconv")
 
 __all__ = [
     "Attack",
+    "Noise",
     "Reconstruction",
     "ShortRankError",
     "UnsupportedModelError",

@@ -28,13 +28,20 @@ class LayerAudit:
 
     Attributes
     ----------
-    name : the layer.
-    unknowns : entries of its input, C·H·W.
-    counted : gradient equations as the paper counts them, C·D·kh·kw.
-    gradient_rank : rank of the gradient constraints for a random Ō.
-    weight_rows : weight equations that are available: all, or the active ones of a ReLU.
-    hybrid_rank : rank of both kinds together; None where it is too large to compute.
-    verdict : what follows.
+    name : str
+        The layer.
+    unknowns : int
+        Entries of its input, C·H·W.
+    counted : int
+        Gradient equations as the paper counts them, C·D·kh·kw.
+    gradient_rank : int
+        Rank of the gradient constraints for a random Ō.
+    weight_rows : int
+        Weight equations that are available: all, or the active ones of a ReLU.
+    hybrid_rank : int | None
+        Rank of both kinds together; None where it is too large to compute.
+    verdict : str
+        What follows.
     """
 
     name: str
@@ -53,19 +60,26 @@ def audit(
 
     Parameters
     ----------
-    model : a Sequential as the attack takes it.
-    input_shape : (C, H, W) of one image.
-    active : share of ReLU outputs that are taken to be positive, in (0, 1].
-    seed : of the random Ō and of the random active outputs.
+    model : nn.Sequential
+        A Sequential as the attack takes it.
+    input_shape : tuple[int, int, int]
+        (C, H, W) of one image.
+    active : float
+        Share of ReLU outputs that are taken to be positive, in (0, 1].
+    seed : int
+        Of the random Ō and of the random active outputs.
 
     Returns
     -------
-    One LayerAudit per layer.
+    list[LayerAudit]
+        One per layer.
 
     Raises
     ------
-    UnsupportedModelError : a layer that the attack cannot pass.
-    ValueError : `active` out of range.
+    UnsupportedModelError
+        A layer that the attack cannot pass.
+    ValueError
+        `active` out of range.
     """
     if not 0 < active <= 1:
         raise ValueError(f"active must be a share in (0, 1], got {active}")
@@ -101,15 +115,10 @@ def class_bound(geometry: Geometry) -> int:
     per_axis = []
     for axis in (0, 1):
         stride = geometry.stride[axis]
-        pixels = torch.arange(geometry.input[1 + axis]) + geometry.padding[axis]
-        offsets = torch.arange(geometry.kernel[axis]) * geometry.dilation[axis]
-        classes = range(stride)
-        per_axis.append(
-            [
-                (int((pixels % stride == r).sum()), int((offsets % stride == r).sum()))
-                for r in classes
-            ]
-        )
+        pixels = (torch.arange(geometry.input[1 + axis]) + geometry.padding[axis]) % stride
+        offsets = torch.arange(geometry.kernel[axis]) * geometry.dilation[axis] % stride
+        counts = (own.bincount(minlength=stride).tolist() for own in (pixels, offsets))
+        per_axis.append(list(zip(*counts, strict=True)))
     filters = geometry.output[0]
     return sum(
         min(rows * columns, filters * above * across)
@@ -123,11 +132,13 @@ def filters_needed(geometry: Geometry) -> int:
 
     Parameters
     ----------
-    geometry : the convolution's shapes; its own number of filters does not matter.
+    geometry : Geometry
+        The convolution's shapes; its own number of filters does not matter.
 
     Raises
     ------
-    ValueError : no number of filters suffices, because no window covers some pixel.
+    ValueError
+        No number of filters suffices, because no window covers some pixel.
     """
     if bool((window_index(geometry) == geometry.positions).all(dim=0).any()):
         raise ValueError("some pixel lies under no window: no number of filters tells it")

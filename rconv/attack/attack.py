@@ -12,20 +12,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rconv.attack.attempt import attempt
 from rconv.attack.candidates import choose
-from rconv.attack.certificate import distance, recomputed
-from rconv.attack.head import HeadInput, head_input, rank_one
-from rconv.attack.labels import told_labels
+from rconv.attack.doubts import with_doubts
 from rconv.attack.plan import make_plan
-from rconv.attack.recursion import recursion
 from rconv.attack.report import Reconstruction
-from rconv.attack.verdict import (
-    ARITHMETIC,
-    expected_error,
-    layer_levels,
-    revealed_noise,
-    with_doubts,
-)
+from rconv.attack.verdict import ARITHMETIC
 from rconv.model.read import read
 from rconv.observe.check import check_gradients
 from rconv.observe.noise import Noise
@@ -185,63 +177,13 @@ class Attack:
     def _attempt(
         self, gradients: Gradients, noise: Noise, *, frugal: bool = False
     ) -> Reconstruction:
-        """One pass through the layers, and its certificate."""
-        head = head_input(self.network.head, gradients)
-        # Relative to the largest entry: gradients of 1e-200, of a saturated softmax, are sound,
-        # but have no square.
-        unit = largest_entry(gradients)[head.image]
-        head = replace(head, cotangent=head.cotangent / unit[:, None])
-        scaled = {
-            name: g[head.image] / unit.reshape(-1, *[1] * (g.dim() - 1))
-            for name, g in gradients.items()
-        }
-        images, reports, spread = recursion(
-            self.network, self.plans, head, scaled, noise, unit, frugal=frugal
+        candidates, image = attempt(
+            self.model, self.network, self.plans, gradients, noise, self.value_range, frugal=frugal
         )
-        error = expected_error(images, reports, spread, self.value_range)
-        name = self.network.head.name
-        own = recomputed(self.model, name, images, head.cotangent)
-        levels = layer_levels(self.network, scaled, noise, unit)
-        result = Reconstruction(
-            images,
-            reports,
-            self._labels(images, head, scaled),
-            distance(own, scaled, list(own)),
-            error,
-            torch.zeros_like(head.image),
-            revealed_noise(self.network, own, scaled, levels, head.residual, error),
-            error / levels.amax(dim=1).clamp(min=1e-300),
-            torch.zeros_like(head.known),
-            ("",) * len(images),
-        )
-        return choose(result, head.image, self.value_range)
-
-    def _labels(self, images: Tensor, head: HeadInput, gradients: Gradients) -> Tensor:
-        """Classes told by the logit gradients; -1 where the head does not end in logits."""
-        logit_gradient = self._logit_gradient(head, gradients)
-        if logit_gradient is None:
-            return torch.full_like(head.image, -1)
-        with torch.no_grad():
-            return told_labels(logit_gradient, self.model(images))
-
-    def _logit_gradient(self, head: HeadInput, gradients: Gradients) -> Tensor | None:
-        """(N, K) derivative of the loss by the logits, up to a factor."""
-        name = self.network.head.logits
-        if name is None or name == self.network.head.name:
-            return None if name is None else head.cotangent
-        if f"{name}.bias" in gradients:
-            return gradients[f"{name}.bias"]
-        return torch.stack([rank_one(g)[0] for g in gradients[f"{name}.weight"]])
+        return choose(candidates, image, self.value_range)
 
     def _chunk(self) -> int:
         """Images at a time, so that their gradient matrices stay within `CHUNK_BYTES`."""
         shapes = [stage.geometry for stage in self.network.stages]
         sizes = [8 * g.output[0] * g.offsets * g.pixels for g in shapes]
         return max(1, CHUNK_BYTES // max(sizes, default=CHUNK_BYTES))
-
-
-def largest_entry(gradients: Gradients) -> Tensor:
-    """(N,): size of the largest entry of each image's gradients, 1 where all are zero."""
-    sizes = torch.stack([g.flatten(1).abs().amax(dim=1) for g in gradients.values()])
-    unit = sizes.amax(dim=0)
-    return torch.where(unit > 0, unit, 1.0)

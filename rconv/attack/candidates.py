@@ -23,13 +23,17 @@ def choose(
 
     Parameters
     ----------
-    candidates : M of them.
-    image : (M,) int64, the image that each belongs to, ascending from 0.
-    value_range : of the pixels.
+    candidates : Reconstruction
+        M of them.
+    image : Tensor
+        (M,) int64, the image that each belongs to, ascending from 0.
+    value_range : tuple[float, float]
+        Of the pixels.
 
     Returns
     -------
-    Reconstruction with one entry per image.
+    Reconstruction
+        With one entry per image.
     """
     count = int(image[-1]) + 1
     if count == len(image):

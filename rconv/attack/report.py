@@ -21,14 +21,22 @@ class LayerReport:
 
     Attributes
     ----------
-    name : the layer.
-    unknowns : entries of its input.
-    gradient_rows, weight_rows : (N,) equations of each kind that were used.
-    rank : (N,), at most `unknowns`.
-    condition : (N,), ratio of the extreme singular values that count (an estimate); of gradient
-        constraints, that of the worst of their residue classes, which are solved one by one.
-    residual : (N,), relative residual of the equations.
-    constraints : N names of the kinds of equations that were used.
+    name : str
+        The layer.
+    unknowns : int
+        Entries of its input.
+    gradient_rows, weight_rows : Tensor
+        (N,) equations of each kind that were used.
+    rank : Tensor
+        (N,), at most `unknowns`.
+    condition : Tensor
+        (N,), ratio of the extreme singular values that count (an estimate); of gradient
+        constraints, that of the worst of their residue classes, which are solved one by
+        one.
+    residual : Tensor
+        (N,), relative residual of the equations.
+    constraints : tuple[str, ...]
+        N names of the kinds of equations that were used.
     """
 
     name: str

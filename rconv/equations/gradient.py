@@ -20,14 +20,18 @@ def gradient_matrix(
 
     Parameters
     ----------
-    cotangent : Ō, (N, D, Ho, Wo), derivative of the loss by the convolution's output.
-    geometry : the convolution's shapes.
-    block : offsets (m,) and pixels (n,), for these rows and columns only.
+    cotangent : Tensor
+        Ō, (N, D, Ho, Wo), derivative of the loss by the convolution's output.
+    geometry : Geometry
+        The convolution's shapes.
+    block : tuple[Tensor, Tensor] | None
+        Offsets (m,) and pixels (n,), for these rows and columns only.
 
     Returns
     -------
-    (N, D·kh·kw, H·W), or (N, D·m, n); entry [n, (d, t), q] is Ō[n, d, p] for the position p that
-    multiplies pixel q with kernel offset t, else 0.
+    Tensor
+        (N, D·kh·kw, H·W), or (N, D·m, n); entry [n, (d, t), q] is Ō[n, d, p] for the
+        position p that multiplies pixel q with kernel offset t, else 0.
     """
     n, d = cotangent.shape[:2]
     window = window_index(geometry)

@@ -20,13 +20,16 @@ def weight_matrix(weight: Tensor, geometry: Geometry) -> sparse.csr_matrix:
 
     Parameters
     ----------
-    weight : W, (D, C, kh, kw).
-    geometry : the convolution's shapes.
+    weight : Tensor
+        W, (D, C, kh, kw).
+    geometry : Geometry
+        The convolution's shapes.
 
     Returns
     -------
-    float64 (D·L, C·H·W); entry [(d, p), (c, q)] is W[d, c, t] where the window of position p
-    has pixel q at offset t.
+    sparse.csr_matrix
+        Float64 (D·L, C·H·W); entry [(d, p), (c, q)] is W[d, c, t] where the window of
+        position p has pixel q at offset t.
     """
     d, c = weight.shape[:2]
     window = window_index(geometry).numpy()
@@ -48,13 +51,17 @@ def weight_gram(weight: Tensor, row_weight: Tensor, geometry: Geometry) -> Tenso
 
     Parameters
     ----------
-    weight : W, (D, C, kh, kw).
-    row_weight : (D, L), weight of each equation.
-    geometry : the convolution's shapes.
+    weight : Tensor
+        W, (D, C, kh, kw).
+    row_weight : Tensor
+        (D, L), weight of each equation.
+    geometry : Geometry
+        The convolution's shapes.
 
     Returns
     -------
-    (C·H·W, C·H·W), symmetric.
+    Tensor
+        (C·H·W, C·H·W), symmetric.
     """
     d, c = weight.shape[:2]
     pixel = window_pixels(geometry).to(weight.device)

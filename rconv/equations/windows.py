@@ -14,8 +14,9 @@ def window_index(geometry: Geometry) -> Tensor:
 
     Returns
     -------
-    (kh·kw, H·W) int64; entry [t, q] is the output position p in [0, L) whose window has pixel
-    q at offset t, or L where there is none.
+    Tensor
+        (kh·kw, H·W) int64; entry [t, q] is the output position p in [0, L) whose window has
+        pixel q at offset t, or L where there is none.
     """
     (kh, kw), (ho, wo) = geometry.kernel, geometry.output[1:]
     rows = _axis_index(geometry, 0)
@@ -46,9 +47,10 @@ def residue_classes(geometry: Geometry) -> tuple[tuple[Tensor, Tensor], ...]:
 
     Returns
     -------
-    Pairs of int64 indices: offsets (m,) of the kh·kw, and pixels (n,) of the H·W. Pixels that no
-    offset meets are in none, nor are offsets that no pixel meets. One pair with everything where
-    nothing meets at all.
+    tuple[tuple[Tensor, Tensor], ...]
+        Pairs of int64 indices: offsets (m,) of the kh·kw, and pixels (n,) of the H·W.
+        Pixels that no offset meets are in none, nor are offsets that no pixel meets. One
+        pair with everything where nothing meets at all.
     """
     meets = window_index(geometry) < geometry.positions
     classes: dict[tuple[int, ...], list[int]] = {}

@@ -18,13 +18,18 @@ class Solution:
 
     Attributes
     ----------
-    value : (N, n, k), the solution; of minimum norm where the rank is short.
-    rank : (N,) int64, numerical rank, at most n.
-    condition : (N,), ratio of the largest to the smallest singular value that counts. An
-        estimate (a lower bound, mostly within a factor of two) where the rank is full.
-    amplification : (N,), expected relative error of x for a relative error of one in b, both
-        as root mean squares and for errors that are independent (an estimate).
-    residual : (N,), ‖b - A x‖ / ‖b‖.
+    value : Tensor
+        (N, n, k), the solution; of minimum norm where the rank is short.
+    rank : Tensor
+        (N,) int64, numerical rank, at most n.
+    condition : Tensor
+        (N,), ratio of the largest to the smallest singular value that counts. An estimate
+        (a lower bound, mostly within a factor of two) where the rank is full.
+    amplification : Tensor
+        (N,), expected relative error of x for a relative error of one in b, both as root
+        mean squares and for errors that are independent (an estimate).
+    residual : Tensor
+        (N,), ‖b - A x‖ / ‖b‖.
     """
 
     value: Tensor
@@ -90,8 +95,10 @@ class Spectrum:
 
     Attributes
     ----------
-    condition : (N,), largest over smallest.
-    inverse_square : (N,), mean of 1 / σ².
+    condition : Tensor
+        (N,), largest over smallest.
+    inverse_square : Tensor
+        (N,), mean of 1 / σ².
     """
 
     condition: Tensor
@@ -105,13 +112,16 @@ class Spectrum:
 
         Parameters
         ----------
-        gram, inverse : (N, n, PROBES) → AᵀA, or its inverse, times the columns.
-        like : (N, n), for shape, dtype and device.
+        gram, inverse : Callable[[Tensor], Tensor]
+            (N, n, PROBES) → AᵀA, or its inverse, times the columns.
+        like : Tensor
+            (N, n), for shape, dtype and device.
 
         Returns
         -------
-        Spectrum; the condition is a lower bound, mostly within a factor of two, and NaN or
-        inf where the inverse has broken down.
+        Spectrum
+            The condition is a lower bound, mostly within a factor of two, and
+            NaN or inf where the inverse has broken down.
         """
         generator = torch.Generator().manual_seed(0)
         start = torch.randn(like.shape[-1], PROBES, generator=generator, dtype=like.dtype)
