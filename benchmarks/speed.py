@@ -21,6 +21,7 @@ from rconv.attack.attack import Attack
 from rconv.attack.backward import through_activation
 from rconv.attack.head import head_input
 from rconv.attack.layer import solve_layer
+from rconv.attack.plan import LayerPlan
 from rconv.data import datasets
 from rconv.equations.gradient import gradient_matrix, gradient_rhs
 from rconv.equations.weight import weight_matrix
@@ -61,8 +62,8 @@ def layer_systems(attack: Attack, gradients: dict, count: int) -> list[tuple]:
         weight_gradient = gradients[f"{stage.name}.weight"]
         matrix = gradient_matrix(passed.cotangent, stage.geometry)
         systems.append((matrix, gradient_rhs(weight_gradient)))
-        solution, _ = solve_layer(stage, "gradient", None, passed, weight_gradient, noise, 1e-16)
-        output, cotangent = solution.value, stage.transpose(passed.cotangent)
+        solved, _ = solve_layer(LayerPlan(stage, "gradient"), passed, weight_gradient, noise)
+        output, cotangent = solved.solution.value, stage.transpose(passed.cotangent)
     return systems
 
 
@@ -97,7 +98,7 @@ def paper_constraints(count: int = 100, dense_count: int = 4) -> None:
     systems = layer_systems(attack, gradients, count)
     stage = attack.network.stages[0]
     rhs = stage.convolve(truth.images).flatten(1)
-    bare = timed(lambda: bare_calls(systems, attack.systems[0], rhs)) / count
+    bare = timed(lambda: bare_calls(systems, attack.plans[0].system, rhs)) / count
     dense = torch.from_numpy(weight_matrix(stage.weight, stage.geometry).toarray())
     few = [(a[:dense_count], b[:dense_count]) for a, b in systems]
     slow = timed(lambda: dense_calls(few, dense, rhs[:dense_count]), 1) / dense_count

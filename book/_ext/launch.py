@@ -7,7 +7,7 @@ from there a reader starts at the whole attack.
 
 import re
 
-GENERATED = re.compile(r"book/(experiment|filters|comparison)/")
+GENERATED = re.compile(r"book/(experiment|filters|comparison|published|initialisation|defences|verdict)/")
 FRONT = "book/index"
 START = "notebooks/07_recursion.ipynb"
 

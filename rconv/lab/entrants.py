@@ -107,7 +107,7 @@ def _load_optimisers() -> None:
 
 def _ours(model: nn.Sequential, shape: tuple[int, int, int], constraints: str) -> Entrant:
     start = time.process_time()
-    prepared = Attack(model, shape, constraints=constraints)
+    prepared = Attack(model, shape, constraints=constraints, loss="cross-entropy")
     preparation = time.process_time() - start
 
     def attack(gradients: Gradients, label: Tensor, watch: Watch) -> Answer:

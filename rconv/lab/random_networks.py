@@ -31,14 +31,14 @@ def random_network(
     nn.Sequential
         float64, in evaluation mode.
     tuple of int
-        (C, H, W) of its images, 8 to 16 pixels a side.
+        (C, H, W) of its images, 8 to 12 pixels a side.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def pick(*choices):
         return choices[int(torch.randint(len(choices), (1,), generator=generator))]
 
-    channels, side = pick(1, 3), pick(8, 10, 12, 16)
+    channels, side = pick(1, 3), pick(8, 10, 12)
     shape, layers, width = (channels, side, side), [], channels
     drawn, uniform = pick(True, True, True, False), pick(True, False)
     bias = drawn if bias is None else bias
@@ -50,7 +50,7 @@ def random_network(
             size = (side + 2 * padding - kernel) // stride + 1
             if size < 2:
                 break
-            filters = pick(2, 3, 4, 8, 12, 16, 24)
+            filters = pick(2, 4, 8, 12, 16, 16)
             layers += [nn.Conv2d(width, filters, kernel, stride, padding, bias=bias)]
             layers += [pick(*ACTIVATIONS)()]
             width, side = filters, size

@@ -92,7 +92,7 @@ def reconstruct(
     Reconstruction
         Of N images. A precision beyond 1 is told as 1: nothing is known.
     """
-    attack = Attack(seen.model, input_shape, constraints=constraints)
+    attack = Attack(seen.model, input_shape, constraints=constraints, loss="cross-entropy")
     if seen.precision is None:
         return attack(seen.gradients)
     parts = [
