@@ -73,7 +73,8 @@ lint: $(READY)
 	@$(RUN) ruff check .
 
 clean:
-	rm -rf _build book/published book/experiment book/filters book/comparison results .snakemake
+	rm -rf _build book/published book/experiment book/filters book/comparison book/verdict \
+	    book/initialisation results .snakemake
 
 .venv/.installed: pyproject.toml
 	@echo "The environment: .venv (a few minutes, once)"
