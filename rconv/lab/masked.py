@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rconv.attack.backward import through_activation
-from rconv.lab.rows import Rows
+from rconv.lab.rows import TOUCHING, Rows
 from rconv.linalg.dense import solve_stacked
 from rconv.model.geometry import Stage
 from rconv.model.read import Head, UnsupportedModelError, read
@@ -31,8 +31,8 @@ class Unpruned:
     images : Tensor
         (N, C, H, W), float64.
     unseen : Tensor
-        (N,) int64, entries of the first Linear's input of which no product survives. Most are
-        zeros that a ReLU has left; the others are small, and lost.
+        (N,) int64, entries of the first Linear's input of which no product survives. They are
+        taken for the zeros that a ReLU leaves; one that is not is an error of its size.
     gap : Tensor
         (N, layers) int64, directions that the equations that are left leave open, from the last
         convolution's input to the image.
@@ -173,8 +173,11 @@ def masked_layer(
     rows = Rows.of(stage, passed, weight_gradient)
     solution = solve_stacked(rows, NOISE)
     rank = int(solution.rank)
-    short = rank < stage.geometry.unknowns
-    value = rows.nonnegative() if short and positive else solution.value
+    value = solution.value
+    if positive and rank < stage.geometry.unknowns:
+        value = rows.nonnegative()
+    elif positive:  # what rounding leaves of a zero is neither side of the kink
+        value = torch.where(value.abs() > TOUCHING * value.abs().max(), value, 0.0)
     return value, stage.transpose(passed.cotangent), rank
 
 
