@@ -136,14 +136,15 @@ class Attack:
     def _reconstruct(self, gradients: Gradients, noise: Noise) -> Reconstruction:
         """The answer, and a second look at the images whose certificate reveals a noise."""
         result = self._attempt(gradients, noise)
-        parts = [result.select([i]) for i in range(len(result.images))]
         # Where the rank is short, the image need not explain the gradients; that says no more.
-        for i in (result.full_rank & (result.revealed_noise > 0)).nonzero()[:, 0].tolist():
-            own = {name: g[i : i + 1] for name, g in gradients.items()}
-            parts[i] = self._second_look(parts[i], own, noise)
-        return with_doubts(
-            Reconstruction.concatenate(parts), self.network.head, self.model, gradients, self.loss
-        )
+        again = (result.full_rank & (result.revealed_noise > 0)).nonzero()[:, 0].tolist()
+        if again:
+            parts = [result.select([i]) for i in range(len(result.images))]
+            for i in again:
+                own = {name: g[i : i + 1] for name, g in gradients.items()}
+                parts[i] = self._second_look(parts[i], own, noise)
+            result = Reconstruction.concatenate(parts)
+        return with_doubts(result, self.network.head, self.model, gradients, self.loss)
 
     def _second_look(
         self, first: Reconstruction, gradients: Gradients, noise: Noise
