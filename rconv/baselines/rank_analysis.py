@@ -11,7 +11,7 @@ from rconv.model.read import read
 class Count:
     """What R-GAP counts for one layer.
 
-    Attributes
+    Parameters
     ----------
     name : str
         The layer.

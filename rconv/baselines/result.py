@@ -17,7 +17,7 @@ Watch = Callable[[Tensor, float], None]
 class BaselineResult:
     """N reconstructed images and how the attack on each of them went.
 
-    Attributes
+    Parameters
     ----------
     images : Tensor
         Axes (N, C, H, W), in the dtype of the gradients, on the model's device. Not clipped,
@@ -50,7 +50,7 @@ class BaselineResult:
 class Run:
     """The attack on one image.
 
-    Attributes
+    Parameters
     ----------
     image : Tensor
         Axes (1, C, H, W).

@@ -28,7 +28,7 @@ from rconv.observe.observation import Gradients, Loss
 class RecursiveResult(BaselineResult):
     """A `BaselineResult` with what R-GAP says of each convolution.
 
-    Attributes
+    Parameters
     ----------
     layers : tuple of str
         Names of the convolutions, from the last to the first.

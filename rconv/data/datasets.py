@@ -39,7 +39,7 @@ DEFAULT = "Photos"
 class Images:
     """Preprocessed images of one dataset.
 
-    Attributes
+    Parameters
     ----------
     images : Tensor, float64
         Axes (image N, channel C, row, column), values in [0, 1], channels in RGB order.

@@ -29,7 +29,7 @@ DROPPED = ("layers",)
 class Archive:
     """Records with their origin.
 
-    Attributes
+    Parameters
     ----------
     version : str
         Of the package that made them.

@@ -26,7 +26,7 @@ attack: what an attacker can measure of its own success."""
 class Comparison:
     """What came out of `compare`.
 
-    Attributes
+    Parameters
     ----------
     truth : Images
         The N originals, which no attack has seen.

@@ -42,7 +42,7 @@ Answer = tuple[Tensor, int]
 class Entrant:
     """One attack on one model.
 
-    Attributes
+    Parameters
     ----------
     attack : callable
         attack(gradients of one image, its label, watch) → `Answer`. Only attacks that assume the

@@ -26,7 +26,7 @@ NOISE = 1e-12
 class Unpruned:
     """N images behind pruned gradients, and what the attacker can say of them.
 
-    Attributes
+    Parameters
     ----------
     images : Tensor
         (N, C, H, W), float64.

@@ -17,7 +17,7 @@ LEVEL = 0.9
 class Median:
     """A median over clusters, and where the true one lies.
 
-    Attributes
+    Parameters
     ----------
     value, low, high : float
         Median of the clusters' medians, and the interval around it. Minus infinity is a value as

@@ -28,7 +28,7 @@ ROW_BY_ROW = "row by row"
 class Cell:
     """What one published notebook shows.
 
-    Attributes
+    Parameters
     ----------
     notebook : str
         Its name in the paper's repository.
@@ -145,7 +145,7 @@ def procedure(cell: Cell, data_dir: str | None = None) -> Record:
 class Judgement:
     """A published cell beside what was measured.
 
-    Attributes
+    Parameters
     ----------
     row_by_row, ours : float or None
         Error of the published image, by the published procedure and by `rconv` with the same

@@ -23,7 +23,7 @@ TOUCHING = 1e-10
 class Rows:
     """Equations A x = b of one image, as `rconv.linalg.dense.solve_stacked` takes them.
 
-    Attributes
+    Parameters
     ----------
     matrix : Tensor
         A, (m, n), float64.

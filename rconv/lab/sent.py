@@ -22,7 +22,7 @@ SENT = ("float64", "float32", *(f"weights, rate {rate:g}" for rate in RATES))
 class Observation:
     """What one way of sending lets the attacker see of N clients.
 
-    Attributes
+    Parameters
     ----------
     model : Sequential
         The shared model, in the dtype of the clients.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 class Activation:
     """An elementwise activation y = a(o) as a function of its output.
 
-    Attributes
+    Parameters
     ----------
     name : str
         The module's class name.

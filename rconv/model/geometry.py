@@ -12,7 +12,7 @@ from rconv.model.activations import Activation
 class Geometry:
     """Shapes of one convolution.
 
-    Attributes
+    Parameters
     ----------
     input : tuple of int
         (C, H, W).
@@ -64,7 +64,7 @@ class Geometry:
 class Stage:
     """One convolution and the activation behind it.
 
-    Attributes
+    Parameters
     ----------
     name : str
         The convolution's name; its parameters are `name`.weight and `name`.bias.

@@ -15,7 +15,7 @@ class UnsupportedModelError(ValueError):
 class Head:
     """The first Linear, and whether it is also the last.
 
-    Attributes
+    Parameters
     ----------
     name : str
         The Linear's name.
@@ -41,7 +41,7 @@ class Head:
 class Network:
     """A model as the attack reads it.
 
-    Attributes
+    Parameters
     ----------
     stages : tuple of Stage
         In the order of the forward pass; none where the model starts with its Linear.

@@ -41,7 +41,7 @@ NAMES = {
 class Group:
     """All attacks on one setting of a defence by one attacker.
 
-    Attributes
+    Parameters
     ----------
     defence, attacker : str
         As in the records.
