@@ -19,7 +19,7 @@ from rconv.attack.plan import make_plan
 from rconv.attack.report import Reconstruction
 from rconv.attack.verdict import ARITHMETIC
 from rconv.model.read import read
-from rconv.observe.check import check_gradients
+from rconv.observe.check import check_gradients, check_value_range, told_noise
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 
@@ -62,6 +62,7 @@ class Attack:
         Unknown constraints or loss.
     """
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: nn.Sequential,
@@ -75,9 +76,10 @@ class Attack:
             raise ValueError(f"unknown loss {loss!r}: state 'cross-entropy', or nothing")
         self.network = read(model, input_shape)
         self.model = copy.deepcopy(model).double()
-        self.value_range, self.loss = value_range, loss
+        self.value_range, self.loss = check_value_range(value_range), loss
         self.plans = make_plan(self.network.stages, constraints)
 
+    @torch.inference_mode(False)
     def __call__(
         self,
         gradients: Gradients | Sequence[Tensor],
@@ -119,14 +121,13 @@ class Attack:
             With `strict`, the first layer of short rank and what would help.
         """
         gradients, rounding = check_gradients(self.model, gradients)
-        if precision is not None:
-            rounding = Noise(spread=precision, absolute=rounding.absolute)
+        noise = told_noise(self.model, rounding, precision, noise)
         total = len(next(iter(gradients.values())))
         parts = []
         with tqdm(total=total, disable=not progress, unit="image") as bar:
             for start in range(0, total, self._chunk()):
                 part = {name: g[start : start + self._chunk()] for name, g in gradients.items()}
-                parts.append(self._reconstruct(part, noise or rounding))
+                parts.append(self._reconstruct(part, noise))
                 bar.update(len(parts[-1].images))
         result = Reconstruction.concatenate(parts)
         if strict:

@@ -60,7 +60,7 @@ def solve_stacked(system: Stacked, tolerance: float, *, scaled: bool = True) -> 
 
     spectrum = Spectrum.estimate(lambda v: gram @ v, inverse, gram[None, :, 0])
     rank = gram.shape[0]
-    floor = max(float(rank_floor(torch.tensor(tolerance))), 1 / CONDITION_LIMIT)
+    floor = max(float(rank_floor(tolerance)), 1 / CONDITION_LIMIT)
     if info != 0 or not spectrum.condition < 1 / floor:
         inverse, rank, spectrum = _pseudo_inverse(gram, floor)
     start = inverse(system.adjoint(*system.residual(gram.new_zeros(len(gram), 1))))

@@ -65,7 +65,7 @@ def relative(residual: Tensor, rhs: Tensor) -> Tensor:
     return residual.flatten(1).norm(dim=1) / torch.where(size > 0, size, 1.0)
 
 
-def rank_floor(tolerance: Tensor) -> Tensor:
+def rank_floor(tolerance: float | Tensor) -> Tensor:
     """Singular values up to this share of the largest do not count towards the rank.
 
     Below the relative error `tolerance` of the equations a direction drowns in it; and the
@@ -73,7 +73,7 @@ def rank_floor(tolerance: Tensor) -> Tensor:
 
     Parameters
     ----------
-    tolerance : Tensor
+    tolerance : float or Tensor
         Any shape, 0 or more.
 
     Returns
@@ -81,6 +81,7 @@ def rank_floor(tolerance: Tensor) -> Tensor:
     Tensor
         Shaped as `tolerance`.
     """
+    tolerance = torch.as_tensor(tolerance, dtype=torch.float64)
     return tolerance.clamp(min=100 * torch.finfo(torch.float64).eps)
 
 

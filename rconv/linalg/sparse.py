@@ -75,7 +75,7 @@ class SparseSystem:
             return torch.from_numpy(self._least_squares(b - self.matrix @ x.numpy().T).T)
 
         x = refine(correction, torch.from_numpy(self._least_squares(b).T))
-        directions, spectrum = self._known(float(rank_floor(torch.tensor(tolerance))))
+        directions, spectrum = self._known(float(rank_floor(tolerance)))
         if directions is not None:
             x = x - (x @ directions) @ directions.T
         lost = 0 if directions is None else directions.shape[1]
