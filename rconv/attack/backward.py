@@ -77,7 +77,8 @@ def through_activation(
     bias_gradient : Tensor or None
         Gradient of the convolution's bias, (N, D), where it has one.
     noise : Tensor
-        Error of Y, relative to the largest entry of the image (N,) or of each map (N, D).
+        Error of Y: (N,), relative to the largest entry of the image, or (N, D), the standard
+        deviation of each map in its own unit.
     cotangent_noise : Tensor, optional
         (N,), relative error of Ȳ; by default that of Y.
 
@@ -87,14 +88,12 @@ def through_activation(
         Ō, and O where Y tells it.
     """
     size = output.abs().flatten(2).amax(dim=2)
-    error = noise[:, None] * size.amax(dim=1, keepdim=True) if noise.dim() == 1 else noise * size
+    error = noise[:, None] * size.amax(dim=1, keepdim=True) if noise.dim() == 1 else noise
     if cotangent_noise is None:
-        cotangent_noise = noise if noise.dim() == 1 else noise.amax(dim=1)
+        cotangent_noise = (error / size.clamp(min=1e-300)).amax(dim=1).clamp(max=1.0)
     doubt = error
     if activation.flat:
-        # A true output is never negative: what is below zero shows the size of the error.
-        below = (-output).clamp(min=0).flatten(2).amax(dim=2)
-        doubt = torch.minimum(SURE * torch.maximum(below, error), 1e-2 * size).maximum(ZERO * size)
+        doubt = torch.maximum(SURE * error, _shown(output, size)).maximum(ZERO * size)
         output = torch.where(output > doubt[..., None, None], output, 0.0)
     if activation.kink and bias_gradient is not None:
         output = settle_sides(
@@ -105,6 +104,16 @@ def through_activation(
     own = cotangent * activation.derivative(bounded)
     spread = _derivative_noise(activation, bounded, cotangent, own, error)
     return Passed(own, value, weight, error, torch.hypot(cotangent_noise, spread).clamp(max=1.0))
+
+
+def _shown(output: Tensor, size: Tensor) -> Tensor:
+    """(N, D): the error that negative outputs show, which a ReLU never has.
+
+    Four times the most negative one, yet no more than a hundredth of the map: beyond it true
+    outputs would be lost. Half as much again in any case, for a map that is all error.
+    """
+    below = (-output).clamp(min=0).flatten(2).amax(dim=2)
+    return torch.minimum(4 * below, torch.maximum(1e-2 * size, 1.5 * below))
 
 
 def _margin(activation: Activation, error: Tensor, doubt: Tensor) -> Tensor:

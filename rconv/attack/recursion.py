@@ -97,7 +97,7 @@ def recursion(
         value = solved.solution.value.reshape(-1, *g.input)
         signal = Signal(
             value,
-            _errors(value, solved.error, report.constraints),
+            _errors(value, solved.error, report.constraints, noise),
             stage.transpose(passed.cotangent),
             passed.cotangent_noise,
         )
@@ -143,17 +143,18 @@ def _from_head(
         spread = torch.hypot(spread, own[:, None] * linear.weight.norm(dim=0))
     size = root_mean_square(cotangent)
     relative = root_mean_square(spread) / torch.where(size > 0, size, 1.0)
-    error = _errors(value, level, ("gradient" if not noise.spread else "head",) * len(value))
+    error = _errors(value, level, ("gradient",) * len(value), noise)
     return Signal(value, error, cotangent.reshape(value.shape), relative.clamp(max=1.0))
 
 
-def _errors(value: Tensor, error: Tensor, kinds: Sequence[str]) -> Tensor:
+def _errors(value: Tensor, error: Tensor, kinds: Sequence[str], noise: Noise) -> Tensor:
     """(N, C): standard deviation of each channel's values.
 
-    Gradient constraints solve every channel for itself, with an error relative to it; other
-    equations share the error among all.
+    Gradient constraints solve every channel for itself, and where their error is rounding, it is
+    relative to the channel. Other equations, and noise of one size, share it among all.
     """
-    apart = torch.tensor([kind == "gradient" for kind in kinds], device=value.device)
+    rounding = not noise.spread and not noise.deviations
+    apart = torch.tensor([rounding and kind == "gradient" for kind in kinds], device=value.device)
     own = value.flatten(2).square().mean(dim=2).sqrt()
     shared = root_mean_square(value)[:, None].expand_as(own)
     return error[:, None] * torch.where(apart[:, None], own, shared)

@@ -69,7 +69,7 @@ def by_gradient(stage: Stage, passed: Passed, weight_gradient: Tensor, precision
 def by_weight(plan: LayerPlan, passed: Passed, noise: Tensor) -> Solved:
     """Weight constraints that determine the input alone, factored with the model."""
     rhs = _weight_rhs(plan.stage, passed).flatten(1)
-    solution = plan.system.solve(rhs, float(noise.max()))
+    solution = plan.system.solve(rhs, noise)
     return _solved(solution, solution.amplification * noise, noise)
 
 

@@ -1,6 +1,7 @@
 """Weight constraints belong to the model: a sparse system, factored once for all images."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from rconv.linalg.refine import refine
 from rconv.linalg.solution import CONDITION_LIMIT, Solution, Spectrum, rank_floor, relative
+
+FIRST = 16
+"""Small singular directions that are looked for at first; twice as many while all are small."""
 
 MOST_SMALL = 128
 """Small singular directions that are looked for, at most: a system that has more of them below
@@ -34,6 +38,7 @@ class SparseSystem:
 
     def __init__(self, matrix: sparse.csr_matrix):
         self.matrix = matrix
+        self._found: dict[int, tuple[Tensor, Tensor]] = {}
         self._square = matrix.shape[0] == matrix.shape[1]
         system = matrix if self._square else matrix.T @ matrix
         try:
@@ -53,21 +58,22 @@ class SparseSystem:
         limit = CONDITION_LIMIT**2 if self._square else CONDITION_LIMIT
         return self.spectrum is not None and bool(self.spectrum.condition < limit)
 
-    def solve(self, rhs: Tensor, tolerance: float = 0.0) -> Solution:
+    def solve(self, rhs: Tensor, tolerance: float | Tensor = 0.0) -> Solution:
         """Least-squares solution of many right-hand sides.
 
         Parameters
         ----------
         rhs : Tensor
             b, (N, m).
-        tolerance : float
-            Relative error of b. Directions that the equations see more weakly, measured by
-            their largest singular value, are left out and do not count towards the rank.
+        tolerance : float or Tensor
+            Relative error of b, one for all or (N,). Directions that the equations see more
+            weakly, measured by their largest singular value, are left out and do not count
+            towards the rank.
 
         Returns
         -------
         Solution
-            With value (N, n), the same rank for all.
+            With value (N, n).
         """
         b = rhs.detach().cpu().numpy().T
 
@@ -75,36 +81,53 @@ class SparseSystem:
             return torch.from_numpy(self._least_squares(b - self.matrix @ x.numpy().T).T)
 
         x = refine(correction, torch.from_numpy(self._least_squares(b).T))
-        directions, spectrum = self._known(float(rank_floor(tolerance)))
-        if directions is not None:
-            x = x - (x @ directions) @ directions.T
-        lost = 0 if directions is None else directions.shape[1]
+        floor = rank_floor(tolerance).cpu().expand(len(x))
+        x, lost, spectrum = self._without(x, floor)
         residual = torch.from_numpy((b - self.matrix @ x.numpy().T).T)
         value = x.contiguous().to(rhs)
         return Solution(
             value,
-            torch.full((len(rhs),), self.matrix.shape[1] - lost, device=rhs.device),
-            spectrum.condition.to(rhs).expand(len(rhs)),
+            self.matrix.shape[1] - lost.to(rhs.device),
+            spectrum.condition.to(rhs),
             spectrum.amplification(rhs.cpu(), value.cpu()).to(rhs),
             relative(residual.to(rhs), rhs),
         )
 
-    def _known(self, floor: float) -> tuple[Tensor | None, Spectrum]:
-        """Directions (n, k) below the floor, None if there are none, and the others' spectrum."""
-        if self.spectrum.condition < 1 / floor:
-            return None, self.spectrum
-        values, directions = self._smallest
-        below = values < floor * self._largest
-        if not below.any():
-            return None, self.spectrum
+    def _without(self, x: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Spectrum]:
+        """Solutions without the directions below the floor, their number, and the spectrum."""
+        spectrum = Spectrum(*(getattr(self.spectrum, f.name).expand(len(x)).clone()
+                              for f in fields(Spectrum)))  # fmt: skip
+        lost = torch.zeros(len(x), dtype=torch.int64)
+        if (spectrum.condition * floor < 1).all():
+            return x, lost, spectrum
+        values, directions = self._below(float(floor.max()) * self._largest)
+        for i, limit in enumerate((floor * self._largest).tolist()):
+            below = values < limit
+            if below.any():
+                own = directions[:, below]
+                x[i] = x[i] - own @ (own.T @ x[i])
+                lost[i] = below.sum()
+                spectrum.condition[i] = self._largest / values[~below].min()
+                spectrum.inverse_square[i] = self._left(values, below)
+        return x, lost, spectrum
+
+    def _left(self, values: Tensor, below: Tensor) -> Tensor:
+        """Mean of 1 / σ² without those below, from the smallest `values` (k,)."""
         squares, n = 1 / values**2, self.matrix.shape[1]
         # Of the others the estimate knows the sum; none is larger than the last one found.
         rest = float(self.spectrum.inverse_square * n - squares.sum())
         rest = min(max(rest, 0.0), (n - len(values)) * float(squares.min()))
-        left = (squares[~below].sum() + rest).reshape(1) / n
-        smallest = values[~below].min() if (~below).any() else floor * self._largest
-        condition = (self._largest / smallest).reshape(1)
-        return directions[:, below], Spectrum(condition, left)
+        return (squares[~below].sum() + rest) / n
+
+    def _below(self, limit: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest singular values (k,), at least one not below the limit, and directions."""
+        n, k = self.matrix.shape[1], FIRST
+        while True:
+            k = min(k, MOST_SMALL, n - 1)
+            values, directions = self._smallest(k)
+            if values.max() >= limit or k == min(MOST_SMALL, n - 1):
+                return values, directions
+            k *= 2
 
     @cached_property
     def _largest(self) -> Tensor:
@@ -112,15 +135,15 @@ class SparseSystem:
         value = sparse.linalg.svds(self.matrix, 1, return_singular_vectors=False, random_state=0)
         return torch.tensor(value[0], dtype=torch.float64)
 
-    @cached_property
-    def _smallest(self) -> tuple[Tensor, Tensor]:
-        """The smallest singular values (k,) and their right singular vectors (n, k)."""
-        n = self.matrix.shape[1]
-        k = min(MOST_SMALL, n - 1)
-        inverse = sparse.linalg.LinearOperator((n, n), self._inverse_gram, dtype=np.float64)
-        start = np.random.default_rng(0).standard_normal(n)
-        values, vectors = sparse.linalg.eigsh(inverse, k, which="LM", v0=start)
-        return torch.from_numpy(values**-0.5), torch.from_numpy(vectors)
+    def _smallest(self, k: int) -> tuple[Tensor, Tensor]:
+        """The k smallest singular values, and their right singular vectors (n, k)."""
+        if k not in self._found:
+            n = self.matrix.shape[1]
+            inverse = sparse.linalg.LinearOperator((n, n), self._inverse_gram, dtype=np.float64)
+            start = np.random.default_rng(0).standard_normal(n)
+            values, vectors = sparse.linalg.eigsh(inverse, k, which="LM", v0=start)
+            self._found[k] = torch.from_numpy(values**-0.5), torch.from_numpy(vectors)
+        return self._found[k]
 
     def _least_squares(self, b: np.ndarray) -> np.ndarray:
         return self._factor.solve(b if self._square else self.matrix.T @ b)
