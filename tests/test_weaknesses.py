@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scipy import sparse
 from small import network, normal, observe, uniform
 from torch import nn
 
@@ -63,7 +64,6 @@ def test_a_square_first_layer_knows_what_float16_leaves_of_it():
 def test_directions_that_are_left_out_are_those_of_the_singular_value_decomposition():
     """Truncation by hand: a sparse system against the same singular values, dense."""
     matrix = torch.diag(torch.logspace(0, -6, 40).double()) @ torch.linalg.qr(normal(40, 40)).Q
-    from scipy import sparse
 
     system = SparseSystem(sparse.csr_matrix(matrix.numpy()))
     rhs = normal(2, 40)
@@ -110,3 +110,13 @@ def test_the_bias_gradient_weighs_its_own_noise():
         spoiled += int((changed & ((settled > 0) != (y > 0))).sum())
         repaired += int((changed & ((settled > 0) == (y > 0))).sum())
     assert spoiled <= repaired / 20 or spoiled == 0
+
+
+def test_a_noise_that_drowns_every_direction_that_is_looked_for():
+
+    system = SparseSystem(
+        sparse.csr_matrix(torch.diag(torch.logspace(0, -2, 200).double()).numpy())
+    )
+    found = system.solve(normal(1, 200), 0.9)
+    assert found.rank.item() == 200 - 128 and found.value.isfinite().all()
+    assert found.condition.isfinite().all() and found.amplification.isfinite().all()

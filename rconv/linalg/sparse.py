@@ -107,7 +107,8 @@ class SparseSystem:
                 own = directions[:, below]
                 x[i] = x[i] - own @ (own.T @ x[i])
                 lost[i] = below.sum()
-                spectrum.condition[i] = self._largest / values[~below].min()
+                kept = min(values[~below].tolist(), default=limit)
+                spectrum.condition[i] = self._largest / kept
                 spectrum.inverse_square[i] = self._left(values, below)
         return x, lost, spectrum
 
