@@ -20,20 +20,18 @@ CHOSEN = "chosen"
 
 @dataclass(frozen=True)
 class Architecture:
-    """A stack of convolutions, then Flatten and Linear.
+    """A stack of square convolutions, then Flatten and Linear.
 
-    Attributes
+    Parameters
     ----------
     filters : tuple of int
         Filters per convolution.
     shapes : tuple of (int, int, int)
-        Kernel, stride and padding per convolution, all square.
+        Kernel, stride and padding per convolution.
     activations : tuple of str
         Name of the activation after each convolution, or `CHOSEN`.
-    bias : bool
-        Whether convolutions and head have a bias.
-    logistic : bool
-        One logit and the logistic loss, instead of cross-entropy.
+    bias, logistic : bool
+        Biases in all layers; one logit and the logistic loss, instead of cross-entropy.
     initialisation : str
         The one used where the caller names none.
     """
@@ -82,7 +80,7 @@ OTHERS = {
         initialisation="default",
     ),
 }
-"""Not the paper's: DLG's own LeNet, R-GAP's `cnn6`, and two of this project, a narrow LeNet with ReLU
+"""Not the paper's: DLG's own LeNet, R-GAP's `cnn6`, and two of ours, a narrow LeNet with ReLU
 everywhere, and `cnn6` with 3 filters in its last convolution, biases and several classes."""
 
 ARCHITECTURES = {**PUBLISHED, **OTHERS}
@@ -172,7 +170,7 @@ def _layers(
 
 
 def activation_names(name: str, activation: str | None = None) -> tuple[str, ...]:
-    """Activation after each convolution, the open ones filled in, or a ValueError if it has no such one."""
+    """Activation after each convolution, the open ones filled in; ValueError if there is none."""
     names = _lookup(name).activations
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}: use one of {', '.join(ACTIVATIONS)}")

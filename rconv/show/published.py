@@ -33,7 +33,7 @@ def network_row(name: str, channels: int = 3, classes: int = 10) -> tuple:
     own = ARCHITECTURES[name]
     head = build(name, channels, classes).fc
     open_ones = ("chosen" if kind == CHOSEN else kind for kind in own.activations)
-    uniform = "uniform in [-0.5, 0.5], weights and biases"
+    uniform = "uniform in [-0.5, 0.5]"
     return (
         f"`{name}`",
         ", ".join(map(str, own.filters)),
