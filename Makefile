@@ -73,7 +73,7 @@ lint: $(READY)
 	@$(RUN) ruff check .
 
 clean:
-	rm -rf _build book/published book/experiment book/filters book/comparison book/verdict \
+	rm -rf _build book/published book/experiment book/filters book/comparison book/defences book/verdict \
 	    book/initialisation results .snakemake
 
 .venv/.installed: pyproject.toml

@@ -86,12 +86,12 @@ def write(path: Path, source: Path, grid: str, version: str) -> None:
         Of the package.
     """
     records = json.loads(source.read_text(encoding="utf-8"))
-    names = sorted({r["architecture"] for r in records})  # model_settings puts it into each
+    names = {r.get("architecture") for r in records} & set(architectures.ARCHITECTURES)
     content = {
         "version": version,
         "date": datetime.fromtimestamp(source.stat().st_mtime, UTC).date().isoformat(),
         "grid": grid,
-        "facts": {name: digest(name) for name in names},
+        "facts": {name: digest(name) for name in sorted(names)},
         "records": pack(records),
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.f
 class Experiment:
     """What came out of `run`.
 
-    Attributes
+    Parameters
     ----------
     truth : Images
         The dataset's images, which the attack has not seen.
@@ -93,7 +93,7 @@ def run(
     }
     model = shared_model(dataset, architecture, activation, dtype=dtype, device=device, **options)
     truth = datasets.load(dataset, indices, data_dir=data_dir)
-    attack = Attack(model, truth.images.shape[1:], constraints=constraints)
+    attack = Attack(model, truth.images.shape[1:], constraints=constraints, loss="cross-entropy")
     gradients = client_gradients(model, architecture, truth, dtype)
     start = time.perf_counter()
     reconstruction = attack(gradients, progress=progress)
@@ -139,7 +139,7 @@ def shared_model(
     try:
         target = torch.device(device)
         torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(
             f"device {device!r} is not available: {str(error).splitlines()[0]}"
         ) from None
@@ -169,7 +169,7 @@ def model_settings(
 def client_gradients(
     model: nn.Sequential, architecture: str, truth: datasets.Images, dtype: str = "float64"
 ) -> dict[str, Tensor]:
-    """Gradients that the clients send, one image each: name → (N, *parameter shape)."""
+    """Gradients that the clients send, one image each: name → `(N, *parameter shape)`."""
     targets = architectures.targets(architecture, truth.labels)
     loss = architectures.loss_function(architecture)
     gradients = per_sample_gradients(model, truth.images, targets, loss)
