@@ -5,6 +5,11 @@ to δ, on one data set than on its neighbour. What a neighbour is belongs to the
 function says it. The accountant comes with the book's extra and is imported where it is asked.
 """
 
+import numpy as np
+
+DELTA = 1e-5
+"""The δ of all tables: below one over the number of training images, as is usual."""
+
 
 def epsilon_of_release(multiplier: float, delta: float) -> float:
     """ε of one clipped and noisy gradient that one client sends of one image.
@@ -33,7 +38,8 @@ def epsilon_of_release(multiplier: float, delta: float) -> float:
     from dp_accounting import get_epsilon_gaussian
 
     _check(multiplier, delta)
-    return float(get_epsilon_gaussian(multiplier / 2, delta))
+    with np.errstate(divide="ignore"):  # its search meets log(0) where the noise is next to none
+        return float(get_epsilon_gaussian(multiplier / 2, delta))
 
 
 def epsilon_of_training(multiplier: float, delta: float, rate: float, steps: int) -> float:

@@ -13,6 +13,7 @@ from rconv.data.datasets import Images
 from rconv.lab import architectures, defences, metrics
 from rconv.lab.experiment import model_settings
 from rconv.lab.masked import masked_attack
+from rconv.lab.privacy import DELTA, epsilon_of_release
 from rconv.lab.records import QUALITY, Record, finite
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients, per_sample_gradients
@@ -85,7 +86,8 @@ def protect(
     list of dict
         One record per attacked gradient: the settings; "attacker", which is the constraints,
         "paper" and "auto" (against pruning "hybrid"), or "masked"; the quality of the image,
-        clipped to [0, 1] before it is judged; "unique", the attacker's verdict, for "masked"
+        clipped to [0, 1] before it is judged; "epsilon" of this one release at `DELTA`, None where
+        there is none (`rconv.lab.privacy`); "unique", the attacker's verdict, for "masked"
         whether its image explains what survives up to `EXPLAINS`. "paper" uses the noise that it
         is told. "auto" first finds the noise itself, and where its image does not explain the
         gradients tries again with what it is told, and keeps what explains them better.
@@ -103,11 +105,13 @@ def protect(
         *(Sent("prune", s, 0, defences.prune(gradients, s)) for s in shares),
         *(Sent("round", t, 0, defences.round_to(gradients, defences.DTYPES[t])) for t in dtypes),
     ]
+    bought = {("clip", sigma): epsilon_of_release(sigma, DELTA) for sigma in multipliers if sigma}
     records = []
     for sent in tqdm(plan, disable=not progress, unit="setting"):
         own = {"defence": sent.defence, "strength": sent.strength, "noise_seed": sent.seed}
         for attacker, images, unique in _answers(model, sent):
             own["attacker"] = attacker
+            own["epsilon"] = bought.get((sent.defence, sent.strength))
             records += _judge(images, unique, truth, {**settings, **own})
     for share in tqdm(masked, disable=not progress, unit="share"):
         own = {**settings, "defence": "prune", "strength": share, "noise_seed": 0}

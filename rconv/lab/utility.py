@@ -10,7 +10,7 @@ from rconv.data import datasets
 from rconv.data.datasets import Images
 from rconv.lab import architectures, defences
 from rconv.lab.experiment import model_settings
-from rconv.lab.privacy import epsilon_of_training
+from rconv.lab.privacy import DELTA, epsilon_of_release, epsilon_of_training
 from rconv.lab.records import Record
 from rconv.observe.observation import Gradients, per_sample_gradients
 
@@ -26,9 +26,6 @@ BOUND = 1.0
 
 HELD_OUT = 360
 """Test images, the last fifth of Digits: in the order of its publication, other writers' hands."""
-
-DELTA = 1e-5
-"""Below one over the number of clients, as is usual."""
 
 Defence = Callable[[Gradients, torch.Generator], Gradients]
 
@@ -118,14 +115,19 @@ def accuracies(
     -------
     list of dict
         One record per defence, strength and seed: the settings, "accuracy" on `HELD_OUT` images,
-        and for `multipliers` "epsilon" of the whole training for `DELTA`, see
-        `rconv.lab.privacy.epsilon_of_training`.
+        and for `multipliers` what they buy at `DELTA` (`rconv.lab.privacy`): "epsilon" of the whole
+        training, for those who see the sums, and "epsilon_release" of one step of one client, for
+        a server that sees each client's share of the noise.
     """
     data = datasets.load("Digits")
     train, test = (_part(data, part) for part in (slice(0, -HELD_OUT), slice(-HELD_OUT, None)))
     plan = list(_plan(noise, multipliers, shares, dtypes))
-    epsilon = {
-        sigma: epsilon_of_training(sigma, DELTA, BATCH / len(train), steps) for sigma in multipliers
+    bought = {
+        ("clip", sigma): {
+            "epsilon": epsilon_of_training(sigma, DELTA, BATCH / len(train), steps),
+            "epsilon_release": epsilon_of_release(sigma / BATCH**0.5, DELTA),
+        }
+        for sigma in multipliers
     }
     records = []
     for name, strength, defend, sum_noise in tqdm(plan, disable=not progress, unit="defence"):
@@ -144,7 +146,7 @@ def accuracies(
                     "defence": name,
                     "strength": strength,
                     "steps": steps,
-                    "epsilon": epsilon.get(strength) if name == "clip" else None,
+                    **bought.get((name, strength), {"epsilon": None, "epsilon_release": None}),
                     "accuracy": _accuracy(model, test),
                 }
             )

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from rconv.lab.medians import Median, clustered_median
+from rconv.lab.medians import LEVEL, Median, clustered_median
 from rconv.lab.records import SUCCESS, Record
 
 HEADER = (
@@ -156,6 +156,7 @@ def _worst(value: float | None) -> float:
 
 
 def _interval(found: Median, spec: str) -> str:
-    if not found.level:
+    """The median, with its interval where there are images enough for one."""
+    if found.level < LEVEL:
         return format(found.value, spec)
     return f"{found.value:{spec}} ({found.low:{spec}} to {found.high:{spec}})"
