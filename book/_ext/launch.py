@@ -7,7 +7,9 @@ from there a reader starts at the whole attack.
 
 import re
 
-GENERATED = re.compile(r"book/(experiment|filters|comparison|published|initialisation|defences|verdict)/")
+GENERATED = re.compile(
+    r"book/(experiment|filters|comparison|published|initialisation|defences|verdict)/"
+)
 FRONT = "book/index"
 START = "notebooks/07_recursion.ipynb"
 
@@ -21,9 +23,7 @@ def rewrite(app, pagename, templatename, context, doctree):
     for group in context.get("header_buttons", []):
         if group.get("label") == "launch-buttons":
             for button in group["buttons"]:
-                button["url"] = re.sub(
-                    rf"{pagename}\.(ipynb|md)", notebook, button["url"]
-                )
+                button["url"] = re.sub(rf"{pagename}\.(ipynb|md)", notebook, button["url"])
 
 
 def setup(app):
