@@ -93,7 +93,8 @@ def test_grids_name_what_the_package_has(path):
         for point in grid.points(own):
             values = grid.parameters(own, *point.split("-"))
             assert values["dataset"] in datasets.CLASSES
-            assert values["architecture"] in models.ARCHITECTURES
+            if notebook != "verdict":  # its points are kinds of networks, and of disturbances
+                assert values["architecture"] in models.ARCHITECTURES
             assert set(values.get("activations", [])) <= set(models.ACTIVATIONS)
 
 

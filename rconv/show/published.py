@@ -52,11 +52,16 @@ def judgement_row(cell: Cell, judged: Judgement) -> tuple:
         f"{cell.mse:.2e}",
         "–" if judged.row_by_row is None else f"{judged.row_by_row:.2e}",
         f"{judged.ours:.2e}",
-        f"{judged.factor:.0f}",
+        rough(judged.factor),
         decibel(cell.psnr),
         decibel(judged.psnr_255),
         decibel(judged.psnr),
     )
+
+
+def rough(number: float) -> str:
+    """A positive number with one digit that counts: rounding errors are known by their size."""
+    return f"{float(f'{number:.1g}'):,.0f}"
 
 
 def _grouped(names: Iterable[str]) -> str:
