@@ -45,7 +45,7 @@ def test_the_level_is_the_ratio_of_the_root_mean_squares(seed, deviation, unit):
     expected = noise.deviation("w", g * unit).flatten(1).norm(dim=1) / (g * unit).flatten(1).norm(
         dim=1
     )
-    level = noise.level("w", g, torch.full((3,), unit).double())
+    level = noise.level("w", g, torch.full((3,), unit, dtype=torch.float64))
     torch.testing.assert_close(level, expected, rtol=1e-9, atol=0)
 
 

@@ -1,5 +1,7 @@
 """The verdict: noise that nobody told is revealed, and what is wrong is not called unique."""
 
+import math
+
 import pytest
 import torch
 from small import network, normal, observe, uniform
@@ -136,3 +138,41 @@ def test_the_limit_of_the_verdict_is_that_of_the_expected_error():
         found = attack(gradients, precision=precision)
         told = found.full_rank & (found.expected_error <= CLEAR)
         assert torch.equal(found.unique, told)
+
+
+def test_each_image_may_have_a_noise_of_its_own(monkeypatch):
+    """Deviations with an axis of images go with their image, through chunks and second looks."""
+    _, attack, gradients = prepared()
+    sizes = torch.tensor([1e-9, 1e-6, 1e-12]).double()
+    deviations = {
+        name: (sizes * g.flatten(1).norm(dim=1)).reshape(-1, *[1] * (g.dim() - 1)).expand_as(g)
+        for name, g in gradients.items()
+    }
+    noise = Noise(deviations=deviations)
+    whole = attack(gradients, noise=noise)
+    monkeypatch.setattr("rconv.attack.attack.CHUNK_BYTES", 1)
+    parts = attack(gradients, noise=noise)
+    torch.testing.assert_close(parts.expected_error, whole.expected_error, rtol=1e-6, atol=0)
+    assert whole.expected_error[1] > 10 * whole.expected_error[0]
+    assert whole.expected_error[0] > 10 * whole.expected_error[2]
+    spoiled = attack(noisy(gradients, 1e-4), noise=noise)
+    assert (spoiled.revealed_noise > 1e-5).all() and honest(spoiled)
+
+
+@pytest.mark.parametrize("level", [1e-13, 1e-11, 1e-9])
+def test_dead_maps_stay_dead_under_noise_that_was_not_told(level):
+    """Maps that are all error are told by the error of the others: 235 dB had become 7."""
+    model = network(nn.ReLU, filters=(8, 12))
+    with torch.no_grad():
+        model[0].bias[:3] = -100
+    attack, gradients = Attack(model, (1, 8, 8)), observe(model, IMAGES)
+    exact = psnr(attack(gradients).images, IMAGES, data_range=1)
+    for seed in range(4):
+        sent = {
+            name: g + level * g.flatten(1).square().mean().sqrt() * normal(*g.shape, seed=seed + n)
+            for n, (name, g) in enumerate(gradients.items())
+        }
+        quality = psnr(attack(sent).images, IMAGES, data_range=1)
+        assert (
+            quality > torch.minimum(exact - 20, torch.tensor(-20 * math.log10(level) - 80))
+        ).all()

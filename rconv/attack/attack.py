@@ -126,8 +126,9 @@ class Attack:
         parts = []
         with tqdm(total=total, disable=not progress, unit="image") as bar:
             for start in range(0, total, self._chunk()):
-                part = {name: g[start : start + self._chunk()] for name, g in gradients.items()}
-                parts.append(self._reconstruct(part, noise))
+                cut = slice(start, start + self._chunk())
+                part = {name: g[cut] for name, g in gradients.items()}
+                parts.append(self._reconstruct(part, noise.select(cut, gradients)))
                 bar.update(len(parts[-1].images))
         result = Reconstruction.concatenate(parts)
         if strict:
@@ -143,7 +144,8 @@ class Attack:
             parts = [result.select([i]) for i in range(len(result.images))]
             for i in again:
                 own = {name: g[i : i + 1] for name, g in gradients.items()}
-                parts[i] = self._second_look(parts[i], own, noise)
+                told = noise.select(slice(i, i + 1), gradients)
+                parts[i] = self._second_look(parts[i], own, told)
             result = Reconstruction.concatenate(parts)
         return with_doubts(result, self.network.head, self.model, gradients, self.loss)
 

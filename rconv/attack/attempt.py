@@ -63,6 +63,7 @@ def attempt(
         name: g[head.image] / unit.reshape(-1, *[1] * (g.dim() - 1))
         for name, g in gradients.items()
     }
+    noise = noise.select(head.image, gradients)
     images, reports, spread = recursion(network, plans, head, scaled, noise, unit, frugal=frugal)
     error = expected_error(images, reports, spread, value_range)
     own = recomputed(model, network.head.name, images, head.cotangent)

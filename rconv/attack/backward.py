@@ -109,11 +109,14 @@ def through_activation(
 def _shown(output: Tensor, size: Tensor) -> Tensor:
     """(N, D): the error that negative outputs show, which a ReLU never has.
 
-    Four times the most negative one, yet no more than a hundredth of the map: beyond it true
-    outputs would be lost. Half as much again in any case, for a map that is all error.
+    Four times the most negative one of the image, yet no more than a hundredth of the map: beyond
+    it true outputs would be lost. Half as much again as the map's own in any case. A map that
+    lies within the error of the image is all error.
     """
     below = (-output).clamp(min=0).flatten(2).amax(dim=2)
-    return torch.minimum(4 * below, torch.maximum(1e-2 * size, 1.5 * below))
+    error = 4 * below.amax(dim=1, keepdim=True)
+    shown = torch.minimum(error, torch.maximum(1e-2 * size, 1.5 * below))
+    return torch.where(size <= error, size, shown)
 
 
 def _margin(activation: Activation, error: Tensor, doubt: Tensor) -> Tensor:

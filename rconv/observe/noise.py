@@ -1,7 +1,7 @@
 """What is known of the errors of the gradients, as data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -48,6 +48,30 @@ class Noise:
         """Rounding to a dtype: half the spacing of its normal and of its subnormal numbers."""
         info = torch.finfo(dtype)
         return Noise(relative=info.eps / 2, absolute=info.smallest_normal * info.eps / 2)
+
+    def select(self, index: Tensor | slice, gradients: Mapping[str, Tensor]) -> "Noise":
+        """The noise of some of the images.
+
+        Parameters
+        ----------
+        index : Tensor or slice
+            The images.
+        gradients : dict of str to Tensor
+            Name → (N, *parameter shape), of all images: tells which deviations have an axis N.
+
+        Returns
+        -------
+        Noise
+            With the deviations of these images; what is the same for all stays as it is.
+        """
+        own = {
+            name: torch.as_tensor(deviation, dtype=torch.float64)
+            for name, deviation in self.deviations.items()
+        }
+        for name, deviation in own.items():
+            if deviation.dim() == gradients[name].dim() and len(deviation) > 1:
+                own[name] = deviation[index]
+        return replace(self, deviations=own)
 
     def deviation(self, name: str, gradient: Tensor) -> Tensor:
         """Standard deviation of each entry's error.
