@@ -156,7 +156,7 @@ def test_each_image_may_have_a_noise_of_its_own(monkeypatch):
     assert whole.expected_error[1] > 10 * whole.expected_error[0]
     assert whole.expected_error[0] > 10 * whole.expected_error[2]
     spoiled = attack(noisy(gradients, 1e-4), noise=noise)
-    assert (spoiled.revealed_noise > 1e-5).all() and honest(spoiled)
+    assert (spoiled.revealed_noise[[0, 2]] > 1e-5).all() and honest(spoiled)
 
 
 @pytest.mark.parametrize("level", [1e-13, 1e-11, 1e-9])
