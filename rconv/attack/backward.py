@@ -110,13 +110,16 @@ def _shown(output: Tensor, size: Tensor) -> Tensor:
     """(N, D): the error that negative outputs show, which a ReLU never has.
 
     Four times the most negative one of the image, yet no more than a hundredth of the map: beyond
-    it true outputs would be lost. Half as much again as the map's own in any case. A map that
-    lies within the error of the image is all error.
+    it true outputs would be lost. Where the image as a whole is known better than that, a map's
+    own negative outputs count in any case, half as much again, and a map that lies within the
+    error of the image is all error.
     """
     below = (-output).clamp(min=0).flatten(2).amax(dim=2)
     error = 4 * below.amax(dim=1, keepdim=True)
-    shown = torch.minimum(error, torch.maximum(1e-2 * size, 1.5 * below))
-    return torch.where(size <= error, size, shown)
+    capped = torch.minimum(error, 1e-2 * size)
+    shown = torch.where(size <= error, size, torch.minimum(error, capped.maximum(1.5 * below)))
+    known = error <= 1e-2 * size.amax(dim=1, keepdim=True)
+    return torch.where(known, shown, capped)
 
 
 def _margin(activation: Activation, error: Tensor, doubt: Tensor) -> Tensor:
