@@ -122,27 +122,17 @@ def accuracies(
     data = datasets.load("Digits")
     train, test = (_part(data, part) for part in (slice(0, -HELD_OUT), slice(-HELD_OUT, None)))
     plan = list(_plan(noise, multipliers, shares, dtypes))
-    bought = {
-        ("clip", sigma): {
-            "epsilon": epsilon_of_training(sigma, DELTA, BATCH / len(train), steps),
-            "epsilon_release": epsilon_of_release(sigma / BATCH**0.5, DELTA),
-        }
-        for sigma in multipliers
-    }
-    records = []
+    bought = {("clip", sigma): _bought(sigma, len(train), steps) for sigma in multipliers}
+    options, records = {"filters": filters, "initialisation": "default"}, []
     for name, strength, defend, sum_noise in tqdm(plan, disable=not progress, unit="defence"):
         for seed in seeds:
-            model = architectures.build(
-                architecture, 1, 10, "ReLU", seed=seed, filters=filters, initialisation="default"
-            ).float()
+            model = architectures.build(architecture, 1, 10, "ReLU", seed=seed, **options).float()
             learn(model, train, defend, sum_noise=sum_noise, steps=steps, seed=seed)
             records.append(
                 {
                     "kind": "training",
                     "dataset": "Digits",
-                    **model_settings(
-                        architecture, "ReLU", seed=seed, filters=filters, initialisation="default"
-                    ),
+                    **model_settings(architecture, "ReLU", seed=seed, **options),
                     "defence": name,
                     "strength": strength,
                     "steps": steps,
@@ -151,6 +141,14 @@ def accuracies(
                 }
             )
     return records
+
+
+def _bought(sigma: float, count: int, steps: int) -> Record:
+    """What a noise multiplier buys in a training on `count` images: both epsilons."""
+    return {
+        "epsilon": epsilon_of_training(sigma, DELTA, BATCH / count, steps),
+        "epsilon_release": epsilon_of_release(sigma / BATCH**0.5, DELTA),
+    }
 
 
 def _plan(
