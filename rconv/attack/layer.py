@@ -66,12 +66,14 @@ def solve_layer(
         elif sparse:
             parts.append(by_weight(plan, own, noise[where]))
         else:
-            parts.append(stacked(plan.stage, own, gradient, told, gradients=kind == "hybrid"))
+            hybrid = kind == "hybrid"
+            parts.append(stacked(plan.stage, own, gradient, told, noise[where], hybrid))
         order.append(where)
     solved = Solved.concatenate(parts).select(torch.cat(order).argsort())
     if plan.kind == "auto" and plan.affordable and not frugal:
         for i in _unsure(plan.stage, solved, kinds, noise):
-            other = stacked(plan.stage, passed.select([i]), weight_gradient[[i]], precision[[i]])
+            own, gradient = passed.select([i]), weight_gradient[[i]]
+            other = stacked(plan.stage, own, gradient, precision[[i]], noise[[i]])
             if _better(other, solved, i):
                 solved, kinds[i] = solved.replace(i, other), "hybrid"
     return solved, _report(plan.stage, solved.solution, passed, kinds)

@@ -67,6 +67,12 @@ class LayerPlan:
         system = SparseSystem(weight_matrix(self.stage.weight, g))
         return system if system.regular else None
 
+    @cached_property
+    def gain(self) -> float:
+        """Root mean square that errors of size one in Ō have in convᵀ(Ō): of M's columns."""
+        stage = self.stage
+        return (float(stage.row_norms().square().sum()) / stage.geometry.unknowns) ** 0.5
+
     def cheapest(self, known: bool, tolerance: float) -> str:
         """Kind of equations to try first for one image.
 

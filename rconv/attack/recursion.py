@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rconv.attack.backward import through_activation
+from rconv.attack.backward import Passed, through_activation
 from rconv.attack.head import HeadInput
 from rconv.attack.layer import solve_layer
 from rconv.attack.plan import LayerPlan
@@ -95,13 +95,13 @@ def recursion(
         solved, report = solve_layer(plan, passed, weight_gradient, precision, frugal=frugal)
         reports.append(report)
         value = solved.solution.value.reshape(-1, *g.input)
+        cotangent = stage.transpose(passed.cotangent)
         signal = Signal(
             value,
             _errors(value, solved.error, report.constraints, noise),
-            stage.transpose(passed.cotangent),
-            passed.cotangent_noise,
+            cotangent,
+            _propagated(plan.gain, passed, cotangent),
         )
-        signal = _propagated(signal, stage.row_norms(), passed.cotangent)
     return signal.value, tuple(reports), root_mean_square(signal.error)
 
 
@@ -160,10 +160,9 @@ def _errors(value: Tensor, error: Tensor, kinds: Sequence[str], noise: Noise) ->
     return error[:, None] * torch.where(apart[:, None], own, shared)
 
 
-def _propagated(signal: Signal, row_norms: Tensor, cotangent: Tensor) -> Signal:
-    """The signal with the noise of X̄ = convᵀ(Ō), for independent errors of Ō of one size."""
-    gain = float(row_norms.square().sum()) / signal.value[0].numel()
-    spread = signal.noise * root_mean_square(cotangent) * gain**0.5
-    size = root_mean_square(signal.cotangent)
+def _propagated(gain: float, passed: Passed, cotangent: Tensor) -> Tensor:
+    """(N,): relative noise of X̄ = convᵀ(Ō), for independent errors of Ō of one size."""
+    spread = passed.cotangent_noise * root_mean_square(passed.cotangent) * gain
+    size = root_mean_square(cotangent)
     noise = (spread / torch.where(size > 0, size, 1.0)).clamp(max=1.0)
-    return Signal(signal.value, signal.error, signal.cotangent, noise.maximum(signal.noise))
+    return noise.maximum(passed.cotangent_noise)

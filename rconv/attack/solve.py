@@ -78,15 +78,19 @@ def stacked(
     passed: Passed,
     weight_gradient: Tensor,
     precision: Tensor,
+    outputs: Tensor,
     gradients: bool = True,
 ) -> Solved:
-    """Weight constraints where the output is known, and gradient constraints if asked for."""
+    """Weight constraints where the output is known, and gradient constraints if asked for.
+
+    `outputs` (N,) is the `output_noise`.
+    """
     matrix = gradient_matrix(passed.cotangent, stage.geometry)
     rhs = gradient_rhs(weight_gradient)
     if not gradients:
         matrix, rhs = matrix[:, :0], rhs[:, :0]
     noise = torch.hypot(precision, passed.cotangent_noise)
-    output, parts, outputs = _weight_rhs(stage, passed), [], output_noise(stage, passed)
+    output, parts = _weight_rhs(stage, passed), []
     for i in range(len(noise)):
         system = StackedSystem(stage, matrix[i], rhs[i], output[i], passed.weight[i])
         own = float(noise[i] * root_mean_square(rhs[i : i + 1])[0]) if gradients else 0.0

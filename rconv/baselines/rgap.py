@@ -46,13 +46,6 @@ class RecursiveResult(BaselineResult):
     condition: Tensor
 
 
-class _Unweighted(StackedSystem):
-    """Equations as they come: R-GAP gives neither rows nor the two kinds a weight."""
-
-    def scaled(self) -> StackedSystem:
-        return self
-
-
 def attack(
     model: nn.Sequential,
     gradients: Gradients,
@@ -176,9 +169,9 @@ def _solve(stage: Stage, output: Tensor, back: Tensor, weight_gradient: Tensor) 
     known = output[0] if stage.bias is None else output[0] - stage.bias[:, None, None]
     matrix = gradient_matrix(back, stage.geometry)[0]
     rhs = gradient_rhs(weight_gradient)[0]
-    return solve_stacked(
-        _Unweighted(stage, matrix, rhs, known, torch.ones_like(known)), tolerance=0.0
-    )
+    # Equations as they come: R-GAP gives neither rows nor the two kinds a weight.
+    system = StackedSystem(stage, matrix, rhs, known, torch.ones_like(known))
+    return solve_stacked(system, tolerance=0.0, scaled=False)
 
 
 def _with_layers(
