@@ -1,6 +1,7 @@
 """Does this architecture leak? The plan's verdict, from the model alone and without data."""
 
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -81,8 +82,8 @@ def audit(
     ValueError
         `active` out of range.
     """
-    if not 0 < active <= 1:
-        raise ValueError(f"active must be a share in (0, 1], got {active}")
+    if not isinstance(active, Real) or not 0 < active <= 1:
+        raise ValueError(f"active must be a share in (0, 1], got {active!r}")
     network = read(model, input_shape)
     generator = torch.Generator().manual_seed(seed)
     layers = [_judge_head(network.head)]

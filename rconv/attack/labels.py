@@ -4,18 +4,19 @@ import torch
 from torch import Tensor
 
 
-def told_labels(logit_gradient: Tensor, logits: Tensor) -> Tensor:
+def told_labels(logit_gradient: Tensor, logits: Tensor | None = None) -> Tensor:
     """The class whose logit a step of cross-entropy pushes up.
 
     The derivative by the logits, softmax minus one-hot, is negative at the label and nowhere
     else. Where rounding has left no negative entry, the softmax is saturated at the right class,
-    and the label is the likeliest one. A single logit is that of class 1.
+    and the label is the likeliest one; without logits, that of the smallest entry. A single logit
+    is that of class 1.
 
     Parameters
     ----------
     logit_gradient : Tensor
         (N, K), up to a positive factor.
-    logits : Tensor
+    logits : Tensor, optional
         (N, K).
 
     Returns
@@ -25,5 +26,7 @@ def told_labels(logit_gradient: Tensor, logits: Tensor) -> Tensor:
     """
     if logit_gradient.shape[1] == 1:
         return (logit_gradient[:, 0] < 0).long()
+    if logits is None:
+        return logit_gradient.argmin(dim=1)
     told = (logit_gradient < 0).any(dim=1)
     return torch.where(told, logit_gradient.argmin(dim=1), logits.argmax(dim=1))

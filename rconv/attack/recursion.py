@@ -137,7 +137,7 @@ def _from_head(
     level = torch.stack(levels).norm(dim=0).clamp(max=1.0)
     cotangent = head.cotangent @ linear.weight
     # Each z̄ carries its own error; where the rows of V cancel, so that v̄ is small, it weighs more.
-    spread = level[:, None] * head.cotangent @ linear.weight.abs()
+    spread = level[:, None] * (head.cotangent.abs() @ linear.weight.abs())
     if noise.spread or noise.deviations:
         own = level * root_mean_square(head.cotangent)
         spread = torch.hypot(spread, own[:, None] * linear.weight.norm(dim=0))

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from rconv.attack.labels import told_labels
 from rconv.observe.observation import Gradients
 
 
@@ -40,9 +41,7 @@ def infer_labels(model: nn.Module, gradients: Gradients) -> Tensor:
     logit_gradient = gradients.get(f"{prefix}bias")
     if logit_gradient is None:
         logit_gradient = _up_to_size(gradients[f"{prefix}weight"])
-    if logit_gradient.shape[1] == 1:
-        return (logit_gradient[:, 0] < 0).long()
-    return logit_gradient.argmin(dim=1)
+    return told_labels(logit_gradient)
 
 
 def _up_to_size(weight_gradient: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from rconv.baselines.result import BaselineResult, Run, collect
 from rconv.observe.check import check_gradients
-from rconv.observe.observation import Gradients, Loss
+from rconv.observe.observation import Gradients, Loss, client_losses
 
 
 class Replay:
@@ -66,7 +66,7 @@ class Replay:
         self.named = {name: g.to(self.dtype) for name, g in checked.items()}
         self.observed = list(zip(*self.named.values(), strict=True))
         self.classes = self._classes()
-        self._loss = loss or (_logistic if self.classes == 1 else nn.functional.cross_entropy)
+        self._loss = loss
 
     def _classes(self) -> int:
         """Logits K of the model."""
@@ -89,11 +89,8 @@ class Replay:
 
     def gradients(self, image: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         """Gradients of the loss of one image (1, C, H, W), themselves differentiable."""
-        logits = self.model(image)
-        if self.classes == 1:
-            logits, target = logits[:, 0], target.to(self.dtype)
-        loss = self._loss(logits, target)
-        return torch.autograd.grad(loss, tuple(self.model.parameters()), create_graph=True)
+        loss = client_losses(self.model(image), target, self._loss)
+        return torch.autograd.grad(loss.sum(), tuple(self.model.parameters()), create_graph=True)
 
     def squared_distance(self, image: Tensor, target: Tensor, observed: Sequence[Tensor]) -> Tensor:
         """Sum of ‖own - observed‖² over the parameters (DLG)."""
@@ -117,7 +114,3 @@ class Replay:
 def squared_norm(gradients: Sequence[Tensor]) -> float:
     """‖g‖², the squared distance from an image whose gradients are zero."""
     return float(sum(g.double().square().sum() for g in gradients))
-
-
-def _logistic(logit: Tensor, target: Tensor) -> Tensor:
-    return nn.functional.binary_cross_entropy_with_logits(logit, target)

@@ -7,7 +7,7 @@ from typing import TextIO
 
 from rconv.cli.terminal import complain, say
 from rconv.data import datasets
-from rconv.lab.architectures import ACTIVATIONS, ARCHITECTURES
+from rconv.lab.architectures import ACTIVATIONS, ARCHITECTURES, SEED
 from rconv.lab.experiment import DTYPES
 
 
@@ -105,7 +105,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "-a", "--activation", choices=ACTIVATIONS, help="where the architecture leaves it open"
     )
     parser.add_argument(
-        "--seed", type=_seed, help="of the initialisation (default the paper's, 50)"
+        "--seed", type=_seed, help=f"of the initialisation (default the paper's, {SEED})"
     )
     parser.add_argument(
         "--filters", type=_filters, help="filters per convolution, e.g. 16,24,12,12"

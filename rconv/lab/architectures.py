@@ -85,6 +85,9 @@ everywhere, and `cnn6` with 3 filters in its last convolution, biases and severa
 
 ARCHITECTURES = {**PUBLISHED, **OTHERS}
 
+SEED = 50
+"""Of the published initialisation."""
+
 
 def build(
     name: str,
@@ -92,7 +95,7 @@ def build(
     classes: int = 10,
     activation: str | None = None,
     *,
-    seed: int = 50,
+    seed: int = SEED,
     filters: Sequence[int] | None = None,
     initialisation: str | None = None,
 ) -> nn.Sequential:
@@ -110,7 +113,7 @@ def build(
         Key of `ACTIVATIONS` for the layers whose activation is open, by default ReLU. An
         architecture that fixes every activation takes only its own.
     seed : int
-        Seeds the initialisation. With 50, networks in `PUBLISHED` have the published weights.
+        Seeds the initialisation. With `SEED`, networks in `PUBLISHED` have the published weights.
     filters : sequence of int, optional
         Filters per convolution, in place of the architecture's own.
     initialisation : str, optional
@@ -184,13 +187,8 @@ def published_constraints(name: str) -> str:
     return "gradient" if _lookup(name).activations[0] == "ReLU" else "paper"
 
 
-def loss_function(name: str) -> nn.Module:
-    """Loss that the clients of an architecture minimise (mean over a batch of one)."""
-    return nn.BCEWithLogitsLoss() if _lookup(name).logistic else nn.CrossEntropyLoss()
-
-
 def targets(name: str, labels: Tensor) -> Tensor:
-    """Targets of `loss_function`: the labels, or their parity where there is one logit."""
+    """What the loss is computed with: the labels, or their parity where there is one logit."""
     return labels % 2 if _lookup(name).logistic else labels
 
 

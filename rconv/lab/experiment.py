@@ -44,7 +44,7 @@ def run(
     architecture: str = "lenet_main",
     activation: str | None = None,
     *,
-    seed: int = 50,
+    seed: int = architectures.SEED,
     dtype: str = "float64",
     constraints: str = "auto",
     filters: Sequence[int] | None = None,
@@ -150,7 +150,7 @@ def model_settings(
     architecture: str,
     activation: str | None = None,
     *,
-    seed: int = 50,
+    seed: int = architectures.SEED,
     filters: Sequence[int] | None = None,
     initialisation: str | None = None,
     weights: str | None = None,
@@ -171,6 +171,5 @@ def client_gradients(
 ) -> dict[str, Tensor]:
     """Gradients that the clients send, one image each: name → `(N, *parameter shape)`."""
     targets = architectures.targets(architecture, truth.labels)
-    loss = architectures.loss_function(architecture)
-    gradients = per_sample_gradients(model, truth.images, targets, loss)
+    gradients = per_sample_gradients(model, truth.images, targets)
     return {name: g.to(DTYPES[dtype]) for name, g in gradients.items()}

@@ -83,7 +83,7 @@ def measure(
 ) -> dict[str, Experiment]:
     """Attack the images of a published notebook with its equations, and with ours.
 
-    Network, seed 50, initialisation, precision and images are those of the notebook.
+    Network, seed, initialisation, precision and images are those of the notebook.
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ def sweep(
     architecture: str = "lenet_main",
     activation: str | None = None,
     *,
-    seed: int = 50,
+    seed: int = architectures.SEED,
     data_dir: str | None = None,
     progress: bool = False,
 ) -> list[Record]:

@@ -1,10 +1,14 @@
 """What is known of the errors of the gradients, as data."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 
 import torch
 from torch import Tensor
+
+from rconv.linalg.solution import root_mean_square
 
 ARITHMETIC = 4 * torch.finfo(torch.float64).eps / 2
 """Relative error that float64 leaves even where nothing was sent with less: the roundings of the
@@ -37,9 +41,10 @@ class Noise:
 
     def __post_init__(self):
         for name in ("relative", "spread", "absolute"):
-            if not 0 <= getattr(self, name) < torch.inf:
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not 0 <= value < torch.inf:
                 raise ValueError(
-                    f"the {name} noise is {getattr(self, name)}: a standard deviation is a finite "
+                    f"the {name} noise is {value!r}: a standard deviation is a finite "
                     "number, 0 or more"
                 )
 
@@ -73,7 +78,7 @@ class Noise:
                 own[name] = deviation[index]
         return replace(self, deviations=own)
 
-    def deviation(self, name: str, gradient: Tensor) -> Tensor:
+    def deviation(self, name: str, gradient: Tensor, unit: Tensor | None = None) -> Tensor:
         """Standard deviation of each entry's error.
 
         Parameters
@@ -82,18 +87,23 @@ class Noise:
             The parameter.
         gradient : Tensor
             (N, *parameter shape), float64.
+        unit : Tensor, optional
+            (N,), what the gradients were divided by; 1 if not given.
 
         Returns
         -------
         Tensor
             Shaped as `gradient`, in its unit.
         """
-        mean_square = gradient.flatten(1).square().mean(dim=1)
         shape = (-1, *[1] * (gradient.dim() - 1))
-        variance = self.relative**2 * gradient.square() + self.absolute**2
-        variance = variance + self.spread**2 * mean_square.reshape(shape)
+        unit = gradient.new_ones(len(gradient)) if unit is None else unit
+        mean_square = gradient.flatten(1).square().mean(dim=1)
         own = torch.as_tensor(self.deviations.get(name, 0.0), dtype=torch.float64).to(gradient)
-        return (variance + own**2).sqrt()
+        variance = self.relative**2 * gradient.square()
+        variance = variance + self.spread**2 * mean_square.reshape(shape)
+        for absolute in (self.absolute, own):
+            variance = variance + (absolute / unit.reshape(shape)) ** 2
+        return variance.sqrt()
 
     def level(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor:
         """Relative error of one parameter's gradient, both as root mean squares.
@@ -112,15 +122,10 @@ class Noise:
         Tensor
             (N,), in [0, 1]: 1 where the gradient is smaller than its error.
         """
-        size = gradient.flatten(1).square().mean(dim=1).sqrt()
-        relative = max(self.relative, ARITHMETIC)
-        variance = relative**2 + self.spread**2
-        # Zeros are taken as they are: nothing tells how much of them was rounded away.
+        size = root_mean_square(gradient)
         size = torch.where(size > 0, size, torch.inf)
-        variance = variance + (self.absolute / unit / size) ** 2
-        own = self.deviations.get(name)
-        if own is not None:
-            own = torch.as_tensor(own, dtype=torch.float64).to(gradient).expand_as(gradient)
-            mean = own.flatten(1).square().mean(dim=1)
-            variance = variance + mean / (unit * size) ** 2
-        return variance.sqrt().nan_to_num(nan=1.0, posinf=1.0).clamp(max=1.0)
+        at_least = replace(self, relative=max(self.relative, ARITHMETIC))
+        level = root_mean_square(at_least.deviation(name, gradient, unit)) / size
+        # Zeros are taken as they are: nothing tells how much of them was rounded away.
+        least = math.hypot(at_least.relative, self.spread)
+        return level.nan_to_num(nan=1.0, posinf=1.0).clamp(min=min(least, 1.0), max=1.0)
