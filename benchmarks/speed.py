@@ -63,7 +63,7 @@ def layer_systems(attack: Attack, gradients: dict, count: int) -> list[tuple]:
         matrix = gradient_matrix(passed.cotangent, stage.geometry)
         systems.append((matrix, gradient_rhs(weight_gradient)))
         solved, _ = solve_layer(LayerPlan(stage, "gradient"), passed, weight_gradient, noise)
-        output, cotangent = solved.solution.value, stage.transpose(passed.cotangent)
+        output, cotangent = solved.value, stage.transpose(passed.cotangent)
     return systems
 
 
@@ -75,7 +75,7 @@ def bare_calls(systems: list[tuple], sparse, rhs: torch.Tensor) -> None:
         x = torch.cholesky_solve(matrix.mT @ b, factor)
         for _ in range(2):
             x = x + torch.cholesky_solve(matrix.mT @ (b - matrix @ x), factor)
-    sparse.solve(rhs)
+    sparse.solve(sparse.rows(rhs))
 
 
 def dense_calls(systems: list[tuple], dense: torch.Tensor, rhs: torch.Tensor) -> None:

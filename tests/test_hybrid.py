@@ -13,6 +13,7 @@ from rconv.equations.gradient import gradient_matrix
 from rconv.equations.system import StackedSystem
 from rconv.equations.weight import weight_matrix
 from rconv.linalg.dense import solve_stacked
+from rconv.linalg.equations import Declined, residual
 from rconv.model.activations import from_module
 from rconv.model.geometry import Geometry, Stage
 
@@ -44,9 +45,11 @@ def rows(system):
     g = system.stage.geometry
     weight = torch.from_numpy(weight_matrix(system.stage.weight, g).toarray())
     worth = system.row_weight.reshape(-1, 1)
-    blocks = torch.kron(torch.eye(g.input[0], dtype=torch.float64), system.matrix)
+    # The order is that of the system: a row of A for each channel in turn.
+    one = torch.eye(g.input[0], dtype=torch.float64)
+    blocks = torch.einsum("mp,cd->mcdp", system.matrix, one).reshape(-1, g.unknowns)
     matrix = torch.cat([blocks, worth * weight])
-    rhs = torch.cat([system.rhs.T.reshape(-1, 1), worth * system.output.reshape(-1, 1)])
+    rhs = torch.cat([system.gradient.reshape(-1, 1), worth * system.output.reshape(-1, 1)])
     return matrix, rhs
 
 
@@ -60,12 +63,12 @@ def test_normal_matrix_residual_and_adjoint_are_those_of_the_rows(g, seed):
     system, _ = system_of(g, known=0.6, seed=seed)
     matrix, rhs = rows(system)
     x = normal(g.unknowns, 1, seed=seed + 7)
-    gradient, weight = system.residual(x)
     left = rhs - matrix @ x
-    stacked = torch.cat([gradient.T.reshape(-1, 1), weight.reshape(-1, 1)])
-    torch.testing.assert_close(stacked, left, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(system.normal_matrix(), matrix.T @ matrix, rtol=1e-10, atol=1e-10)
-    back = system.adjoint(gradient, weight)
+    found = residual(system, x[None])
+    torch.testing.assert_close(found[0], left, rtol=1e-10, atol=1e-10)
+    gram = system.normal_matrix()[0]
+    torch.testing.assert_close(gram, matrix.T @ matrix, rtol=1e-10, atol=1e-10)
+    back = system.adjoint(found)[0]
     torch.testing.assert_close(back, matrix.T @ left, rtol=1e-10, atol=1e-10)
 
 
@@ -84,11 +87,11 @@ def test_a_known_input_is_recovered(known, gradient):
     matrix, _ = rows(system.scaled())
     rank = int(torch.linalg.matrix_rank(matrix, rtol=1e-9))
     found = solve_stacked(system, EPS)
-    assert found.value.shape == (1, G.unknowns)
+    assert found.value[..., 0].shape == (1, G.unknowns)
     assert found.rank.item() == rank
     assert found.residual.item() < 1e-13
     if rank == G.unknowns:
-        assert relative_error(found.value[0], x.flatten()) < 1e-11
+        assert relative_error(found.value[0, :, 0], x.flatten()) < 1e-11
 
 
 @pytest.mark.parametrize("known", [0.3, 1.0])
@@ -96,13 +99,13 @@ def test_noisy_equations_are_solved_as_dense_least_squares_of_the_stacked_rows(k
     system, _ = system_of(G, known)
     noisy = replace(
         system,
-        rhs=system.rhs + 0.1 * normal(*system.rhs.shape, seed=5),
+        gradient=system.gradient + 0.1 * normal(*system.gradient.shape, seed=5),
         output=system.output + 0.1 * normal(*system.output.shape, seed=6),
     )
     matrix, rhs = rows(noisy.scaled())
     found = solve_stacked(noisy, EPS)
     expected = lstsq(matrix, rhs)
-    torch.testing.assert_close(found.value.T, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.value[..., 0].T, expected, rtol=1e-9, atol=1e-9)
     left = (rhs - matrix @ expected).norm() / rhs.norm()
     assert found.residual.item() == pytest.approx(left.item(), rel=1e-6)
 
@@ -125,21 +128,25 @@ SHORT = [
 @pytest.mark.parametrize(("geometry", "known", "gradient_rows"), SHORT)
 def test_short_rank_is_counted_and_solved_with_minimum_norm(geometry, known, gradient_rows):
     system, x = system_of(geometry, known)
-    system = replace(system, matrix=system.matrix[:gradient_rows], rhs=system.rhs[:gradient_rows])
+    system = replace(
+        system, matrix=system.matrix[:gradient_rows], gradient=system.gradient[:gradient_rows]
+    )
     matrix, rhs = rows(system.scaled())
     rank = int(torch.linalg.matrix_rank(matrix, rtol=1e-8))
     assert rank < geometry.unknowns
     found = solve_stacked(system, EPS)
     assert found.rank.item() == rank
     assert found.residual.item() < 1e-10
-    torch.testing.assert_close(found.value.T, lstsq(matrix, rhs), rtol=1e-7, atol=1e-9)
-    assert found.value.norm() <= x.norm() * (1 + 1e-9)
+    torch.testing.assert_close(found.value[..., 0].T, lstsq(matrix, rhs), rtol=1e-7, atol=1e-9)
+    assert found.value[..., 0].norm() <= x.norm() * (1 + 1e-9)
 
 
 def test_no_equation_at_all_gives_zero_and_rank_zero():
     system, _ = system_of(G, 0.0)
-    found = solve_stacked(replace(system, matrix=system.matrix * 0, rhs=system.rhs * 0), EPS)
-    assert (found.rank.item(), found.value.abs().max().item()) == (0, 0.0)
+    found = solve_stacked(
+        replace(system, matrix=system.matrix * 0, gradient=system.gradient * 0), EPS
+    )
+    assert (found.rank.item(), found.value[..., 0].abs().max().item()) == (0, 0.0)
     assert found.condition.item() == math.inf
 
 
@@ -153,7 +160,7 @@ def test_the_condition_is_that_of_the_scaled_rows():
 
 def test_both_blocks_are_scaled_to_a_mean_row_norm_of_one():
     system, _ = system_of(G, 0.5)
-    scaled = replace(system, matrix=system.matrix * 1e6, rhs=system.rhs * 1e6).scaled()
+    scaled = replace(system, matrix=system.matrix * 1e6, gradient=system.gradient * 1e6).scaled()
     assert scaled.matrix.norm(dim=1).mean().item() == pytest.approx(1)
     worth = (scaled.stage.row_norms() * scaled.row_weight)[scaled.row_weight > 0]
     assert worth.mean().item() == pytest.approx(1)
@@ -162,9 +169,11 @@ def test_both_blocks_are_scaled_to_a_mean_row_norm_of_one():
 @pytest.mark.parametrize("unit", [1e-150, 1e-20, 1e20, 1e150])
 def test_the_unit_of_the_gradient_rows_does_not_matter(unit):
     system, x = system_of(G, 0.5)
-    found = solve_stacked(replace(system, matrix=system.matrix * unit, rhs=system.rhs * unit), EPS)
+    found = solve_stacked(
+        replace(system, matrix=system.matrix * unit, gradient=system.gradient * unit), EPS
+    )
     assert found.rank.item() == G.unknowns
-    assert relative_error(found.value[0], x.flatten()) < 1e-11
+    assert relative_error(found.value[0, :, 0], x.flatten()) < 1e-11
 
 
 def test_a_row_of_little_weight_hardly_matters_and_one_of_none_not_at_all():
@@ -173,7 +182,7 @@ def test_a_row_of_little_weight_hardly_matters_and_one_of_none_not_at_all():
     output[0, 0, 0], row_weight[0, 0, 0] = 1e6, 0.0
     output[1, 2, 2], row_weight[1, 2, 2] = output[1, 2, 2] + 1, 1e-9
     found = solve_stacked(replace(system, output=output, row_weight=row_weight), EPS)
-    assert relative_error(found.value[0], x.flatten()) < 1e-7
+    assert relative_error(found.value[0, :, 0], x.flatten()) < 1e-7
 
 
 def test_amplification_is_what_noise_does():
@@ -185,11 +194,12 @@ def test_amplification_is_what_noise_does():
     for trial in range(60):
         moved = replace(
             system,
-            rhs=system.rhs + noise * size * normal(*system.rhs.shape, seed=2 * trial + 100),
+            gradient=system.gradient
+            + noise * size * normal(*system.gradient.shape, seed=2 * trial + 100),
             output=system.output
             + noise * size / system.row_weight * normal(*system.output.shape, seed=2 * trial + 101),
         )
-        squares.append((solve_stacked(moved, EPS).value[0] - x.flatten()).square().mean())
+        squares.append((solve_stacked(moved, EPS).value[0, :, 0] - x.flatten()).square().mean())
     measured = (torch.stack(squares).mean() / x.square().mean()).sqrt().item() / noise
     found = solve_stacked(system, EPS).amplification.item()
     assert measured / 3 < found < measured * 3
@@ -198,12 +208,14 @@ def test_amplification_is_what_noise_does():
 def test_amplification_of_a_short_system_is_that_of_the_directions_it_knows():
     """An estimate of √(mean of 1 / σ²) · rms(b) / rms(x), over the directions that count."""
     system, _ = system_of(G, 0.15)
-    system = replace(system, matrix=system.matrix[:1], rhs=system.rhs[:1])
+    system = replace(system, matrix=system.matrix[:1], gradient=system.gradient[:1])
     matrix, rhs = rows(system.scaled())
     found = solve_stacked(system, EPS)
     values = torch.linalg.svdvals(matrix)[: found.rank.item()]
     spread = (values**-2).sum().div(G.unknowns).sqrt()
-    expected = spread * rhs[rhs != 0].square().mean().sqrt() / found.value.square().mean().sqrt()
+    expected = (
+        spread * rhs[rhs != 0].square().mean().sqrt() / found.value[..., 0].square().mean().sqrt()
+    )
     assert expected / 1.5 < found.amplification.item() < expected * 1.5
 
 
@@ -215,9 +227,9 @@ def test_refinement_keeps_the_digits_that_the_normal_equations_lose(worth):
     row_weight = system.row_weight.clone()
     row_weight[:, 2, 1] = worth
     found = solve_stacked(replace(system, row_weight=row_weight), EPS)
-    assert relative_error(found.value[0], x.flatten()) < 1e-12
+    assert relative_error(found.value[0, :, 0], x.flatten()) < 1e-12
     hidden = system_of(G, 0.9)[0]
-    mixed = replace(hidden, matrix=hidden.matrix[:1], rhs=hidden.rhs[:1])
+    mixed = replace(hidden, matrix=hidden.matrix[:1], gradient=hidden.gradient[:1])
     scaled_down = replace(
         mixed,
         row_weight=mixed.row_weight * (1 - (1 - worth) * (torch.arange(6)[None, :, None] > 2)),
@@ -225,7 +237,7 @@ def test_refinement_keeps_the_digits_that_the_normal_equations_lose(worth):
     matrix, rhs = rows(scaled_down.scaled())
     values = torch.linalg.svdvals(matrix)
     found = solve_stacked(scaled_down, EPS)
-    error = relative_error(found.value.T, lstsq(matrix, rhs))
+    error = relative_error(found.value[..., 0].T, lstsq(matrix, rhs))
     assert found.rank.item() == G.unknowns
     assert error < 100 * EPS * (values[0] / values[-1]).item()
 
@@ -238,6 +250,39 @@ def test_a_faint_direction_counts_beside_one_that_is_not_seen():
     row_weight[:, 2, 1], row_weight[:, 0, 0] = 1e-5, 0.0
     found = solve_stacked(replace(system, row_weight=row_weight), EPS)
     assert found.rank.item() == 15
-    value = found.value.reshape(4, 4)
+    value = found.value[..., 0].reshape(4, 4)
     assert value[0, 0] == 0
     assert relative_error(value.flatten()[1:], x.flatten()[1:]) < 1e-9
+
+
+def test_more_unknowns_than_the_budget_are_declined_before_the_work():
+    system, _ = system_of(G)
+    with pytest.raises(Declined, match=f"{G.unknowns} unknowns, more than 10"):
+        solve_stacked(system, EPS, budget=10)
+
+
+def test_rows_are_weighed_by_their_own_error():
+    """Two filters of three carry a hundredth of the noise: the answer is theirs."""
+    system, x = system_of(G, 1.0)
+    error = torch.full((3, 1, 1), 1e-6, dtype=torch.float64)
+    error[0] = 1e-4
+    moved = replace(
+        system,
+        output=system.output + error / system.row_weight * normal(*system.output.shape, seed=9),
+        gradient=system.gradient + 1e-6 * normal(*system.gradient.shape, seed=10),
+        gradient_error=torch.tensor(1e-6).double(),
+        output_error=error,
+    )
+    by_size, by_noise = (
+        relative_error(solve_stacked(moved, EPS, weigh=w).value.flatten(), x.flatten())
+        for w in ("size", "noise")
+    )
+    assert by_noise < by_size / 10
+    found = solve_stacked(moved, EPS, weigh="noise")
+    assert by_noise / 5 < found.error.item() < 5 * by_noise
+
+
+def test_where_an_error_is_unknown_rows_are_weighed_by_their_size():
+    system, _ = system_of(G, 0.5)
+    system = replace(system, gradient_error=torch.tensor(1.0).double())
+    torch.testing.assert_close(system.whitened().matrix, system.scaled().matrix)

@@ -10,11 +10,24 @@ from hypothesis import strategies as st
 from scipy import sparse
 from small import SEEDS, normal, relative_error
 
-from rconv.linalg.normal import independent, least_squares, minimum_norm
+from rconv.linalg import normal as solvers
+from rconv.linalg.equations import Declined, DenseRows, SparseRows
+from rconv.linalg.normal import independent
+from rconv.linalg.refine import LIMIT, refine
 from rconv.linalg.solution import CONDITION_LIMIT, Solution, relative, root_mean_square
 from rconv.linalg.sparse import SparseSystem
 
 EPS = 2.0**-53
+
+
+def least_squares(matrix, rhs, tolerance):
+    return solvers.least_squares(DenseRows(matrix, rhs), tolerance)
+
+
+def minimum_norm(matrix, rhs, tolerance):
+    return solvers.minimum_norm(DenseRows(matrix, rhs), tolerance)
+
+
 SOLVERS = pytest.mark.parametrize("solve", [least_squares, minimum_norm])
 
 
@@ -190,7 +203,8 @@ def test_relative_and_root_mean_square():
 
 def solution(*values):
     t = torch.tensor(values).double()
-    return Solution(t[:, None, None], t.long(), t, t, t)
+    words = tuple(map(str, values))
+    return Solution(t[:, None, None], t.long(), t, t, t, t, t.long(), words, words)
 
 
 def test_solutions_are_joined_and_replaced_image_by_image():
@@ -214,8 +228,8 @@ def test_a_sparse_system_recovers_known_solutions_and_says_how_well(rows, condit
     assert system.regular
     x = normal(3, 20)
     rhs = torch.from_numpy(x.numpy() @ matrix.T)
-    found = system.solve(rhs)
-    assert relative_error(found.value, x) < 1e3 * condition * EPS
+    found = system.solve(system.rows(rhs))
+    assert relative_error(found.value[..., 0], x) < 1e3 * condition * EPS
     assert found.rank.tolist() == [20] * 3
     assert (found.residual < 1e-13).all()
     assert (condition / 3 <= found.condition).all() and (found.condition <= condition * 1.01).all()
@@ -227,9 +241,10 @@ def test_a_sparse_system_recovers_known_solutions_and_says_how_well(rows, condit
 def test_a_tall_sparse_system_is_least_squares_where_it_is_inconsistent():
     matrix = sparse_matrix(40, 20, 100)
     rhs = normal(2, 40)
-    found = SparseSystem(matrix).solve(rhs)
+    system = SparseSystem(matrix)
+    found = system.solve(system.rows(rhs))
     expected = np.linalg.lstsq(matrix.toarray(), rhs.numpy().T, rcond=None)[0].T
-    np.testing.assert_allclose(found.value.numpy(), expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(found.value[..., 0].numpy(), expected, rtol=1e-9, atol=1e-9)
     left = np.linalg.norm(rhs.numpy() - expected @ matrix.T, axis=1)
     expected = left / np.linalg.norm(rhs.numpy(), axis=1)
     np.testing.assert_allclose(found.residual.numpy(), expected, rtol=1e-9)
@@ -298,3 +313,59 @@ def test_amplification_of_independent_systems_is_dominated_by_the_larger_solutio
         errors.append((solved(moved).value - exact.value).square().sum())
     measured = float((torch.stack(errors).mean() / exact.value.square().sum()).sqrt()) / noise
     assert measured / 2 < exact.amplification.item() < measured * 2
+
+
+def test_a_solution_says_how_it_was_found():
+    matrix = with_singular_values(geometric(10.0, 6), 9)[None]
+    short = matrix.clone()
+    short[:, :, 0] = 0
+    rhs = normal(2, 9, 1)
+    found = least_squares(torch.cat([matrix, short]), rhs, EPS)
+    assert found.method == ("Cholesky", "SVD")
+    assert found.status == ("converged", "direct")
+    assert found.iterations.tolist()[1] == 0
+    system = SparseSystem(sparse.csr_matrix(matrix[0].numpy()))
+    found = system.solve(system.rows(rhs[..., 0]))
+    assert found.method == ("sparse LU",) * 2
+    assert found.status == ("converged",) * 2
+
+
+def test_corrections_are_counted_and_a_stall_is_told():
+    start = torch.full((3, 1, 1), 0.9, dtype=torch.float64)
+    truth = torch.tensor([1.0, 1.0, 1.0]).reshape(3, 1, 1).double()
+    factor = torch.tensor([1.0, 0.9, 0.0]).reshape(3, 1, 1).double()
+    value, iterations, status = refine(lambda x: factor * (truth - x) + (factor == 0) * 1.0, start)
+    assert status == ("converged", "converged", "stalled")
+    assert iterations[0] < iterations[1] < LIMIT and iterations[2] == 0
+    assert value[:2].flatten().tolist() == pytest.approx([1, 1])
+
+
+def test_the_expected_error_is_that_of_the_rows_deviations():
+    matrix, x = with_singular_values(geometric(100.0, 8), 20)[None], normal(1, 8, 1)
+    deviation = 1e-3 * torch.ones(1, 20, 1, dtype=torch.float64)
+    deviation[:, :10] = 0
+    found = solvers.least_squares(DenseRows(matrix, matrix @ x, deviation), EPS)
+    relative = deviation.square().mean().sqrt() / (matrix @ x).square().mean().sqrt()
+    assert found.error.item() == pytest.approx((found.amplification * relative).item(), rel=1e-9)
+    assert least_squares(matrix, matrix @ x, EPS).error.item() == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_kind_of_rows_has_an_adjoint_and_a_normal_matrix(seed):
+    matrix, rhs = normal(2, 7, 4, seed=seed), normal(2, 7, 1, seed=seed + 1)
+    kinds = [
+        DenseRows(matrix, rhs),
+        SparseRows(sparse.csr_matrix(matrix[0].numpy()), rhs, torch.zeros(())),
+    ]
+    for rows in kinds:
+        x, r = normal(2, rows.unknowns, 1, seed=seed + 2), normal(2, 7, 1, seed=seed + 3)
+        forth = (rows.product(x) * r).sum()
+        assert forth.item() == pytest.approx((x * rows.adjoint(r)).sum().item())
+        twice = rows.adjoint(rows.product(x))
+        torch.testing.assert_close(rows.normal_matrix() @ x, twice)
+
+
+def test_a_factorisation_declines_the_equations_of_another_matrix():
+    one, other = (SparseSystem(sparse_matrix(20, 20, 10, seed)) for seed in (0, 1))
+    with pytest.raises(Declined, match="another matrix"):
+        one.solve(other.rows(normal(1, 20)))

@@ -2,16 +2,20 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import sparse
-from small import network, normal, observe, uniform
+from small import SEEDS, network, normal, observe, uniform
 from torch import nn
 
 from rconv.attack.attack import Attack
 from rconv.attack.backward import settle_sides, through_activation
+from rconv.attack.scale import scales
 from rconv.data.datasets import load
 from rconv.equations.weight import weight_matrix
 from rconv.lab.architectures import build
 from rconv.lab.metrics import psnr
+from rconv.linalg.equations import DenseRows
 from rconv.linalg.normal import least_squares
 from rconv.linalg.sparse import SparseSystem
 from rconv.model.activations import from_module
@@ -50,13 +54,13 @@ def test_a_square_first_layer_knows_what_float16_leaves_of_it():
     system = SparseSystem(weight_matrix(stage.weight, stage.geometry))
     x = uniform(1, 3072)
     rhs = torch.from_numpy(x.numpy() @ system.matrix.T)
-    assert system.solve(rhs).rank.item() == 3072
+    assert system.solve(system.rows(rhs)).rank.item() == 3072
     noise = 2.0**-11
     moved = rhs + noise * rhs.square().mean().sqrt() * normal(*rhs.shape)
-    found = system.solve(moved, noise)
+    found = system.solve(system.rows(moved), noise)
     assert 3000 < found.rank.item() < 3072
-    error = ((found.value - x).norm() / x.norm()).item()
-    whole = ((system.solve(moved).value - x).norm() / x.norm()).item()
+    error = ((found.value[..., 0] - x).norm() / x.norm()).item()
+    whole = ((system.solve(system.rows(moved)).value[..., 0] - x).norm() / x.norm()).item()
     assert error < whole / 3
     assert noise < found.amplification.item() * noise < 10 * error + 0.1
 
@@ -67,10 +71,10 @@ def test_directions_that_are_left_out_are_those_of_the_singular_value_decomposit
 
     system = SparseSystem(sparse.csr_matrix(matrix.numpy()))
     rhs = normal(2, 40)
-    found = system.solve(rhs, 1e-3)
+    found = system.solve(system.rows(rhs), 1e-3)
     inverse = torch.linalg.pinv(matrix, rtol=1e-3)
     assert found.rank.tolist() == [int(torch.linalg.matrix_rank(matrix, rtol=1e-3))] * 2
-    torch.testing.assert_close(found.value, rhs @ inverse.T, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.value[..., 0], rhs @ inverse.T, rtol=1e-6, atol=1e-6)
 
 
 def test_refinement_goes_on_while_it_helps():
@@ -78,7 +82,7 @@ def test_refinement_goes_on_while_it_helps():
     left, right = torch.linalg.qr(normal(60, 40)).Q, torch.linalg.qr(normal(40, 40, seed=1)).Q
     matrix = (left * torch.logspace(0, -6.95, 40).double() @ right.T)[None]
     x = normal(1, 40, 2, seed=2)
-    found = least_squares(matrix, matrix @ x, 1e-16)
+    found = least_squares(DenseRows(matrix, matrix @ x), 1e-16)
     assert ((found.value - x).norm() / x.norm()).item() < 1e-8
 
 
@@ -117,6 +121,15 @@ def test_a_noise_that_drowns_every_direction_that_is_looked_for():
     system = SparseSystem(
         sparse.csr_matrix(torch.diag(torch.logspace(0, -2, 200).double()).numpy())
     )
-    found = system.solve(normal(1, 200), 0.9)
+    found = system.solve(system.rows(normal(1, 200)), 0.9)
     assert found.rank.item() == 200 - 128 and found.value.isfinite().all()
     assert found.condition.isfinite().all() and found.amplification.isfinite().all()
+
+
+@given(SEEDS, st.integers(1, 4))
+@settings(deadline=None)
+def test_a_head_without_a_bias_always_has_a_scale(seed, classes):
+    """With another loss none may fit: then the head had no candidate, and the attack crashed."""
+    w, left = normal(classes, seed=seed), normal(classes, seed=seed + 1) * 10.0 ** (seed % 7 - 3)
+    found, mismatch = scales(w, left)
+    assert found and 0 <= mismatch

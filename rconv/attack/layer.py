@@ -8,7 +8,7 @@ from torch import Tensor
 from rconv.attack.backward import Passed
 from rconv.attack.plan import LayerPlan
 from rconv.attack.report import LayerReport
-from rconv.attack.solve import Solved, by_gradient, by_weight, output_noise, stacked
+from rconv.attack.solve import by_gradient, by_weight, output_noise, stacked
 from rconv.linalg.solution import Solution
 from rconv.model.geometry import Stage
 
@@ -27,7 +27,7 @@ def solve_layer(
     precision: Tensor,
     *,
     frugal: bool = False,
-) -> tuple[Solved, LayerReport]:
+) -> tuple[Solution, LayerReport]:
     """Solve for the input of a convolution.
 
     With `auto`, the cheapest kind that may suffice is tried first, then hybrid for the images
@@ -48,8 +48,8 @@ def solve_layer(
 
     Returns
     -------
-    Solved
-        The layer's input, (N, C·H·W).
+    Solution
+        The layer's input, value (N, C·H·W), and its expected error.
     LayerReport
         How well it is determined.
     """
@@ -69,14 +69,14 @@ def solve_layer(
             hybrid = kind == "hybrid"
             parts.append(stacked(plan.stage, own, gradient, told, noise[where], hybrid))
         order.append(where)
-    solved = Solved.concatenate(parts).select(torch.cat(order).argsort())
+    solved = Solution.concatenate(parts).select(torch.cat(order).argsort())
     if plan.kind == "auto" and plan.affordable and not frugal:
         for i in _unsure(plan.stage, solved, kinds, noise):
             own, gradient = passed.select([i]), weight_gradient[[i]]
             other = stacked(plan.stage, own, gradient, precision[[i]], noise[[i]])
             if _better(other, solved, i):
                 solved, kinds[i] = solved.replace(i, other), "hybrid"
-    return solved, _report(plan.stage, solved.solution, passed, kinds)
+    return solved, _report(plan.stage, solved, passed, kinds)
 
 
 def _groups(
@@ -89,18 +89,18 @@ def _groups(
         yield *key, torch.tensor(where, device=device)
 
 
-def _unsure(stage: Stage, solved: Solved, kinds: list[str], noise: Tensor) -> list[int]:
+def _unsure(stage: Stage, solved: Solution, kinds: list[str], noise: Tensor) -> list[int]:
     """Images short of rank, or whose equations amplify the noise too much, not yet hybrid."""
     error, growth = solved.error, solved.error / noise.clamp(min=1e-300)
     unsure = (error > NOISY) & (noise < 1)
     unsure |= (error > ERROR_LIMIT) & (growth > MILD)
-    unsure |= solved.solution.rank < stage.geometry.unknowns
+    unsure |= solved.rank < stage.geometry.unknowns
     return [i for i in unsure.nonzero()[:, 0].tolist() if kinds[i] != "hybrid"]
 
 
-def _better(other: Solved, solved: Solved, i: int) -> bool:
+def _better(other: Solution, solved: Solution, i: int) -> bool:
     """Whether the answer to image i has more rank, or as much and the smaller error."""
-    own, new = int(solved.solution.rank[i]), int(other.solution.rank[0])
+    own, new = int(solved.rank[i]), int(other.rank[0])
     return new > own or (new == own and bool(other.error[0] < solved.error[i]))
 
 

@@ -94,7 +94,7 @@ def recursion(
         precision = noise.level(f"{stage.name}.weight", weight_gradient, unit)
         solved, report = solve_layer(plan, passed, weight_gradient, precision, frugal=frugal)
         reports.append(report)
-        value = solved.solution.value.reshape(-1, *g.input)
+        value = solved.value.reshape(-1, *g.input)
         cotangent = stage.transpose(passed.cotangent)
         signal = Signal(
             value,

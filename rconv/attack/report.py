@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, fields
 
-import torch
 from torch import Tensor
+
+from rconv.linalg import batch
 
 CLEAR = 1e-2
 """Expected relative error up to which an image can be called unique. It is 40 dB below the
@@ -19,7 +20,7 @@ class ShortRankError(ValueError):
 class LayerReport:
     """How well one layer's input is determined, for N images.
 
-    Attributes
+    Parameters
     ----------
     name : str
         The layer.
@@ -112,12 +113,12 @@ class Reconstruction:
 
     def select(self, index: Tensor | list[int]) -> "Reconstruction":
         """The reconstructions of some of the images."""
-        return _map(self, lambda field: _index(field, index))
+        return _map(self, lambda field: batch.index(field, index))
 
     @staticmethod
     def concatenate(parts: list["Reconstruction"]) -> "Reconstruction":
         """Reconstructions of several groups of images, one after the other."""
-        return _map(parts[0], lambda *chunk: _join(chunk), *parts[1:])
+        return _map(parts[0], lambda *chunk: batch.join(chunk), *parts[1:])
 
     def raise_if_short(self) -> None:
         """Raise `ShortRankError` if any layer of any image is short of rank."""
@@ -154,15 +155,3 @@ def _map(first, function, *others):
         else:
             values[field.name] = parts[0]
     return type(first)(**values)
-
-
-def _index(field: Tensor | tuple, index: Tensor | list[int]) -> Tensor | tuple:
-    if isinstance(field, tuple):
-        return tuple(field[i] for i in torch.as_tensor(index).tolist())
-    return field[index]
-
-
-def _join(parts: tuple) -> Tensor | tuple:
-    if isinstance(parts[0], tuple):
-        return sum(parts, ())
-    return torch.cat(parts)

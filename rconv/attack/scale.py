@@ -33,7 +33,7 @@ def scales(logits: Tensor, left: Tensor) -> tuple[list[float], float]:
     Returns
     -------
     list of float
-        The scales, negative ones included.
+        The scales, at least one, negative ones included.
     float
         Relative mismatch of the best of them: not small where the loss is not cross-entropy.
     """
@@ -45,8 +45,10 @@ def scales(logits: Tensor, left: Tensor) -> tuple[list[float], float]:
         if size > 0:
             solve = _closed_roots if len(difference) == 1 else _searched_roots
             found += [sign * t for t in solve(difference, size)]
+    # Where no scale fits, which another loss may bring about, that of a probability of one half.
+    found = found or [2 * float(left.abs().max())]
     misses = [_mismatch(w, left, t) for t in found]
-    least = min(misses, default=1.0)
+    least = min(misses)
     if len(w) > 2:
         found = [t for t, miss in zip(found, misses, strict=True) if miss <= least + 1e-7]
     return found, least

@@ -171,7 +171,7 @@ def _solve(stage: Stage, output: Tensor, back: Tensor, weight_gradient: Tensor) 
     rhs = gradient_rhs(weight_gradient)[0]
     # Equations as they come: R-GAP gives neither rows nor the two kinds a weight.
     system = StackedSystem(stage, matrix, rhs, known, torch.ones_like(known))
-    return solve_stacked(system, tolerance=0.0, scaled=False)
+    return solve_stacked(system, tolerance=0.0, weigh=None)
 
 
 def _with_layers(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rconv.equations.weight import weight_gram
+from rconv.linalg.equations import FREE, UNKNOWN
 from rconv.model.geometry import Stage
 
 TRUST = 1e3
@@ -20,7 +21,10 @@ their condition limit of 1e7 leaves room for no more than this beside the equati
 
 @dataclass(frozen=True)
 class StackedSystem:
-    """The stacked, weighted equations of one image.
+    """The stacked, weighted equations of one image; see `rconv.linalg.equations.Equations`.
+
+    The unknown is vec(X), (1, C·H·W, 1). The rows are those of the gradients, channel by channel
+    of each, then those of the weights.
 
     Parameters
     ----------
@@ -28,61 +32,61 @@ class StackedSystem:
         The convolution.
     matrix : Tensor
         A, (D·kh·kw, H·W), or (0, H·W) where only weight constraints are used.
-    rhs : Tensor
+    gradient : Tensor
         (D·kh·kw, C), right-hand sides of A.
     output : Tensor
         O - b where it is known, (D, Ho, Wo).
     row_weight : Tensor
         (D, Ho, Wo), weight of each weight row, 0 where the output is unknown.
+    gradient_error : Tensor
+        Standard deviation of the errors of `gradient`, broadcasts to (D·kh·kw, 1).
+    output_error : Tensor
+        That of `output` times `row_weight`, broadcasts to (D, Ho, Wo).
+    bounds : tuple of float
+        Of X.
     """
 
     stage: Stage
     matrix: Tensor
-    rhs: Tensor
+    gradient: Tensor
     output: Tensor
     row_weight: Tensor
+    gradient_error: Tensor = UNKNOWN
+    output_error: Tensor = UNKNOWN
+    bounds: tuple[float, float] = FREE
 
-    def scaled(self) -> "StackedSystem":
-        """Both blocks divided by their mean row norm, so that neither drowns the other."""
-        a, m = (1 / size for size in self._row_norms())
-        return self.weighted(a, m)
+    @property
+    def unknowns(self) -> int:
+        """n = C·H·W."""
+        return self.stage.geometry.unknowns
 
-    def whitened(self, gradient_error: float, output_error: float) -> tuple["StackedSystem", float]:
-        """Rows divided by their own error, as far as `TRUST` allows, and the error that is left.
+    @property
+    def rhs(self) -> Tensor:
+        """b, (1, m, 1)."""
+        return self._rows(self.gradient, self.row_weight * self.output)
 
-        Parameters
-        ----------
-        gradient_error : float
-            Standard deviation of the error of a gradient row.
-        output_error : float
-            Standard deviation of the error of a weight row (output times `row_weight`).
+    @property
+    def deviation(self) -> Tensor:
+        """Standard deviation of b's errors, (1, m, 1); 0 for rows that are not used."""
+        weight = self.output_error * (self.row_weight > 0)
+        return self._rows(self.gradient_error.expand_as(self.gradient), weight)
 
-        Returns
-        -------
-        StackedSystem
-            Scaled to a mean row norm of about one.
-        float
-            Standard deviation of its rows' errors.
-        """
-        a, m = self._row_norms()
-        gradient_error, output_error = gradient_error / a, output_error / m
-        if not len(self.matrix) or gradient_error == 0 or output_error == 0:
-            return self.weighted(1 / a, 1 / m), max(gradient_error, output_error)
-        ratio = min(max(output_error / gradient_error, 1 / TRUST), TRUST)
-        error = max(gradient_error, output_error / ratio)
-        return self.weighted(1 / a, 1 / m / ratio), error
+    def product(self, x: Tensor) -> Tensor:
+        """A x of all rows: (1, n, 1) → (1, m, 1)."""
+        image = x.reshape(1, *self.stage.geometry.input)
+        own = self.matrix @ image[0].flatten(1).T
+        return self._rows(own, self.row_weight * self.stage.convolve(image)[0])
 
-    def weighted(self, gradient: float, weight: float) -> "StackedSystem":
-        """Both blocks multiplied by a factor each."""
-        return replace(
-            self,
-            matrix=self.matrix * gradient,
-            rhs=self.rhs * gradient,
-            row_weight=self.row_weight * weight,
-        )
+    def adjoint(self, rows: Tensor) -> Tensor:
+        """Aᵀ r: (1, m, 1) → (1, n, 1)."""
+        gradient, weight = rows.flatten().split([self.gradient.numel(), self.output.numel()])
+        weight = weight.reshape(self.output.shape)
+        back = self.stage.transpose((self.row_weight * weight)[None])[0].flatten(1)
+        own = self.matrix.T @ gradient.reshape(self.gradient.shape)
+        return (back + own.T).reshape(1, -1, 1)
 
     def normal_matrix(self) -> Tensor:
-        """(C·H·W, C·H·W) normal matrix of all rows."""
+        """AᵀA of all rows, (1, n, n)."""
         g = self.stage.geometry
         gram = weight_gram(self.stage.weight, self.row_weight.flatten(1), g)
         if len(self.matrix):
@@ -90,25 +94,40 @@ class StackedSystem:
             own = self.matrix.T @ self.matrix
             for c in range(g.input[0]):
                 blocks[c, :, c] += own
-        return gram
+        return gram[None]
 
-    def residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted residuals of the gradient rows and of the weight rows at x (C·H·W, 1)."""
-        image = x.reshape(1, *self.stage.geometry.input)
-        gradient = self.rhs - self.matrix @ image[0].flatten(1).T
-        weight = self.row_weight * (self.output - self.stage.convolve(image)[0])
-        return gradient, weight
+    def scaled(self) -> "StackedSystem":
+        """Both blocks divided by their mean row norm, so that neither drowns the other."""
+        a, m = (1 / size for size in self._row_norms())
+        return self.weighted(a, m)
 
-    def adjoint(self, gradient: Tensor, weight: Tensor) -> Tensor:
-        """Transpose of the stacked rows, applied to residuals: (C·H·W, 1)."""
-        back = self.stage.transpose((self.row_weight * weight)[None])[0].flatten(1)
-        return (back + (self.matrix.T @ gradient).T).reshape(-1, 1)
+    def whitened(self) -> "StackedSystem":
+        """Rows divided by their own error, as far as `TRUST` allows; a mean row norm of about one.
 
-    def size(self) -> float:
-        """Root mean square of the right-hand sides, of the rows that say something."""
-        rows = torch.cat([self.rhs.flatten(), (self.row_weight * self.output).flatten()])
-        used = rows[rows != 0]
-        return float(used.square().mean().sqrt()) if len(used) else 0.0
+        Where the error of some rows is unknown, both blocks are divided by their size.
+        """
+        sizes = self._row_norms()
+        blocks = (self.gradient_error, len(self.matrix)), (self.output_error, self.row_weight.any())
+        errors = [(error / size, used) for (error, used), size in zip(blocks, sizes, strict=True)]
+        least = [float(error.min()) for error, used in errors if used]
+        if min(least, default=0.0) <= 0:
+            return self.scaled()
+        worth = [(min(least) / error).clamp(min=1 / TRUST, max=1.0) for error, _ in errors]
+        return self.weighted(worth[0] / sizes[0], worth[1] / sizes[1])
+
+    def weighted(self, gradient: float | Tensor, weight: float | Tensor) -> "StackedSystem":
+        """Both blocks multiplied: by a factor, or row by row."""
+        return replace(
+            self,
+            matrix=self.matrix * gradient,
+            gradient=self.gradient * gradient,
+            row_weight=self.row_weight * weight,
+            gradient_error=self.gradient_error * gradient,
+            output_error=self.output_error * weight,
+        )
+
+    def _rows(self, gradient: Tensor, weight: Tensor) -> Tensor:
+        return torch.cat([gradient.flatten(), weight.flatten()])[None, :, None]
 
     def _row_norms(self) -> tuple[float, float]:
         """Mean norm of the gradient rows and of the weight rows that are used; 1 for none."""

@@ -171,9 +171,9 @@ def masked_layer(
         stage.activation, output.reshape(shape), cotangent.reshape(shape), None, noise
     )
     rows = Rows.of(stage, passed, weight_gradient)
-    solution = solve_stacked(rows, NOISE)
+    solution = solve_stacked(rows, NOISE, weigh=None)
     rank = int(solution.rank)
-    value = solution.value
+    value = solution.value[0]
     if positive and rank < stage.geometry.unknowns:
         value = rows.nonnegative()
     elif positive:  # what rounding leaves of a zero is neither side of the kink

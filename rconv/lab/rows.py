@@ -3,8 +3,6 @@
 The attack itself never writes them out: it needs every row, and then has cheaper ways.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from scipy.optimize import nnls
@@ -13,26 +11,15 @@ from torch import Tensor
 from rconv.attack.backward import Passed
 from rconv.equations.gradient import gradient_matrix, gradient_rhs
 from rconv.equations.weight import weight_matrix
+from rconv.linalg.equations import DenseRows
 from rconv.model.geometry import Stage
 
 TOUCHING = 1e-10
 """Share of the largest entry up to which one counts as zero: what rounding leaves is some 1e-14."""
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Equations A x = b of one image, as `rconv.linalg.dense.solve_stacked` takes them.
-
-    Parameters
-    ----------
-    matrix : Tensor
-        A, (m, n), float64.
-    rhs : Tensor
-        b, (m, 1).
-    """
-
-    matrix: Tensor
-    rhs: Tensor
+class Rows(DenseRows):
+    """Equations A x = b of one image, matrix (1, m, n) and right-hand side (1, m, 1)."""
 
     @staticmethod
     def of(stage: Stage, passed: Passed, weight_gradient: Tensor) -> "Rows":
@@ -68,25 +55,9 @@ class Rows:
         parts = (gradient.flatten(1), sums.T[sums.T != 0][:, None]), (weight, output)
         sizes = [1 / matrix.norm(dim=1).mean() if len(matrix) else 1.0 for matrix, _ in parts]
         return Rows(
-            torch.cat([matrix * size for (matrix, _), size in zip(parts, sizes, strict=True)]),
-            torch.cat([rhs * size for (_, rhs), size in zip(parts, sizes, strict=True)]),
+            torch.cat([m * size for (m, _), size in zip(parts, sizes, strict=True)])[None],
+            torch.cat([b * size for (_, b), size in zip(parts, sizes, strict=True)])[None],
         )
-
-    def scaled(self) -> "Rows":
-        """Themselves: `of` has scaled them."""
-        return self
-
-    def normal_matrix(self) -> Tensor:
-        """(n, n) AᵀA."""
-        return self.matrix.T @ self.matrix
-
-    def residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """b - A x at x (n, 1), and an empty second part."""
-        return self.rhs - self.matrix @ x, self.rhs[:0]
-
-    def adjoint(self, first: Tensor, second: Tensor) -> Tensor:
-        """Aᵀ applied to a residual: (n, 1)."""
-        return self.matrix.T @ first
 
     def nonnegative(self) -> Tensor:
         """Least squares over x ≥ 0: Lawson and Hanson's active set, scipy's.
@@ -99,6 +70,6 @@ class Rows:
         Tensor
             (n,); entries below `TOUCHING` times the largest are zero.
         """
-        steps = 10 * self.matrix.shape[1]
-        x, _ = nnls(self.matrix.numpy(), self.rhs[:, 0].numpy(), maxiter=steps)
+        steps = 10 * self.unknowns
+        x, _ = nnls(self.matrix[0].numpy(), self.rhs[0, :, 0].numpy(), maxiter=steps)
         return torch.from_numpy(np.where(x > TOUCHING * x.max(), x, 0.0))

@@ -8,6 +8,7 @@ import torch
 from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
+from rconv.linalg.equations import Declined, Equations, residual
 from rconv.linalg.refine import refine
 from rconv.linalg.solution import CONDITION_LIMIT, Solution, Spectrum, rank_floor, relative
 
@@ -15,23 +16,23 @@ MAX_UNKNOWNS = 12_000
 """Above it the normal matrix alone takes more than 1.1 GB; the dense solve is refused."""
 
 
-class Stacked(Protocol):
-    """The equations as the solver sees them; see `rconv.equations.system.StackedSystem`."""
+class Stacked(Equations, Protocol):
+    """One system of rows of two kinds, N = k = 1; see `rconv.equations.system.StackedSystem`."""
 
     def scaled(self) -> "Stacked":
         """The same equations, each kind divided by its size."""
 
-    def normal_matrix(self) -> Tensor:
-        """(n, n) AᵀA of all rows."""
-
-    def residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """b - A x at x (n, 1), in two parts."""
-
-    def adjoint(self, gradient: Tensor, weight: Tensor) -> Tensor:
-        """Aᵀ applied to the two parts of a residual: (n, 1)."""
+    def whitened(self) -> "Stacked":
+        """The same equations, each row divided by its error, and all by their size."""
 
 
-def solve_stacked(system: Stacked, tolerance: float, *, scaled: bool = True) -> Solution:
+def solve_stacked(
+    system: Stacked,
+    tolerance: float,
+    *,
+    weigh: str | None = "size",
+    budget: int = MAX_UNKNOWNS,
+) -> Solution:
     """Weighted least squares over both kinds of rows.
 
     Parameters
@@ -41,38 +42,52 @@ def solve_stacked(system: Stacked, tolerance: float, *, scaled: bool = True) -> 
     tolerance : float
         Relative noise of the equations; directions that the rows see less than this do not
         count towards the rank.
-    scaled : bool
-        Divide both kinds of rows by their size first, so that neither drowns the other; R-GAP
-        takes them as they come.
+    weigh : str, optional
+        "size" divides both kinds of rows by their size first, so that neither drowns the other,
+        "noise" every row by its own error; None, as R-GAP, takes them as they come.
+    budget : int
+        Most unknowns that are taken.
 
     Returns
     -------
     Solution
-        Of one image, value (1, n); of minimum norm where the rank is short.
+        Of one image, value (1, n, 1); of minimum norm where the rank is short.
+
+    Raises
+    ------
+    Declined
+        More unknowns than `budget`.
     """
-    if scaled:
-        system = system.scaled()
-    gram = system.normal_matrix()
+    if system.unknowns > budget:
+        raise Declined(f"a dense system of {system.unknowns} unknowns, more than {budget}")
+    system = {"size": system.scaled, "noise": system.whitened, None: lambda: system}[weigh]()
+    gram = system.normal_matrix()[0]
     factor, info = torch.linalg.cholesky_ex(gram)
 
     def inverse(v: Tensor) -> Tensor:
         return torch.cholesky_solve(v, factor)
 
     spectrum = Spectrum.estimate(lambda v: gram @ v, inverse, gram[None, :, 0])
-    rank = gram.shape[0]
+    rank, method = gram.shape[0], "Cholesky"
     floor = max(float(rank_floor(tolerance)), 1 / CONDITION_LIMIT)
     if info != 0 or not spectrum.condition < 1 / floor:
         inverse, rank, spectrum = _pseudo_inverse(gram, floor)
-    start = inverse(system.adjoint(*system.residual(gram.new_zeros(len(gram), 1))))
-    x = refine(lambda x: inverse(system.adjoint(*system.residual(x[0])))[None], start[None])[0]
-    rhs = torch.cat([r.flatten() for r in system.residual(torch.zeros_like(x))])[None]
-    left = torch.cat([r.flatten() for r in system.residual(x)])[None]
+        method = "pivoted Cholesky"
+    start = inverse(system.adjoint(system.rhs)[0])[None]
+    x, iterations, status = refine(
+        lambda x: inverse(system.adjoint(residual(system, x))[0])[None], start
+    )
+    rhs, spread = system.rhs, system.deviation.expand_as(system.rhs)
     return Solution(
-        x.T,
+        x,
         torch.tensor([rank], device=x.device),
         spectrum.condition,
-        spectrum.amplification(rhs[rhs != 0][None], x.T),
-        relative(left, rhs),
+        spectrum.amplification(rhs[rhs != 0][None], x),
+        relative(residual(system, x), rhs),
+        spectrum.amplification(spread[spread != 0][None], x),
+        iterations,
+        (method,),
+        status,
     )
 
 

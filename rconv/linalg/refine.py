@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rconv.linalg.solution import relative
+from rconv.linalg.solution import CONVERGED, STALLED, relative
 
 LIMIT = 30
 """Corrections at most. Each one divides the error by at least two, or refinement stops; 30 of
@@ -13,8 +13,13 @@ them pass from no digit to nine, more than normal equations can lose within thei
 
 ROUNDING = torch.finfo(torch.float64).eps / 2
 
+NEGLIGIBLE = 100 * torch.finfo(torch.float64).eps
+"""A correction of a few roundings, as large systems leave them, is none that did not shrink."""
 
-def refine(correction: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
+
+def refine(
+    correction: Callable[[Tensor], Tensor], value: Tensor
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Correct a batch of solutions until what the next correction would change is rounding.
 
     Corrections shrink by a constant factor, that of the last two: where the next one is expected
@@ -30,20 +35,28 @@ def refine(correction: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
 
     Returns
     -------
-    Tensor
+    value : Tensor
         (N, n, k), float64.
+    iterations : Tensor
+        (N,), int64, corrections that were made.
+    status : tuple of str
+        N times `CONVERGED` or `STALLED`.
     """
     last = value.new_ones(len(value))
     active = torch.ones_like(last, dtype=torch.bool)
+    count, converged = torch.zeros_like(last, dtype=torch.int64), ~active
     for _ in range(LIMIT):
         step = correction(value)
         size = relative(step, value)
+        converged = converged | (active & (size <= NEGLIGIBLE))
         active = active & (size <= last / 2)
         if not active.any():
             break
         value = torch.where(active.reshape(-1, *[1] * (value.dim() - 1)), value + step, value)
-        active = active & (size * (size / last) > ROUNDING)
+        count = count + active
+        converged = converged | (active & (size * (size / last) <= ROUNDING))
+        active = active & ~converged
         last = size
         if not active.any():
             break
-    return value
+    return value, count, tuple(CONVERGED if done else STALLED for done in converged.tolist())

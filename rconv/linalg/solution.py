@@ -6,17 +6,24 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from rconv.linalg import batch
+
 PROBES = 4
 POWERS = 4
 CONDITION_LIMIT = 1e7
 """Beyond it the normal equations, whose condition is the square, lose every digit."""
 
 
+CONVERGED, STALLED, DIRECT = "converged", "stalled", "direct"
+"""What a solution's status is: the next correction would be rounding; corrections stopped
+shrinking before that; or there is nothing to correct in a solution by singular values."""
+
+
 @dataclass(frozen=True)
 class Solution:
-    """A least-squares solution for N images and what is known of its quality.
+    """A least-squares solution of N systems and what is known of its quality.
 
-    Attributes
+    Parameters
     ----------
     value : Tensor
         (N, n, k), the solution; of minimum norm where the rank is short.
@@ -30,6 +37,15 @@ class Solution:
         mean squares and for errors that are independent (an estimate).
     residual : Tensor
         (N,), ‖b - A x‖ / ‖b‖.
+    error : Tensor
+        (N,), expected relative error of x, both as root mean squares, for independent errors of
+        the rows as large as the equations say; 0 where they say nothing.
+    iterations : Tensor
+        (N,), corrections that refined it.
+    method : tuple of str
+        N names of factorisations.
+    status : tuple of str
+        N times `CONVERGED`, `STALLED` or `DIRECT`.
     """
 
     value: Tensor
@@ -37,26 +53,27 @@ class Solution:
     condition: Tensor
     amplification: Tensor
     residual: Tensor
+    error: Tensor
+    iterations: Tensor
+    method: tuple[str, ...]
+    status: tuple[str, ...]
 
     @staticmethod
     def concatenate(solutions: list["Solution"]) -> "Solution":
-        """Several images' solutions, one after the other."""
-        return Solution(
-            *(torch.cat([getattr(s, f.name) for s in solutions]) for f in fields(Solution))
-        )
+        """Several solutions, one after the other."""
+        parts = (tuple(getattr(s, f.name) for s in solutions) for f in fields(Solution))
+        return Solution(*map(batch.join, parts))
 
-    def select(self, index: Tensor) -> "Solution":
-        """The solutions of some of the images."""
-        return Solution(*(getattr(self, f.name)[index] for f in fields(Solution)))
+    def select(self, where: Tensor | list[int]) -> "Solution":
+        """The solutions of some of the systems."""
+        return Solution(*(batch.index(getattr(self, f.name), where) for f in fields(Solution)))
 
     def replace(self, where: Tensor | int, other: "Solution") -> "Solution":
-        """This solution with the images at `where` taken from `other`."""
-        changed = []
-        for field in fields(Solution):
-            tensor = getattr(self, field.name).clone()
-            tensor[where] = getattr(other, field.name)
-            changed.append(tensor)
-        return Solution(*changed)
+        """This solution with the systems at `where` taken from `other`."""
+        return Solution(
+            *(batch.put(getattr(self, f.name), where, getattr(other, f.name))
+              for f in fields(Solution))
+        )  # fmt: skip
 
 
 def relative(residual: Tensor, rhs: Tensor) -> Tensor:
@@ -94,7 +111,7 @@ def root_mean_square(tensor: Tensor) -> Tensor:
 class Spectrum:
     """What the singular values of A say of a solution, for N matrices.
 
-    Attributes
+    Parameters
     ----------
     condition : Tensor
         (N,), largest over smallest.
@@ -132,7 +149,10 @@ class Spectrum:
         return Spectrum((largest * smallest).sqrt(), mean)
 
     def amplification(self, rhs: Tensor, value: Tensor) -> Tensor:
-        """(N,), expected relative error of the solution per relative error of `rhs`."""
+        """(N,), expected size of the solution's error per error of `rhs`, each relative to its own.
+
+        With the deviation of the rows in place of `rhs`, the expected relative error itself.
+        """
         ratio = root_mean_square(rhs) / root_mean_square(value).clamp(min=1e-300)
         return self.inverse_square.clamp(min=0).sqrt() * ratio
 

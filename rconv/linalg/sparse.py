@@ -10,6 +10,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from rconv.linalg.equations import Declined, SparseRows
 from rconv.linalg.refine import refine
 from rconv.linalg.solution import CONDITION_LIMIT, Solution, Spectrum, rank_floor, relative
 
@@ -58,13 +59,18 @@ class SparseSystem:
         limit = CONDITION_LIMIT**2 if self._square else CONDITION_LIMIT
         return self.spectrum is not None and bool(self.spectrum.condition < limit)
 
-    def solve(self, rhs: Tensor, tolerance: float | Tensor = 0.0) -> Solution:
+    def rows(self, rhs: Tensor, deviation: Tensor | float = 0.0) -> SparseRows:
+        """The equations of N right-hand sides (N, m), with the deviation of their errors (N,)."""
+        spread = torch.as_tensor(deviation, dtype=rhs.dtype, device=rhs.device)
+        return SparseRows(self.matrix, rhs[..., None], spread.reshape(-1, 1, 1))
+
+    def solve(self, equations: SparseRows, tolerance: float | Tensor = 0.0) -> Solution:
         """Least-squares solution of many right-hand sides.
 
         Parameters
         ----------
-        rhs : Tensor
-            b, (N, m).
+        equations : SparseRows
+            `rows` of this system.
         tolerance : float or Tensor
             Relative error of b, one for all or (N,). Directions that the equations see more
             weakly, measured by their largest singular value, are left out and do not count
@@ -73,24 +79,38 @@ class SparseSystem:
         Returns
         -------
         Solution
-            With value (N, n).
+            With value (N, n, 1).
+
+        Raises
+        ------
+        Declined
+            The equations of another matrix.
         """
+        if equations.matrix is not self.matrix:
+            raise Declined("this factorisation is that of another matrix: use its own rows")
+        rhs = equations.rhs[..., 0]
         b = rhs.detach().cpu().numpy().T
 
         def correction(x: Tensor) -> Tensor:
             return torch.from_numpy(self._least_squares(b - self.matrix @ x.numpy().T).T)
 
-        x = refine(correction, torch.from_numpy(self._least_squares(b).T))
+        start = torch.from_numpy(self._least_squares(b).T)
+        x, iterations, status = refine(correction, start)
         floor = rank_floor(tolerance).cpu().expand(len(x))
         x, lost, spectrum = self._without(x, floor)
         residual = torch.from_numpy((b - self.matrix @ x.numpy().T).T)
         value = x.contiguous().to(rhs)
+        spread = equations.deviation.expand_as(equations.rhs).cpu()
         return Solution(
-            value,
+            value[..., None],
             self.matrix.shape[1] - lost.to(rhs.device),
             spectrum.condition.to(rhs),
             spectrum.amplification(rhs.cpu(), value.cpu()).to(rhs),
             relative(residual.to(rhs), rhs),
+            spectrum.amplification(spread, value.cpu()).to(rhs),
+            iterations.to(rhs.device),
+            ("sparse LU",) * len(value),
+            status,
         )
 
     def _without(self, x: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Spectrum]:
