@@ -65,3 +65,16 @@ def test_levels_of_zeros_of_small_gradients_and_of_float64():
 def test_what_is_no_deviation_is_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} noise is"):
         Noise(**{name: value})
+
+
+def test_rows_have_their_own_deviation_only_where_it_is_told():
+    g, unit = normal(2, 3, 4), torch.tensor([1.0, 0.5]).double()
+    assert Noise(relative=1e-3, spread=1e-2).rows("w", g, unit) is None
+    assert Noise(deviations={"w": 0.1}).rows("w", g, unit) is None
+    own = 0.1 * normal(3, 4, seed=1).abs()
+    rows = Noise(relative=1e-3, deviations={"w": own}).rows("w", g, unit)
+    size = g.flatten(1).square().mean(dim=1).sqrt()[:, None, None]
+    expected = torch.hypot(1e-3 * size, own / unit[:, None, None])
+    torch.testing.assert_close(rows, expected)
+    level = Noise(relative=1e-3, deviations={"w": own}).level("w", g, unit)
+    torch.testing.assert_close(rows.flatten(1).square().mean(dim=1).sqrt() / size[:, 0, 0], level)

@@ -108,8 +108,9 @@ def test_the_attacker_of_updates_knows_their_precision(seen):
     before = {name: p.detach() for name, p in single.named_parameters()}
     for rate, key in zip(sent.RATES, sent.SENT[2:], strict=True):
         after = sgd_step(single, seen["float32"].gradients, rate)
-        gradients, precision = gradients_from_weights(before, after, rate)
-        assert torch.equal(seen[key].precision, precision)
+        gradients, noise = gradients_from_weights(before, after, rate)
+        for name, told in noise.deviations.items():
+            assert torch.equal(seen[key].noise.deviations[name], told)
         assert torch.equal(seen[key].gradients["fc.weight"], gradients["fc.weight"])
 
 

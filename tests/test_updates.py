@@ -1,5 +1,7 @@
 """What weights before and after a step give away: known solutions, bounds, refusals."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -38,22 +40,28 @@ def test_the_step_is_that_of_torchs_optimiser(client, rate):
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_every_parameters_error_is_within_the_precision(client, rate):
+def test_every_entrys_error_is_within_its_deviation(client, rate):
     model, _, _, gradients = client
-    read, precision = gradients_from_weights(before(model), sgd_step(model, gradients, rate), rate)
+    read, noise = gradients_from_weights(before(model), sgd_step(model, gradients, rate), rate)
+    errors = []
     for name, g in gradients.items():
-        error = (read[name] - g.double()).flatten(1).norm(dim=1)
+        error = (read[name] - g.double()).abs()
         # The client rounds rate × g once more before it adds, by 2^-24 of it.
-        allowed = (precision + 2**-23) * read[name].flatten(1).norm(dim=1)
+        spread = noise.deviation(name, read[name])
+        allowed = math.sqrt(3) * spread * (1 + 1e-6) + 2**-23 * g.abs()
         assert (error <= allowed).all(), name
+        errors.append((error / spread).flatten())
+    # Uniform within the bound: its deviation is what is told.
+    assert torch.cat(errors).square().mean().sqrt().item() == pytest.approx(1, abs=0.15)
 
 
 def test_a_tenth_of_the_rate_loses_ten_times_as_much(client):
     model, _, _, gradients = client
-    found = [
-        gradients_from_weights(before(model), sgd_step(model, gradients, rate), rate)[1]
-        for rate in RATES
-    ]
+    found = []
+    for rate in RATES:
+        sent = sgd_step(model, gradients, rate)
+        read, noise = gradients_from_weights(before(model), sent, rate)
+        found.append(noise.level("conv2.weight", read["conv2.weight"], torch.ones(2).double()))
     for coarse, fine in zip(found[1:], found, strict=False):
         assert torch.allclose(coarse / fine, torch.full((2,), 10.0).double(), rtol=0.05)
 
@@ -64,17 +72,19 @@ def test_powers_of_two_are_read_exactly():
     model = nn.Linear(2, 2, bias=False)
     model.weight.data.copy_(weight)
     sent = sgd_step(model, {"weight": gradient}, 2.0**-3)
-    read, precision = gradients_from_weights({"weight": weight}, sent, 2.0**-3)
+    read, noise = gradients_from_weights({"weight": weight}, sent, 2.0**-3)
     assert torch.equal(read["weight"], gradient.double())
-    # Half the spacing of the numbers in [1/2, 1) is 2^-25: over the rate, and over the gradient.
-    assert precision.item() == pytest.approx(2.0**-25 * 2**3 * 2**4)
+    # Half the spacing of the numbers in [1/2, 1) is 2^-25: over the rate.
+    told = noise.deviations["weight"]
+    assert torch.allclose(told, torch.full((1, 2, 2), 2.0**-25 * 2**3 / math.sqrt(3)).double())
 
 
 def test_a_parameter_that_has_not_moved_tells_nothing():
     model = nn.Linear(2, 2, bias=False)
     sent = sgd_step(model, {"weight": torch.full((1, 2, 2), 1e-20)}, 1e-3)
-    read, precision = gradients_from_weights(before(model), sent, 1e-3)
-    assert not read["weight"].any() and precision.isinf().all()
+    read, noise = gradients_from_weights(before(model), sent, 1e-3)
+    assert not read["weight"].any()
+    assert (noise.deviation("weight", read["weight"]) > 0).all()
 
 
 def test_half_the_spacing_is_numpys():

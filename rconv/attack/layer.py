@@ -26,6 +26,7 @@ def solve_layer(
     weight_gradient: Tensor,
     precision: Tensor,
     *,
+    spread: Tensor | None = None,
     frugal: bool = False,
 ) -> tuple[Solution, LayerReport]:
     """Solve for the input of a convolution.
@@ -43,6 +44,9 @@ def solve_layer(
         ∂ℓ/∂W, (N, D, C, kh, kw).
     precision : Tensor
         (N,), relative error of the weight gradient, both as root mean squares.
+    spread : Tensor, optional
+        Shaped as the weight gradient: standard deviation of each entry, where `precision` is not
+        that of all.
     frugal : bool
         With `auto`, keep what was tried first.
 
@@ -61,19 +65,21 @@ def solve_layer(
     order, parts = [], []
     for kind, sparse, where in _groups(kinds, by_model, passed.cotangent.device):
         own, gradient, told = passed.select(where), weight_gradient[where], precision[where]
+        each = None if spread is None else spread[where]
         if kind == "gradient":
-            parts.append(by_gradient(plan.stage, own, gradient, told))
+            parts.append(by_gradient(plan.stage, own, gradient, told, each))
         elif sparse:
             parts.append(by_weight(plan, own, noise[where]))
         else:
             hybrid = kind == "hybrid"
-            parts.append(stacked(plan.stage, own, gradient, told, noise[where], hybrid))
+            parts.append(stacked(plan.stage, own, gradient, told, noise[where], hybrid, each))
         order.append(where)
     solved = Solution.concatenate(parts).select(torch.cat(order).argsort())
     if plan.kind == "auto" and plan.affordable and not frugal:
         for i in _unsure(plan.stage, solved, kinds, noise):
             own, gradient = passed.select([i]), weight_gradient[[i]]
-            other = stacked(plan.stage, own, gradient, precision[[i]], noise[[i]])
+            each = None if spread is None else spread[[i]]
+            other = stacked(plan.stage, own, gradient, precision[[i]], noise[[i]], spread=each)
             if _better(other, solved, i):
                 solved, kinds[i] = solved.replace(i, other), "hybrid"
     return solved, _report(plan.stage, solved, passed, kinds)

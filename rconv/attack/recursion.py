@@ -92,7 +92,10 @@ def recursion(
         )
         weight_gradient = gradients[f"{stage.name}.weight"]
         precision = noise.level(f"{stage.name}.weight", weight_gradient, unit)
-        solved, report = solve_layer(plan, passed, weight_gradient, precision, frugal=frugal)
+        spread = noise.rows(f"{stage.name}.weight", weight_gradient, unit)
+        solved, report = solve_layer(
+            plan, passed, weight_gradient, precision, spread=spread, frugal=frugal
+        )
         reports.append(report)
         value = solved.value.reshape(-1, *g.input)
         cotangent = stage.transpose(passed.cotangent)

@@ -18,9 +18,16 @@ from rconv.model.geometry import Stage
 
 
 def by_gradient(
-    stage: Stage, passed: Passed, weight_gradient: Tensor, precision: Tensor
+    stage: Stage,
+    passed: Passed,
+    weight_gradient: Tensor,
+    precision: Tensor,
+    spread: Tensor | None = None,
 ) -> Solution:
-    """Gradient constraints: one matrix for all channels, and a block of it per residue class."""
+    """Gradient constraints: one matrix for all channels, and a block of it per residue class.
+
+    `spread`, shaped as the weight gradient, is each entry's own deviation, if that is known.
+    """
     g, parts, sizes = stage.geometry, [], []
     noise = torch.hypot(precision, passed.cotangent_noise)
     classes = residue_classes(g)
@@ -28,7 +35,12 @@ def by_gradient(
         rhs = gradient_rhs(weight_gradient, block[0])
         matrix = gradient_matrix(passed.cotangent, g, block)
         deviation = (noise * root_mean_square(rhs))[:, None, None]
-        parts.append(least_squares(DenseRows(matrix, rhs, deviation), precision))
+        rows = DenseRows(matrix, rhs, deviation)
+        if spread is not None:
+            common = (passed.cotangent_noise * root_mean_square(rhs))[:, None, None]
+            own = torch.hypot(gradient_rhs(spread, block[0]), common)
+            rows = DenseRows(matrix, rhs, own).whitened()
+        parts.append(least_squares(rows, precision))
         sizes.append(rhs.flatten(1).norm(dim=1))
     solution = independent(parts, sizes)
     value = weight_gradient.new_zeros(len(weight_gradient), g.pixels, g.input[0])
@@ -52,23 +64,28 @@ def stacked(
     precision: Tensor,
     outputs: Tensor,
     gradients: bool = True,
+    spread: Tensor | None = None,
 ) -> Solution:
     """Weight constraints where the output is known, and gradient constraints if asked for.
 
-    `outputs` (N,) is the `output_noise`.
+    `outputs` (N,) is the `output_noise`; `spread`, shaped as the weight gradient, each entry's own
+    deviation, if that is known.
     """
     matrix = gradient_matrix(passed.cotangent, stage.geometry)
     rhs = gradient_rhs(weight_gradient)
     noise = torch.hypot(precision, passed.cotangent_noise)
-    errors = noise * root_mean_square(rhs), root_mean_square(passed.error)
+    gradient_errors = (noise * root_mean_square(rhs))[:, None, None]
+    if spread is not None:
+        common = passed.cotangent_noise * root_mean_square(rhs)
+        own = gradient_rhs(spread).square().mean(dim=2, keepdim=True).sqrt()
+        gradient_errors = torch.hypot(own, common[:, None, None])
+    output_errors = root_mean_square(passed.error)
     least = torch.minimum(noise, outputs) if gradients else outputs
     if not gradients:
-        matrix, rhs = matrix[:, :0], rhs[:, :0]
+        matrix, rhs, gradient_errors = matrix[:, :0], rhs[:, :0], gradient_errors[:, :1]
     output, parts = _weight_rhs(stage, passed), []
-    for i, (gradient_error, output_error) in enumerate(zip(*errors, strict=True)):
-        system = StackedSystem(
-            stage, matrix[i], rhs[i], output[i], passed.weight[i], gradient_error, output_error
-        )
+    for i, errors in enumerate(zip(gradient_errors, output_errors, strict=True)):
+        system = StackedSystem(stage, matrix[i], rhs[i], output[i], passed.weight[i], *errors)
         parts.append(solve_stacked(system, float(precision[i]), weigh="noise"))
     solution = Solution.concatenate(parts)
     return _at_least(replace(solution, value=solution.value.flatten(1)), least)

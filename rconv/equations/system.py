@@ -11,12 +11,8 @@ import torch
 from torch import Tensor
 
 from rconv.equations.weight import weight_gram
-from rconv.linalg.equations import FREE, UNKNOWN
+from rconv.linalg.equations import FREE, TRUST, UNKNOWN
 from rconv.model.geometry import Stage
-
-TRUST = 1e3
-"""Most that one kind of rows is weighted against the other. The normal equations square it, and
-their condition limit of 1e7 leaves room for no more than this beside the equations' own."""
 
 
 @dataclass(frozen=True)

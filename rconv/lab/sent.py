@@ -3,13 +3,14 @@
 import copy
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from rconv.attack.attack import Attack
 from rconv.attack.report import Reconstruction
 from rconv.data.datasets import Images
 from rconv.lab.experiment import client_gradients
 from rconv.lab.updates import gradients_from_weights, sgd_step
+from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 
 RATES = (0.1, 0.01, 0.001)
@@ -28,18 +29,18 @@ class Observation:
         The shared model, in the dtype of the clients.
     gradients : mapping of str to Tensor
         Parameter name → `(client N, *parameter shape)`.
-    precision : Tensor, optional
-        Axis (client N): relative error that the attacker knows of; by default their rounding.
+    noise : Noise, optional
+        What the attacker knows of their errors; by default their rounding.
     """
 
     model: nn.Sequential
     gradients: Gradients
-    precision: Tensor | None = None
+    noise: Noise | None = None
 
     def first(self, count: int) -> "Observation":
         """What is seen of the first clients alone."""
         gradients = {name: g[:count] for name, g in self.gradients.items()}
-        known = None if self.precision is None else self.precision[:count]
+        known = None if self.noise is None else self.noise.select(slice(count), self.gradients)
         return Observation(self.model, gradients, known)
 
 
@@ -76,7 +77,7 @@ def observe(model: nn.Sequential, architecture: str, truth: Images) -> dict[str,
 def reconstruct(
     seen: Observation, input_shape: tuple[int, int, int], constraints: str
 ) -> Reconstruction:
-    """R-CONV on what is seen, told each client's precision where it is known.
+    """R-CONV on what is seen, told the noise where it is known.
 
     Parameters
     ----------
@@ -90,13 +91,7 @@ def reconstruct(
     Returns
     -------
     Reconstruction
-        Of N images. A precision beyond 1 is told as 1: nothing is known.
+        Of N images.
     """
     attack = Attack(seen.model, input_shape, constraints=constraints, loss="cross-entropy")
-    if seen.precision is None:
-        return attack(seen.gradients)
-    parts = [
-        attack({name: g[n : n + 1] for name, g in seen.gradients.items()}, precision=known)
-        for n, known in enumerate(seen.precision.clamp(max=1.0).tolist())
-    ]
-    return Reconstruction.concatenate(parts)
+    return attack(seen.gradients, noise=seen.noise)

@@ -7,10 +7,14 @@ the spacing of its numbers, which is :math:`2^{-24} |w'|` or less, and :math:`1/
 in the gradient.
 """
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+
+from rconv.observe.noise import Noise
 
 
 def sgd_step(model: nn.Module, gradients: Mapping[str, Tensor], rate: float) -> dict[str, Tensor]:
@@ -45,7 +49,7 @@ def sgd_step(model: nn.Module, gradients: Mapping[str, Tensor], rate: float) -> 
 
 def gradients_from_weights(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], rate: float
-) -> tuple[dict[str, Tensor], Tensor]:
+) -> tuple[dict[str, Tensor], Noise]:
     """What an attacker reads from the weights before and after the step.
 
     Parameters
@@ -61,10 +65,9 @@ def gradients_from_weights(
     -------
     gradients : dict of str to Tensor
         Parameter name → `(client N, *parameter shape)`, float64: (before - after) / η.
-    precision : Tensor
-        Axis (client N), float64: relative error of these gradients that the rounding of the
-        weights allows, of the parameter where it is largest (norm of half the spacings, over
-        norm of its gradient); infinite where a parameter has not moved.
+    noise : Noise
+        Of every entry: the rounding of its weight, uniform within half the spacing of the numbers
+        there, over the rate; and that of a gradient computed in float32.
 
     Raises
     ------
@@ -74,12 +77,11 @@ def gradients_from_weights(
     _check_rate(rate)
     _check_single(before, "weights before")
     _check_single(after, "weights after")
-    gradients, errors = {}, []
+    gradients, deviations = {}, {}
     for name, sent in after.items():
         gradients[name] = (before[name].double() - sent.double()) / rate
-        rounding = half_spacing(sent) / rate
-        errors.append(_norm(rounding) / _norm(gradients[name]))
-    return gradients, torch.stack(errors).amax(dim=0)
+        deviations[name] = half_spacing(sent) / rate / math.sqrt(3)
+    return gradients, replace(Noise.of(torch.float32), deviations=deviations)
 
 
 def half_spacing(x: Tensor) -> Tensor:
@@ -87,10 +89,6 @@ def half_spacing(x: Tensor) -> Tensor:
     size = x.abs()
     following = torch.nextafter(size, torch.full_like(size, torch.inf))
     return (following.double() - size.double()) / 2
-
-
-def _norm(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1)
 
 
 def _check_rate(rate: float) -> None:

@@ -10,6 +10,10 @@ from torch import Tensor
 UNKNOWN = torch.zeros((), dtype=torch.float64)
 """A deviation of which nothing is known."""
 
+TRUST = 1e3
+"""Most that one row is weighted against another. The normal equations square it, and their
+condition limit of 1e7 leaves room for no more than this beside the equations' own."""
+
 FREE = (-torch.inf, torch.inf)
 
 
@@ -81,6 +85,18 @@ class DenseRows:
         """Some of the systems."""
         deviation = self.deviation.expand_as(self.rhs)[where]
         return DenseRows(self.matrix[where], self.rhs[where], deviation, self.bounds)
+
+    def whitened(self) -> "DenseRows":
+        """Rows divided by their own error, that of the surest as 1, as far as `TRUST` allows.
+
+        The columns share A, so that a row's error is the root mean square over them.
+        """
+        spread = self.deviation.expand_as(self.rhs).square().mean(dim=2, keepdim=True).sqrt()
+        least = spread.amin(dim=1, keepdim=True)
+        worth = torch.where(least > 0, least / spread.clamp(min=1e-300), 1.0)
+        worth = worth.clamp(min=1 / TRUST)
+        rhs, deviation = self.rhs * worth, self.deviation * worth
+        return DenseRows(self.matrix * worth, rhs, deviation, self.bounds)
 
     def product(self, x: Tensor) -> Tensor:
         """A x: (N, n, k) → (N, m, k)."""

@@ -105,6 +105,31 @@ class Noise:
             variance = variance + (absolute / unit.reshape(shape)) ** 2
         return variance.sqrt()
 
+    def rows(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor | None:
+        """Standard deviation of each entry's error as the equations weigh it.
+
+        Rounding and added noise are of one size throughout a parameter: a client's sums round at
+        the size of their terms, which a small result does not tell. What `deviations` says is
+        each entry's own.
+
+        Parameters
+        ----------
+        name, gradient, unit
+            As `level` takes them.
+
+        Returns
+        -------
+        Tensor or None
+            Shaped as `gradient`, in its unit; None where one number, the level, says it all.
+        """
+        own = torch.as_tensor(self.deviations.get(name, 0.0), dtype=torch.float64).to(gradient)
+        if own.numel() <= 1:
+            return None
+        shape = (-1, *[1] * (gradient.dim() - 1))
+        others = replace(self, deviations={}).level(name, gradient, unit)
+        common = (others * root_mean_square(gradient)).reshape(shape)
+        return torch.hypot(common, own / unit.reshape(shape)).expand_as(gradient)
+
     def level(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor:
         """Relative error of one parameter's gradient, both as root mean squares.
 
