@@ -90,7 +90,7 @@ def test_a_layer_is_the_least_squares_solution_of_all_rows():
     rows = stacked_rows(stage.weight.numpy(), back[0].numpy(), side=5)
     rhs = np.concatenate([output.numpy().ravel(), observed.numpy().ravel()])
     expected = np.linalg.lstsq(rows, rhs, rcond=None)[0]
-    value = rgap._solve(stage, output, back, observed).value[0].numpy()
+    value = rgap._solve(stage, output, back, observed).value[0, :, 0].numpy()
     np.testing.assert_allclose(value, expected, rtol=0, atol=1e-10 * abs(expected).max())
 
 

@@ -9,6 +9,7 @@ from rconv.attack.backward import through_activation
 from rconv.lab import defences
 from rconv.lab.masked import masked_attack, masked_head, masked_layer
 from rconv.lab.rows import Rows
+from rconv.linalg.equations import residual
 from rconv.model.read import UnsupportedModelError, read
 from rconv.observe.observation import features
 
@@ -82,10 +83,9 @@ def test_rows_are_those_that_survive():
     passed = through_activation(stage.activation, output, normal(*output.shape), None, noise)
     rows = Rows.of(stage, passed, gradient)
     g = stage.geometry
-    assert rows.matrix.shape == (int((gradient != 0).sum()) + g.weight_rows, g.unknowns)
-    x = list(features(model, truth).values())[1].reshape(-1, 1)
-    residual, _ = rows.residual(x)
-    weight_rows = residual[-g.weight_rows :]
+    assert rows.matrix.shape[1:] == (int((gradient != 0).sum()) + g.weight_rows, g.unknowns)
+    x = list(features(model, truth).values())[1].reshape(1, -1, 1)
+    weight_rows = residual(rows, x)[0, -g.weight_rows :]
     assert weight_rows.abs().max() < 1e-9, "the true input solves the weight rows"
 
 
@@ -94,7 +94,7 @@ def test_bounds_take_the_place_of_missing_rows():
     truth = torch.zeros(20, dtype=torch.float64)
     truth[[1, 4, 9, 12, 18]] = uniform(5, seed=1) + 0.5
     matrix = normal(12, 20, seed=4)
-    found = Rows(matrix, matrix @ truth[:, None]).nonnegative()
+    found = Rows(matrix[None], (matrix @ truth[:, None])[None]).nonnegative()
     assert relative_error(found, truth) < 1e-10
     assert ((found == 0) == (truth == 0)).all()
 

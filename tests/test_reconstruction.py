@@ -12,7 +12,8 @@ def report(name, unknowns, ranks, constraints="gradient"):
     ranks = torch.tensor(ranks)
     ones = torch.ones(len(ranks)).double()
     kinds = (constraints,) * len(ranks)
-    return LayerReport(name, unknowns, ranks * 2, ranks * 0, ranks, ones, ones * 1e-16, kinds)
+    rows, guess = (ranks * 2, ranks * 0), torch.zeros(len(ranks), unknowns)
+    return LayerReport(name, unknowns, *rows, ranks, ones, ones * 1e-16, kinds, ranks * 0, guess)
 
 
 def result(*layers, twins=None, **known):

@@ -159,7 +159,7 @@ def test_no_error_is_the_best_and_no_number_the_worst():
 @pytest.mark.parametrize(
     ("samples", "why"),
     [
-        ({"DLG": [[1, 1]] * 5}, "unknown method 'DLG': use one of paper, R-GAP, auto"),
+        ({"DLG": [[1, 1]] * 5}, "unknown method 'DLG': use one of paper, R-GAP, equations, auto"),
         ({"paper": [[1, 1]]}, "1 counts for 5 ways of sending"),
         ({"paper": [[0, 0]] * 5}, "nothing would be measured"),
     ],

@@ -1,7 +1,6 @@
 """R-CONV: from a model and the gradients of one client step back to the image, layer by layer.
 
-The attack is prepared once per model and then applied to the gradients of one image or of
-hundreds. It receives what an attacker has, the model and the gradients, and nothing else.
+Prepared once per model, it receives what an attacker has, the model and gradients, and no more.
 """
 
 import copy
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from rconv.attack.attempt import attempt
 from rconv.attack.candidates import choose
 from rconv.attack.doubts import with_doubts
+from rconv.attack.fallback import within_range
 from rconv.attack.plan import make_plan
 from rconv.attack.report import Reconstruction
 from rconv.attack.verdict import ARITHMETIC
@@ -23,8 +23,7 @@ from rconv.observe.check import check_gradients, check_value_range, told_noise
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 
-CHUNK_BYTES = 2**27
-"""Size of the gradient matrices that are solved at a time."""
+CHUNK_BYTES = 2**27  # of the gradient matrices that are solved at a time
 
 HOPELESS = 0.1
 """Relative noise from which on no further attempt is made: next to all directions drown in it."""
@@ -43,16 +42,18 @@ class Attack:
         (C, H, W) of one image.
     constraints : str or sequence of str
         The equations that each convolution's input is solved from: "gradient", "weight" or
-        "hybrid" (both) for every layer, or one of them per convolution in a sequence. "paper" is
-        weight constraints on the first layer and gradient constraints on the others. "auto" takes
-        the cheapest that have full rank, layer by layer and image by image, and hybrid where
-        neither has, or where they would amplify the noise.
+        "hybrid" (both) for every layer, or a sequence of one per convolution. "paper" is weight
+        constraints on the first layer and gradient constraints on the others. "auto" takes the
+        cheapest of full rank, image by image, and hybrid where none has or noise would grow.
     value_range : tuple of float
-        Of the pixels; used only to choose between twin images.
+        Of the pixels: chooses between twins, with "auto" bounds what is open.
     loss : str, optional
-        "cross-entropy" if that is known to be the clients' loss (with one logit, the logistic
-        one). A head without a bias leaves the scale of the image to the loss: with one or two
-        logits nothing in the gradients can confirm it, and the verdict needs the statement.
+        "cross-entropy" if that is known to be the clients' loss. A head without a bias leaves the
+        scale of the image to the loss: with one or two logits nothing else can confirm it.
+    signs : bool
+        With "auto", the range of a layer's input and silent outputs close what is open.
+    prior : bool
+        With "auto" and signs, choose what still is (`rconv.attack.prior`, `fallback`).
 
     Raises
     ------
@@ -71,13 +72,17 @@ class Attack:
         constraints: str | Sequence[str] = "auto",
         value_range: tuple[float, float] = (0.0, 1.0),
         loss: str | None = None,
+        signs: bool = True,
+        prior: bool = True,
     ):
         if loss not in LOSSES:
             raise ValueError(f"unknown loss {loss!r}: state 'cross-entropy', or nothing")
         self.network = read(model, input_shape)
         self.model = copy.deepcopy(model).double()
         self.value_range, self.loss = check_value_range(value_range), loss
-        self.plans = make_plan(self.network.stages, constraints)
+        self.plans = make_plan(
+            self.network.stages, constraints, self.value_range, signs=signs, prior=signs and prior
+        )
 
     @torch.inference_mode(False)
     def __call__(
@@ -147,6 +152,8 @@ class Attack:
                 told = noise.select(slice(i, i + 1), gradients)
                 parts[i] = self._second_look(parts[i], own, told)
             result = Reconstruction.concatenate(parts)
+        if any(plan.kind == "auto" and plan.prior for plan in self.plans):
+            result = within_range(result, self.value_range)
         return with_doubts(result, self.network.head, self.model, gradients, self.loss)
 
     def _second_look(

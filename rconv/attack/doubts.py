@@ -87,7 +87,7 @@ def _reason(result: Reconstruction, i: int, assumed: bool) -> str:
             f"the head's gradient is no single outer product (residual "
             f"{float(head.residual[i]):.0e}): several images, several steps, or noise"
         )
-    short = [layer for layer in result.layers if layer.rank[i] < layer.unknowns]
+    short = [layer for layer in result.layers if layer.open[i] > 0]
     if short:
         return f"{short[0].name} has rank {int(short[0].rank[i])} of {short[0].unknowns}"
     if revealed > 0:

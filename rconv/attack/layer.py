@@ -8,7 +8,8 @@ from torch import Tensor
 from rconv.attack.backward import Passed
 from rconv.attack.plan import LayerPlan
 from rconv.attack.report import LayerReport
-from rconv.attack.solve import by_gradient, by_weight, output_noise, stacked
+from rconv.attack.signs import by_signs
+from rconv.attack.solve import Known, by_gradient, by_weight, stacked
 from rconv.linalg.solution import Solution
 from rconv.model.geometry import Stage
 
@@ -33,6 +34,7 @@ def solve_layer(
 
     With `auto`, the cheapest kind that may suffice is tried first, then hybrid for the images
     where it falls short of rank or amplifies the noise; the better of the two answers is kept.
+    What is short of rank all the same may be closed by the range of the input.
 
     Parameters
     ----------
@@ -57,32 +59,34 @@ def solve_layer(
     LayerReport
         How well it is determined.
     """
-    known = (passed.weight > 0).flatten(1).all(dim=1).tolist()
-    noise = output_noise(plan.stage, passed)
-    kinds = [plan.cheapest(k, float(n)) for k, n in zip(known, noise, strict=True)]
+    known = Known(plan.stage, passed, weight_gradient, precision, spread)
+    told = (passed.weight > 0).flatten(1).all(dim=1).tolist()
+    noise = known.output_noise
+    kinds = [plan.cheapest(k, float(n)) for k, n in zip(told, noise, strict=True)]
     by_model = [k and kind == "weight" and plan.system is not None
-                for k, kind in zip(known, kinds, strict=True)]  # fmt: skip
+                for k, kind in zip(told, kinds, strict=True)]  # fmt: skip
     order, parts = [], []
     for kind, sparse, where in _groups(kinds, by_model, passed.cotangent.device):
-        own, gradient, told = passed.select(where), weight_gradient[where], precision[where]
-        each = None if spread is None else spread[where]
+        own = known.select(where)
         if kind == "gradient":
-            parts.append(by_gradient(plan.stage, own, gradient, told, each))
+            parts.append(by_gradient(own))
         elif sparse:
-            parts.append(by_weight(plan, own, noise[where]))
+            parts.append(by_weight(plan, own))
         else:
-            hybrid = kind == "hybrid"
-            parts.append(stacked(plan.stage, own, gradient, told, noise[where], hybrid, each))
+            parts.append(stacked(plan, own, gradients=kind == "hybrid"))
         order.append(where)
     solved = Solution.concatenate(parts).select(torch.cat(order).argsort())
-    if plan.kind == "auto" and plan.affordable and not frugal:
-        for i in _unsure(plan.stage, solved, kinds, noise):
-            own, gradient = passed.select([i]), weight_gradient[[i]]
-            each = None if spread is None else spread[[i]]
-            other = stacked(plan.stage, own, gradient, precision[[i]], noise[[i]], spread=each)
+    closed, guess = torch.zeros_like(solved.rank), torch.zeros_like(solved.value)
+    if plan.kind == "auto" and plan.affordable:
+        for i in [] if frugal else _unsure(plan.stage, solved, kinds, noise):
+            other = stacked(plan, known.select([i]))
             if _better(other, solved, i):
                 solved, kinds[i] = solved.replace(i, other), "hybrid"
-    return solved, _report(plan.stage, solved, passed, kinds)
+        short = (solved.rank < plan.stage.geometry.unknowns) & plan.signs
+        for i in short.nonzero()[:, 0].tolist():
+            done = by_signs(plan, known.select([i]), solved.select([i]), prior=plan.prior)
+            solved, closed[i], guess[i] = solved.replace(i, done.solution), done.closed, done.guess
+    return solved, _report(plan.stage, solved, passed, kinds, closed, guess)
 
 
 def _groups(
@@ -110,7 +114,14 @@ def _better(other: Solution, solved: Solution, i: int) -> bool:
     return new > own or (new == own and bool(other.error[0] < solved.error[i]))
 
 
-def _report(stage: Stage, solution: Solution, passed: Passed, kinds: list[str]) -> LayerReport:
+def _report(
+    stage: Stage,
+    solution: Solution,
+    passed: Passed,
+    kinds: list[str],
+    closed: Tensor,
+    guess: Tensor,
+) -> LayerReport:
     g = stage.geometry
     by_gradient = torch.tensor([kind != "weight" for kind in kinds], device=solution.rank.device)
     by_weight = torch.tensor([kind != "gradient" for kind in kinds], device=solution.rank.device)
@@ -123,4 +134,6 @@ def _report(stage: Stage, solution: Solution, passed: Passed, kinds: list[str]) 
         solution.condition,
         solution.residual,
         tuple(kinds),
+        closed,
+        guess,
     )

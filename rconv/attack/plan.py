@@ -6,6 +6,7 @@ from functools import cached_property
 from rconv.equations.weight import weight_matrix
 from rconv.equations.windows import residue_classes, window_index
 from rconv.linalg import dense
+from rconv.linalg.equations import FREE
 from rconv.linalg.sparse import SparseSystem
 from rconv.model.geometry import Geometry, Stage
 
@@ -25,14 +26,29 @@ class LayerPlan:
         Whether the image is its input: there `auto` tries weight constraints before gradient
         constraints, which three channels make few.
 
+    bounds : tuple of float
+        Range of the convolution's input.
+    signs, prior : bool
+        Whether `auto` lets the range close what equations leave open, and a prior the rest.
+
     Raises
     ------
     ValueError
         The layer would need a dense system that is too large.
     """
 
-    def __init__(self, stage: Stage, kind: str = "auto", *, first: bool = False):
-        self.stage, self.kind, self.first = stage, kind, first
+    def __init__(
+        self,
+        stage: Stage,
+        kind: str = "auto",
+        *,
+        first: bool = False,
+        bounds: tuple[float, float] = FREE,
+        signs: bool = True,
+        prior: bool = True,
+    ):
+        self.stage, self.kind, self.first, self.bounds = stage, kind, first, bounds
+        self.signs, self.prior = signs, prior
         g = stage.geometry
         large = kind in ("weight", "hybrid") and not self.affordable
         if large and not (kind == "weight" and self.system is not None):
@@ -105,7 +121,12 @@ def gradients_suffice(geometry: Geometry) -> bool:
     )
 
 
-def make_plan(stages: Sequence[Stage], constraints: str | Sequence[str]) -> tuple[LayerPlan, ...]:
+def make_plan(
+    stages: Sequence[Stage],
+    constraints: str | Sequence[str],
+    value_range: tuple[float, float] = FREE,
+    **options: bool,
+) -> tuple[LayerPlan, ...]:
     """One plan per convolution, in the order of the forward pass.
 
     Parameters
@@ -114,6 +135,10 @@ def make_plan(stages: Sequence[Stage], constraints: str | Sequence[str]) -> tupl
         The convolutions.
     constraints : str or sequence of str
         As `Attack` takes them.
+    value_range : tuple of float
+        Of the image's pixels.
+    **options : bool
+        As `LayerPlan` takes them.
 
     Raises
     ------
@@ -121,9 +146,12 @@ def make_plan(stages: Sequence[Stage], constraints: str | Sequence[str]) -> tupl
         Unknown constraints, or a dense system that is too large.
     """
     kinds = kinds_per_layer(constraints, len(stages))
+    below = [stage.activation for stage in stages[:-1]]
+    ranges = [value_range, *((activation.low, activation.high) for activation in below)]
+    ranges = ranges[: len(kinds)]
     return tuple(
-        LayerPlan(stage, kind, first=stage is stages[0])
-        for stage, kind in zip(stages, kinds, strict=True)
+        LayerPlan(stage, kind, first=stage is stages[0], bounds=bounds, **options)
+        for stage, kind, bounds in zip(stages, kinds, ranges, strict=True)
     )
 
 

@@ -122,6 +122,8 @@ def head_report(name: str, head: HeadInput) -> LayerReport:
         torch.where(head.known, ones, torch.inf),
         head.residual,
         ("head",) * len(rows),
+        torch.zeros_like(rows),
+        torch.zeros_like(head.value),
     )
 
 

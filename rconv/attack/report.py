@@ -38,6 +38,11 @@ class LayerReport:
         (N,), relative residual of the equations.
     constraints : tuple[str, ...]
         N names of the kinds of equations that were used.
+    signs : Tensor
+        (N,), directions that the equations leave open and the range of the input closes.
+    guess : Tensor
+        (N, unknowns): what a prior chose in the directions that are open all the same; the rest
+        of the layer's input is as exact as its equations.
     """
 
     name: str
@@ -48,6 +53,13 @@ class LayerReport:
     condition: Tensor
     residual: Tensor
     constraints: tuple[str, ...]
+    signs: Tensor
+    guess: Tensor
+
+    @property
+    def open(self) -> Tensor:
+        """(N,), directions that nothing determines."""
+        return self.unknowns - self.rank - self.signs
 
 
 @dataclass(frozen=True)
@@ -93,12 +105,17 @@ class Reconstruction:
 
     @property
     def gap(self) -> Tensor:
-        """(N,) directions that the equations leave open, summed over the layers."""
-        return sum(layer.unknowns - layer.rank for layer in self.layers)
+        """(N,) directions that equations and signs leave open, summed over the layers."""
+        return sum(layer.open for layer in self.layers)
+
+    @property
+    def guess(self) -> Tensor:
+        """(N, C, H, W), the part of the images that a prior chose and no equation tells."""
+        return self.layers[-1].guess.reshape(self.images.shape)
 
     @property
     def full_rank(self) -> Tensor:
-        """(N,) whether the equations of every layer determine its input."""
+        """(N,) whether every layer's input is determined: by equations, or by signs as well."""
         return self.gap == 0
 
     @property
@@ -123,7 +140,7 @@ class Reconstruction:
     def raise_if_short(self) -> None:
         """Raise `ShortRankError` if any layer of any image is short of rank."""
         for layer in self.layers:
-            short = (layer.rank < layer.unknowns).nonzero()[:, 0]
+            short = (layer.open > 0).nonzero()[:, 0]
             if len(short):
                 i = int(short[0])
                 raise ShortRankError(

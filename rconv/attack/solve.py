@@ -1,6 +1,6 @@
 """One kind of equations of a convolution, solved for its input, with the error to expect."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,77 +17,114 @@ from rconv.linalg.solution import Solution, root_mean_square
 from rconv.model.geometry import Stage
 
 
-def by_gradient(
-    stage: Stage,
-    passed: Passed,
-    weight_gradient: Tensor,
-    precision: Tensor,
-    spread: Tensor | None = None,
-) -> Solution:
-    """Gradient constraints: one matrix for all channels, and a block of it per residue class.
+@dataclass(frozen=True)
+class Known:
+    """What is known of one convolution, for N images.
 
-    `spread`, shaped as the weight gradient, is each entry's own deviation, if that is known.
+    Parameters
+    ----------
+    stage : Stage
+        The convolution.
+    passed : Passed
+        Its output and the output's cotangent.
+    gradient : Tensor
+        ∂ℓ/∂W, (N, D, C, kh, kw).
+    precision : Tensor
+        (N,), relative error of the weight gradient, both as root mean squares.
+    spread : Tensor or None
+        Shaped as the weight gradient: standard deviation of each entry, where `precision` is not
+        that of all.
     """
-    g, parts, sizes = stage.geometry, [], []
-    noise = torch.hypot(precision, passed.cotangent_noise)
+
+    stage: Stage
+    passed: Passed
+    gradient: Tensor
+    precision: Tensor
+    spread: Tensor | None = None
+
+    def select(self, where: Tensor | list[int]) -> "Known":
+        """The same of some of the images."""
+        spread = None if self.spread is None else self.spread[where]
+        own = self.passed.select(where), self.gradient[where], self.precision[where]
+        return Known(self.stage, *own, spread)
+
+    @property
+    def noise(self) -> Tensor:
+        """(N,), relative error of gradient constraints: of both of their sides."""
+        return torch.hypot(self.precision, self.passed.cotangent_noise)
+
+    @property
+    def output(self) -> Tensor:
+        """O - b, (N, D, Ho, Wo)."""
+        bias = self.stage.bias
+        return self.passed.value if bias is None else self.passed.value - bias[:, None, None]
+
+    @property
+    def output_noise(self) -> Tensor:
+        """(N,): relative error of `output` where it is known, as root mean squares; 1 nowhere."""
+        used = self.passed.weight > 0
+        spread = self.passed.error[..., None, None] / torch.where(used, self.passed.weight, 1.0)
+        size = (self.output * used).flatten(1).norm(dim=1)
+        noise = (spread * used).flatten(1).norm(dim=1) / size
+        return noise.nan_to_num(nan=1.0, posinf=1.0).clamp(max=1.0)
+
+
+def by_gradient(known: Known) -> Solution:
+    """Gradient constraints: one matrix for all channels, and a block of it per residue class."""
+    g, parts, sizes = known.stage.geometry, [], []
     classes = residue_classes(g)
     for block in classes:
-        rhs = gradient_rhs(weight_gradient, block[0])
-        matrix = gradient_matrix(passed.cotangent, g, block)
-        deviation = (noise * root_mean_square(rhs))[:, None, None]
-        rows = DenseRows(matrix, rhs, deviation)
-        if spread is not None:
-            common = (passed.cotangent_noise * root_mean_square(rhs))[:, None, None]
-            own = torch.hypot(gradient_rhs(spread, block[0]), common)
+        rhs = gradient_rhs(known.gradient, block[0])
+        matrix = gradient_matrix(known.passed.cotangent, g, block)
+        size = root_mean_square(rhs)[:, None, None]
+        rows = DenseRows(matrix, rhs, known.noise[:, None, None] * size)
+        if known.spread is not None:
+            common = known.passed.cotangent_noise[:, None, None] * size
+            own = torch.hypot(gradient_rhs(known.spread, block[0]), common)
             rows = DenseRows(matrix, rhs, own).whitened()
-        parts.append(least_squares(rows, precision))
+        parts.append(least_squares(rows, known.precision))
         sizes.append(rhs.flatten(1).norm(dim=1))
     solution = independent(parts, sizes)
-    value = weight_gradient.new_zeros(len(weight_gradient), g.pixels, g.input[0])
+    value = known.gradient.new_zeros(len(known.gradient), g.pixels, g.input[0])
     value[:, torch.cat([pixels for _, pixels in classes])] = solution.value
     solution = replace(solution, value=value.mT.flatten(1), rank=solution.rank * g.input[0])
-    return _at_least(solution, noise)
+    return _at_least(solution, known.noise)
 
 
-def by_weight(plan: LayerPlan, passed: Passed, noise: Tensor) -> Solution:
+def by_weight(plan: LayerPlan, known: Known) -> Solution:
     """Weight constraints that determine the input alone, factored with the model."""
-    rhs = _weight_rhs(plan.stage, passed).flatten(1)
+    rhs, noise = known.output.flatten(1), known.output_noise
     rows = plan.system.rows(rhs, noise * root_mean_square(rhs))
     solution = plan.system.solve(rows, noise)
     return _at_least(replace(solution, value=solution.value.flatten(1)), noise)
 
 
-def stacked(
-    stage: Stage,
-    passed: Passed,
-    weight_gradient: Tensor,
-    precision: Tensor,
-    outputs: Tensor,
-    gradients: bool = True,
-    spread: Tensor | None = None,
-) -> Solution:
+def systems(plan: LayerPlan, known: Known, *, gradients: bool = True) -> list[StackedSystem]:
     """Weight constraints where the output is known, and gradient constraints if asked for.
 
-    `outputs` (N,) is the `output_noise`; `spread`, shaped as the weight gradient, each entry's own
-    deviation, if that is known.
+    One system for each image.
     """
-    matrix = gradient_matrix(passed.cotangent, stage.geometry)
-    rhs = gradient_rhs(weight_gradient)
-    noise = torch.hypot(precision, passed.cotangent_noise)
-    gradient_errors = (noise * root_mean_square(rhs))[:, None, None]
-    if spread is not None:
-        common = passed.cotangent_noise * root_mean_square(rhs)
-        own = gradient_rhs(spread).square().mean(dim=2, keepdim=True).sqrt()
-        gradient_errors = torch.hypot(own, common[:, None, None])
-    output_errors = root_mean_square(passed.error)
-    least = torch.minimum(noise, outputs) if gradients else outputs
+    matrix = gradient_matrix(known.passed.cotangent, known.stage.geometry)
+    rhs = gradient_rhs(known.gradient)
+    errors = (known.noise * root_mean_square(rhs))[:, None, None]
+    if known.spread is not None:
+        common = known.passed.cotangent_noise * root_mean_square(rhs)
+        own = gradient_rhs(known.spread).square().mean(dim=2, keepdim=True).sqrt()
+        errors = torch.hypot(own, common[:, None, None])
     if not gradients:
-        matrix, rhs, gradient_errors = matrix[:, :0], rhs[:, :0], gradient_errors[:, :1]
-    output, parts = _weight_rhs(stage, passed), []
-    for i, errors in enumerate(zip(gradient_errors, output_errors, strict=True)):
-        system = StackedSystem(stage, matrix[i], rhs[i], output[i], passed.weight[i], *errors)
-        parts.append(solve_stacked(system, float(precision[i]), weigh="noise"))
-    solution = Solution.concatenate(parts)
+        matrix, rhs, errors = matrix[:, :0], rhs[:, :0], errors[:, :1]
+    spreads = root_mean_square(known.passed.error)
+    each = zip(matrix, rhs, known.output, known.passed.weight, errors, spreads, strict=True)
+    return [StackedSystem(known.stage, *parts, plan.bounds) for parts in each]
+
+
+def stacked(plan: LayerPlan, known: Known, *, gradients: bool = True) -> Solution:
+    """Each image's stacked system, solved."""
+    own = zip(systems(plan, known, gradients=gradients), known.precision.tolist(), strict=True)
+    solution = Solution.concatenate([solve_stacked(s, p, weigh="noise") for s, p in own])
+    least = known.output_noise
+    if gradients:
+        least = torch.minimum(known.noise, least)
     return _at_least(replace(solution, value=solution.value.flatten(1)), least)
 
 
@@ -98,16 +135,3 @@ def _at_least(solution: Solution, least: Tensor) -> Solution:
     """
     error = solution.error.nan_to_num(nan=1.0, posinf=1.0).maximum(least)
     return replace(solution, error=error.clamp(max=1.0))
-
-
-def output_noise(stage: Stage, passed: Passed) -> Tensor:
-    """(N,): relative error of O - b where it is known, both as root mean squares; 1 for nowhere."""
-    used = passed.weight > 0
-    spread = passed.error[..., None, None] / torch.where(used, passed.weight, 1.0) * used
-    size = (_weight_rhs(stage, passed) * used).flatten(1).norm(dim=1)
-    noise = spread.flatten(1).norm(dim=1) / size
-    return noise.nan_to_num(nan=1.0, posinf=1.0).clamp(max=1.0)
-
-
-def _weight_rhs(stage: Stage, passed: Passed) -> Tensor:
-    return passed.value if stage.bias is None else passed.value - stage.bias[:, None, None]

@@ -66,7 +66,7 @@ def expected_error(
     """
     least = DARK * (value_range[1] - value_range[0])
     error = spread / root_mean_square(images).clamp(min=least)
-    open_share = [1 - report.rank / report.unknowns for report in reports]
+    open_share = [report.open / report.unknowns for report in reports]
     error = error.maximum(torch.stack(open_share).amax(dim=0).to(error).sqrt())
     return error.nan_to_num(nan=1.0, posinf=1.0).clamp(max=1.0)
 

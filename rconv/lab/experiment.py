@@ -47,6 +47,7 @@ def run(
     seed: int = architectures.SEED,
     dtype: str = "float64",
     constraints: str = "auto",
+    signs: bool = True,
     filters: Sequence[int] | None = None,
     initialisation: str | None = None,
     weights: str | None = None,
@@ -64,7 +65,7 @@ def run(
         As `rconv.lab.architectures.build` takes them.
     dtype : str
         Of the clients' computation, a key of `DTYPES`; float16 rounds float32 gradients.
-    constraints : str or sequence of str
+    constraints, signs : str or sequence of str, bool
         As `Attack` takes them.
     weights : str, optional
         A `.safetensors` file with trained weights, in place of the seeded ones.
@@ -93,7 +94,8 @@ def run(
     }
     model = shared_model(dataset, architecture, activation, dtype=dtype, device=device, **options)
     truth = datasets.load(dataset, indices, data_dir=data_dir)
-    attack = Attack(model, truth.images.shape[1:], constraints=constraints, loss="cross-entropy")
+    settings = {"constraints": constraints, "signs": signs, "loss": "cross-entropy"}
+    attack = Attack(model, truth.images.shape[1:], **settings)
     gradients = client_gradients(model, architecture, truth, dtype)
     start = time.perf_counter()
     reconstruction = attack(gradients, progress=progress)

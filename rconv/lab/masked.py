@@ -173,7 +173,7 @@ def masked_layer(
     rows = Rows.of(stage, passed, weight_gradient)
     solution = solve_stacked(rows, NOISE, weigh=None)
     rank = int(solution.rank)
-    value = solution.value[0]
+    value = solution.value[0, :, 0]
     if positive and rank < stage.geometry.unknowns:
         value = rows.nonnegative()
     elif positive:  # what rounding leaves of a zero is neither side of the kink

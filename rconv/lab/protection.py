@@ -85,7 +85,8 @@ def protect(
     -------
     list of dict
         One record per attacked gradient: the settings; "attacker", which is the constraints,
-        "paper" and "auto" (against pruning "hybrid"), or "masked"; the quality of the image,
+        "paper" and "auto" by equations alone (against pruning "hybrid"), or "masked"; the quality
+        of the image,
         clipped to [0, 1] before it is judged; "epsilon" of this one release at `DELTA`, None where
         there is none (`rconv.lab.privacy`); "unique", the attacker's verdict, for "masked"
         whether its image explains what survives up to `EXPLAINS`. "paper" uses the noise that it
@@ -149,7 +150,7 @@ def _answers(model: nn.Sequential, sent: Sent) -> Iterator[tuple[str, Tensor, Te
     result = Attack(model, shape, constraints="paper")(sent.gradients, noise=sent.told)
     yield "paper", result.images, result.unique
     kind = "hybrid" if sent.defence == "prune" else "auto"
-    attack = Attack(model, shape, constraints=kind)
+    attack = Attack(model, shape, constraints=kind, signs=False)
     result = attack(sent.gradients)
     images, unique, residual = result.images, result.unique, result.gradient_residual
     doubtful = (residual > DOUBTFUL).nonzero()[:, 0]

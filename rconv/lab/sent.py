@@ -75,7 +75,11 @@ def observe(model: nn.Sequential, architecture: str, truth: Images) -> dict[str,
 
 
 def reconstruct(
-    seen: Observation, input_shape: tuple[int, int, int], constraints: str
+    seen: Observation,
+    input_shape: tuple[int, int, int],
+    constraints: str,
+    *,
+    signs: bool = True,
 ) -> Reconstruction:
     """R-CONV on what is seen, told the noise where it is known.
 
@@ -85,7 +89,7 @@ def reconstruct(
         Of N clients.
     input_shape : tuple of int
         (C, H, W) of an image.
-    constraints : str
+    constraints, signs : str, bool
         As `Attack` takes them.
 
     Returns
@@ -93,5 +97,7 @@ def reconstruct(
     Reconstruction
         Of N images.
     """
-    attack = Attack(seen.model, input_shape, constraints=constraints, loss="cross-entropy")
+    attack = Attack(
+        seen.model, input_shape, constraints=constraints, loss="cross-entropy", signs=signs
+    )
     return attack(seen.gradients, noise=seen.noise)

@@ -22,8 +22,9 @@ from rconv.model.read import UnsupportedModelError
 INITIALISATIONS = ("uniform", "default", "trained")
 """The paper's ±0.5, PyTorch's own, and PyTorch's own after `rconv.lab.training.train`."""
 
-METHODS = ("paper", "R-GAP", "auto")
-"""R-CONV with the paper's constraints, R-GAP, and R-CONV with the constraints it chooses."""
+METHODS = ("paper", "R-GAP", "equations", "auto")
+"""R-CONV with the paper's constraints, R-GAP, R-CONV with the equations it chooses, and with signs
+and a prior where these are short of rank."""
 
 Samples = Mapping[str, Sequence[Sequence[int]]]
 """Method → for each of `SENT`, (seeds, images per seed); (0, 0) leaves a cell out."""
@@ -157,7 +158,8 @@ def judged(method: str, seen: Observation, truth: datasets.Images) -> list[Recor
             return [{"refusal": str(error)}]
         quality = metrics.quality(images, own.images)
         return [{key: finite(v[n]) for key, v in quality.items()} for n in range(count)]
-    found = reconstruct(seen, shape, method)
+    constraints, signs = ("auto", False) if method == "equations" else (method, True)
+    found = reconstruct(seen, shape, constraints, signs=signs)
     false = [record["false"] for record in hunt.judge(found, own.images, {})]
     records = make_records(found, {}, own)
     return [{**record, "false": wrong} for record, wrong in zip(records, false, strict=True)]

@@ -76,7 +76,7 @@ def sweep(
             "needed": needed,
         }
         for kind in kinds:
-            varied |= {"constraints": kind, "data_dir": data_dir}
+            varied |= {"constraints": kind, "signs": False, "data_dir": data_dir}
             found = run(dataset, indices, architecture, activation, **varied).records
             outcome = {**_counts(found), **_prediction(judged, layer, kind)}
             records.append({**shared, "constraints": kind, **here, **outcome})

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from scipy.linalg import solve_triangular
 from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
@@ -60,7 +61,8 @@ def solve_stacked(
     """
     if system.unknowns > budget:
         raise Declined(f"a dense system of {system.unknowns} unknowns, more than {budget}")
-    system = {"size": system.scaled, "noise": system.whitened, None: lambda: system}[weigh]()
+    if weigh is not None:
+        system = system.scaled() if weigh == "size" else system.whitened()
     gram = system.normal_matrix()[0]
     factor, info = torch.linalg.cholesky_ex(gram)
 
@@ -97,7 +99,8 @@ def _pseudo_inverse(gram: Tensor, floor: float):
     With AᵀA = F Fᵀ and F of full column rank, the pseudoinverse is F (FᵀF)⁻² Fᵀ, and FᵀF has the
     eigenvalues of AᵀA that are not zero. Where it is badly conditioned in turn, these decide.
     """
-    factor = _range_factor(gram)
+    packed, order = range_factor(gram.cpu().numpy())
+    factor = torch.from_numpy(packed[order.argsort()]).to(gram)
     small = factor.mT @ factor
     triangle, info = torch.linalg.cholesky_ex(small)
     mean_square = len(small) / len(gram)
@@ -119,9 +122,41 @@ def _pseudo_inverse(gram: Tensor, floor: float):
     return lambda v: vectors @ ((vectors.mT @ v) / values[:, None] ** 2), len(values), spectrum
 
 
-def _range_factor(gram: Tensor) -> Tensor:
-    """F (n, r) of full column rank r with F Fᵀ = `gram` (n, n) up to rounding."""
-    packed, pivots, rank, _ = dpstrf(gram.cpu().numpy(), lower=1)
-    factor = np.empty((len(gram), rank))
-    factor[pivots - 1] = np.tril(packed[:, :rank])
-    return torch.from_numpy(factor).to(gram)
+def range_factor(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pivoted Cholesky factorisation of a normal matrix, which may be singular.
+
+    Parameters
+    ----------
+    gram : np.ndarray
+        (n, n).
+
+    Returns
+    -------
+    factor : np.ndarray
+        F, (n, r), lower triangular and of full column rank r.
+    order : np.ndarray
+        (n,): F Fᵀ is `gram` with rows and columns in this order, up to rounding.
+    """
+    packed, pivots, rank, _ = dpstrf(gram, lower=1)
+    return np.tril(packed[:, :rank]), pivots - 1
+
+
+def null_space(gram: np.ndarray) -> np.ndarray:
+    """Orthonormal basis of the directions that a normal matrix does not know.
+
+    Parameters
+    ----------
+    gram : np.ndarray
+        AᵀA, (n, n).
+
+    Returns
+    -------
+    np.ndarray
+        (n, r), to about half the digits of float64.
+    """
+    factor, order = range_factor(gram)
+    rank = factor.shape[1]
+    basis = np.zeros((len(gram), len(gram) - rank))
+    basis[order[:rank]] = -solve_triangular(factor[:rank].T, factor[rank:].T, lower=False)
+    basis[order[rank:]] = np.eye(len(gram) - rank)
+    return np.linalg.qr(basis)[0]

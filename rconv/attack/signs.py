@@ -1,0 +1,141 @@
+"""A layer whose equations are short of rank, closed by what is known of its input's range."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rconv.attack.plan import LayerPlan
+from rconv.attack.prior import fill
+from rconv.attack.solve import Known, systems
+from rconv.equations.bounds import Bounds
+from rconv.linalg.dense import null_space, solve_stacked
+from rconv.linalg.equations import FREE
+from rconv.linalg.signs import (
+    MOST,
+    PROGRAM,
+    Forced,
+    forced,
+    forced_at,
+    nonnegative,
+)
+from rconv.linalg.solution import Solution, root_mean_square
+
+SURE = 6.0
+"""Standard deviations up to which a margin counts as none."""
+
+
+@dataclass(frozen=True)
+class Completed:
+    """One image's answer to equations that are short of rank.
+
+    Parameters
+    ----------
+    solution : Solution
+        Value (1, n); its rank is that of the equations alone.
+    closed : int
+        Directions that the inequalities close.
+    guess : Tensor
+        (n,): what was chosen in the directions that are open all the same, by a prior.
+    """
+
+    solution: Solution
+    closed: int
+    guess: Tensor
+
+
+def by_signs(plan: LayerPlan, known: Known, solution: Solution, *, prior: bool) -> Completed:
+    """What the range of the input and silent outputs leave of one image's solutions.
+
+    Where they leave directions open, the values that are inside the range are many. For an image
+    the prior chooses one of little total variation; above it, where nothing is negative, one of
+    small sum, which has many zeros.
+
+    Parameters
+    ----------
+    plan : LayerPlan
+        Knows the range of the input.
+    known : Known
+        Of one image.
+    solution : Solution
+        Of minimum norm, value (1, n), its rank short of n.
+    prior : bool
+        Whether to choose.
+
+    Returns
+    -------
+    Completed
+        With the given solution where the inequalities close nothing or contradict the equations.
+    """
+    (system,), scale = systems(plan, known), float(root_mean_square(solution.value)[0])
+    silent = (known.passed.weight[0] == 0) & plan.stage.activation.flat
+    as_is = Completed(solution, 0, torch.zeros_like(solution.value[0]))
+    if not 0 < scale < torch.inf or (plan.bounds == FREE and not silent.any()):
+        return as_is
+    bounds, gram = Bounds(system, silent), system.whitened().normal_matrix()[0].cpu().numpy()
+    basis = null_space(gram)
+    margins, slopes = bounds.along(solution.value[0].cpu().numpy(), basis)
+    noise = SURE * float(solution.error[0])
+    found = None
+    if slopes.size <= MOST:
+        found = forced(margins / scale, slopes, noise)
+    elif np.isfinite(plan.bounds[0]):
+        point = nonnegative(gram, solution.value[0].cpu().numpy() - plan.bounds[0])
+        if point is not None:
+            at = bounds.along(point + plan.bounds[0], basis)[0] / scale
+            found = forced_at(at, slopes, noise)
+    if found is not None and found.active.any():
+        done = _closed(bounds, found, solution, float(known.precision[0]))
+        if done is None:
+            return as_is
+        as_is, basis = done
+    if not basis.shape[1] or not prior:
+        return as_is
+    return _chosen(plan, bounds, basis, as_is)
+
+
+def _closed(
+    bounds: Bounds, found: Forced, solution: Solution, precision: float
+) -> tuple[Completed, np.ndarray] | None:
+    """The equations solved again with what is forced, and the directions that are left.
+
+    None where the one answer that is left does not keep to its bounds.
+    """
+    closed = bounds.closed(found.active)
+    answer = solve_stacked(closed, precision, weigh="noise")
+    left, n = closed.unknowns - int(answer.rank[0]), solution.value.shape[1]
+    basis = np.zeros((n, 0))
+    if left:
+        own = null_space(closed.whitened().normal_matrix()[0].cpu().numpy())
+        basis = np.zeros((n, own.shape[1]))
+        basis[closed.free.cpu().numpy()] = own
+    whole = closed.whole(answer.value)[..., 0]
+    size = float(root_mean_square(whole)[0])
+    error = float(answer.error[0] * root_mean_square(answer.value)[0]) / max(size, 1e-300)
+    error = max(error, float(solution.error[0]))
+    margins, _ = bounds.along(whole[0].cpu().numpy(), basis[:, :0])
+    if not left and margins.min() < -(SURE * error + PROGRAM) * size:
+        return None
+    told = torch.full_like(solution.error, min(error, 1.0))
+    answer = replace(answer, value=whole, rank=solution.rank, error=told)
+    gained = max(n - int(solution.rank[0]) - left, 0)
+    return Completed(answer, gained, torch.zeros_like(whole[0])), basis
+
+
+def _chosen(plan: LayerPlan, bounds: Bounds, basis: np.ndarray, given: Completed) -> Completed:
+    """The same with a choice in the open directions, the columns of `basis`."""
+    value = given.solution.value[0]
+    if plan.first:
+        image = value.reshape(plan.stage.geometry.input)
+        guess = fill(image, basis, plan.bounds).flatten() - value
+    elif np.isfinite(plan.bounds[0]):
+        gram = bounds.system.whitened().normal_matrix()[0].cpu().numpy()
+        shift = value.cpu().numpy() - plan.bounds[0]
+        point = nonnegative(gram, shift)
+        if point is None:
+            return given
+        guess = torch.from_numpy(basis @ (basis.T @ (point - shift))).to(value)
+    else:
+        return given
+    return Completed(replace(given.solution, value=(value + guess)[None]), given.closed, guess)

@@ -1,0 +1,200 @@
+"""What inequalities add to equations that are short of rank.
+
+Equations leave a family x = x0 + N z. Where inequalities h + G z ≥ 0 hold besides, few of its
+points may be left, and often only one. A linear program finds the point that satisfies all of
+them by the largest margin t. If t is not positive, its dual is a proof: weights y ≥ 0 with
+yᵀG = 0 and yᵀh = t = 0 force every inequality with a positive weight to hold with equality,
+whatever z is. These are equations; with them fewer directions are open, and so on.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+from scipy.optimize import linprog, nnls
+
+from rconv.linalg.dense import range_factor
+
+MOVES = 1e-6
+"""A unit direction that changes an inequality by less, against the largest change that it can
+have, does not change it: null spaces come from normal equations, with half the digits."""
+
+POSITIVE = 1e-8
+"""Of all weights, whose sum is 1: what the program leaves of a zero is below."""
+
+PROGRAM = 1e-9
+"""Margin, in the unit of the unknown, up to which a program of HiGHS is exact."""
+
+OPTIONS = {
+    "primal_feasibility_tolerance": 1e-10,
+    "dual_feasibility_tolerance": 1e-10,
+    "time_limit": 5.0,
+}
+"""Of HiGHS; degenerate programs can keep it for minutes."""
+
+MOST = 450_000
+"""Entries of the largest program that is tried: it takes about a second."""
+
+STEPS, WORK = 500, 1.5e8
+"""Steps of least squares over x ≥ 0, at most, and of their square times the number of rows: each
+step adds a positive entry, and costs their number times that of the rows. About a second."""
+
+DEEP = 1.0
+"""Margins are looked for up to here, in the unit of the unknown: beyond, no bound is near."""
+
+
+@dataclass(frozen=True)
+class Forced:
+    """What a set of inequalities forces.
+
+    Parameters
+    ----------
+    active : np.ndarray
+        (m,), bool: these hold with equality at every point that satisfies all of them.
+    left : int
+        Directions that are still open.
+    margin : float
+        That of the last program: negative where nothing satisfies all inequalities.
+    """
+
+    active: np.ndarray
+    left: int
+    margin: float
+
+
+def forced(values: np.ndarray, directions: np.ndarray, noise: float) -> Forced | None:
+    """Which of the inequalities values + directions · z ≥ 0 leave no room, and what they leave.
+
+    Parameters
+    ----------
+    values : np.ndarray
+        h, (m,), in the unit of the unknown's root mean square.
+    directions : np.ndarray
+        G, (m, r).
+    noise : float
+        Error of the values that counts as none.
+
+    Returns
+    -------
+    Forced or None
+        None where the program is too large or fails.
+    """
+    active, margin = np.zeros(len(values), dtype=bool), np.inf
+    size = np.linalg.norm(directions, axis=1).max(initial=0.0)
+    while directions.shape[1]:
+        # What no open direction moves is decided already.
+        moved = np.linalg.norm(directions, axis=1) > MOVES * size
+        if not moved.any():
+            break
+        program = _deepest(values[moved], directions[moved])
+        if program is None:
+            return None
+        margin, weights = program
+        tight = np.zeros_like(active)
+        tight[moved] = weights > POSITIVE
+        if abs(margin) > noise + PROGRAM or not tight.any():
+            break
+        active |= tight
+        values, directions, growth = _reduced(values, directions, tight)
+        noise *= growth
+    return Forced(active, directions.shape[1], float(margin))
+
+
+def forced_at(values: np.ndarray, directions: np.ndarray, noise: float) -> Forced | None:
+    """`forced` for many directions, from a point that satisfies the inequalities.
+
+    Only those that hold with equality there can be forced. Weights on them that prove it are
+    orthogonal to all directions: a program in as many unknowns as there are such weights, which
+    are few where the directions are many.
+
+    Parameters
+    ----------
+    values : np.ndarray
+        h, (m,), at the point: none negative beyond the noise.
+    directions : np.ndarray
+        G, (m, r).
+    noise : float
+        Error of the values that counts as none.
+
+    Returns
+    -------
+    Forced or None
+        None where the program is too large or fails, or some value is negative.
+    """
+    if values.min(initial=0.0) < -noise - PROGRAM:
+        return None
+    size = np.linalg.norm(directions, axis=1).max(initial=0.0)
+    tight = (values < noise + PROGRAM) & (np.linalg.norm(directions, axis=1) > MOVES * size)
+    active = np.zeros_like(tight)
+    u, s, _ = np.linalg.svd(directions[tight], full_matrices=True)
+    weights = u[:, int((s > MOVES * s.max(initial=0.0)).sum()) :] * np.sqrt(max(len(u), 1))
+    rows, columns = weights.shape
+    if not columns or rows * (rows + columns) > MOST:
+        return Forced(active, directions.shape[1], 0.0) if not columns else None
+    # The most weights that can be positive at once, each counted up to one.
+    found = linprog(
+        np.r_[np.zeros(columns), -np.ones(rows)],
+        A_ub=sparse.hstack([-weights, sparse.identity(rows)]),
+        b_ub=np.zeros(rows),
+        bounds=[(None, None)] * columns + [(0, 1)] * rows,
+        method="highs-ds",
+        options={"time_limit": OPTIONS["time_limit"]},
+    )
+    if found.x is None:
+        return None
+    active[tight] = found.x[columns:] > 0.5  # any positive multiple of the weights will do
+    if not active.any():
+        return Forced(active, directions.shape[1], 0.0)
+    return Forced(active, _reduced(values, directions, active)[1].shape[1], 0.0)
+
+
+def nonnegative(gram: np.ndarray, start: np.ndarray) -> np.ndarray | None:
+    """A point x ≥ 0 of the family that has AᵀA x = AᵀA start, or the nearest to it.
+
+    Least squares by active sets (Lawson and Hanson): it has few positive entries.
+
+    Parameters
+    ----------
+    gram : np.ndarray
+        AᵀA, (n, n).
+    start : np.ndarray
+        (n,).
+
+    Returns
+    -------
+    np.ndarray or None
+        (n,); None where that takes more than `STEPS`.
+    """
+    factor, order = range_factor(gram)
+    rows = factor[np.argsort(order)].T
+    steps = min(STEPS, int((WORK / max(len(rows), 1)) ** 0.5))
+    try:
+        return nnls(rows, rows @ start, maxiter=steps)[0]
+    except RuntimeError:
+        return None
+
+
+def _reduced(
+    values: np.ndarray, directions: np.ndarray, tight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Values and directions that keep the tight rows at zero, and how errors grow by it."""
+    _, s, vt = np.linalg.svd(directions[tight])
+    rank = int((s > MOVES * s[0]).sum())
+    step = np.linalg.lstsq(directions[tight], -values[tight], rcond=MOVES)[0]
+    return values + directions @ step, directions @ vt[rank:].T, 1 + 1 / s[rank - 1]
+
+
+def _deepest(values: np.ndarray, directions: np.ndarray) -> tuple[float, np.ndarray] | None:
+    """The largest t with values + directions · z ≥ t for some z, and the dual's weights."""
+    rows, columns = directions.shape
+    if rows * columns > MOST:
+        return None
+    found = linprog(
+        np.r_[np.zeros(columns), -1.0],
+        A_ub=np.hstack([-directions, np.ones((rows, 1))]),
+        b_ub=values,
+        bounds=[(None, None)] * columns + [(None, DEEP)],
+        method="highs-ds",
+        options=OPTIONS,
+    )
+    return None if found.x is None else (float(found.x[-1]), -found.ineqlin.marginals)

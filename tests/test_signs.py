@@ -1,0 +1,219 @@
+"""Signs and priors: known polytopes, proofs against brute force, and layers closed by them."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+from small import SEEDS, normal, observe
+
+from rconv.attack.attack import Attack
+from rconv.attack.fallback import within_range
+from rconv.attack.prior import fill, total_variation
+from rconv.data.datasets import load
+from rconv.equations.bounds import Bounds
+from rconv.equations.gradient import gradient_matrix
+from rconv.equations.system import StackedSystem
+from rconv.lab import metrics
+from rconv.lab.architectures import build
+from rconv.linalg import signs
+from rconv.linalg.dense import null_space, solve_stacked
+from rconv.linalg.equations import residual
+from rconv.model.activations import from_module
+from rconv.model.geometry import Geometry, Stage
+
+
+def psnr(found, truth):
+    return metrics.psnr(found, truth, data_range=1.0)
+
+
+def family(seed, n, rows, zeros):
+    """A, and x ≥ 0 with so many zeros."""
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(0.5, 1.5, n)
+    x[rng.permutation(n)[:zeros]] = 0
+    return rng.standard_normal((rows, n)), x
+
+
+def intervals(matrix, x):
+    """The range of every entry over all points x' ≥ 0 with A x' = A x, by two programs each."""
+    ends = []
+    for i in range(len(x)):
+        c = np.eye(len(x))[i]
+        options = {"A_eq": matrix, "b_eq": matrix @ x, "bounds": [(0, 50)] * len(x)}
+        ends.append([linprog(c, **options).fun, -linprog(-c, **options).fun])
+    return np.array(ends)
+
+
+@given(SEEDS, st.integers(4, 9), st.data())
+@settings(max_examples=60, deadline=None)
+def test_what_is_forced_is_what_every_point_has(seed, n, data):
+    """Against two linear programs per entry: forced entries are zero at every point."""
+    rows, zeros = data.draw(st.integers(1, n - 1)), data.draw(st.integers(0, n))
+    matrix, x = family(seed, n, rows, zeros)
+    basis = null_space(matrix.T @ matrix)
+    assert np.abs(matrix @ basis).max() < 1e-6
+    start = np.linalg.pinv(matrix) @ matrix @ x
+    found = signs.forced(start, basis, 1e-9)
+    width = np.ptp(intervals(matrix, x), axis=1)
+    assert (width[found.active] < 1e-6).all() and (x[found.active] == 0).all()
+    assert (found.left == 0) == bool((width < 1e-6).all())
+    point = signs.nonnegative(matrix.T @ matrix, start)
+    np.testing.assert_allclose(matrix @ point, matrix @ x, atol=1e-6)
+    at = signs.forced_at(point, basis, 1e-7)
+    assert (width[at.active] < 1e-5).all()
+    assert at.left > 0 or (width < 1e-5).all()
+
+
+def test_nothing_is_forced_where_there_is_room_and_contradictions_show():
+    basis = np.array([[1.0], [-1.0]]) / 2**0.5
+    room = signs.forced(np.array([1.0, 1.0]), basis, 0.0)
+    assert not room.active.any() and room.left == 1 and room.margin > 0.9
+    none = signs.forced(np.array([-1.0, -1.0]), basis, 0.0)
+    assert not none.active.any() and none.margin == pytest.approx(-1)
+    one = signs.forced(np.array([1.0, -1.0]), basis, 0.0)
+    assert one.active.all() and one.left == 0
+
+
+def test_a_margin_within_the_noise_is_none():
+    basis = np.array([[1.0], [-1.0]]) / 2**0.5
+    values = np.array([1e-4, 1e-4])
+    assert signs.forced(values, basis, 1e-5).left == 1
+    assert signs.forced(values, basis, 1e-3).left == 0
+
+
+def test_programs_that_are_too_large_are_left():
+    directions = np.ones((signs.MOST, 2))
+    assert signs.forced(np.zeros(signs.MOST), directions, 0.0) is None
+    assert signs.nonnegative(np.eye(signs.STEPS + 50), np.ones(signs.STEPS + 50)) is None
+
+
+G = Geometry((2, 6, 6), (3, 6, 6), (3, 3), (1, 1), (1, 1), (1, 1))
+
+
+def layer(seed=0, bias=True):
+    """A ReLU layer with an input that has zeros, its equations and its silent outputs."""
+    weight, offset = normal(3, 2, 3, 3, seed=seed), normal(3, seed=seed + 1) if bias else None
+    stage = Stage("conv", weight, offset, from_module(torch.nn.ReLU()), G)
+    x = (normal(*G.input, seed=seed + 2) + 0.3).clamp(min=0)
+    output = stage.convolve(x[None])[0]
+    active = output + (0 if offset is None else offset[:, None, None]) > 0
+    cotangent = normal(1, *G.output, seed=seed + 3) * active
+    matrix = gradient_matrix(cotangent, G)[0][:6]
+    system = StackedSystem(
+        stage, matrix, matrix @ x.flatten(1).T, output, active.double(), bounds=(0.0, torch.inf)
+    )
+    return system, ~active, x
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_bounds_are_those_of_the_input_and_of_the_silent_outputs(bias):
+    system, silent, x = layer(3, bias)
+    basis = normal(72, 4).numpy()
+    margins, slopes = Bounds(system, silent).along(x.flatten().numpy(), basis)
+    assert len(margins) == len(slopes) == 72 + int(silent.sum())
+    assert margins.min() >= -1e-12
+    z = normal(4, 1, seed=5).numpy()[:, 0]
+    moved = torch.from_numpy(x.flatten().numpy() + basis @ z)
+    again, _ = Bounds(system, silent).along(moved.numpy(), basis)
+    np.testing.assert_allclose(again, margins + slopes @ z, atol=1e-10)
+
+
+def test_what_is_fixed_leaves_the_same_equations_for_the_rest():
+    system, silent, x = layer(1)
+    active = np.zeros(72 + int(silent.sum()), dtype=bool)
+    active[:72] = x.flatten().numpy() == 0
+    closed = Bounds(system, silent).closed(active)
+    assert closed.unknowns == int((x != 0).sum())
+    free = x.flatten()[closed.free][None, :, None]
+    assert residual(closed, free).abs().max() < 1e-12
+    gram, y = closed.normal_matrix(), normal(1, closed.unknowns, 1)
+    torch.testing.assert_close(gram @ y, closed.adjoint(closed.product(y)))
+    torch.testing.assert_close(closed.whole(free)[0, :, 0], x.flatten())
+    found = solve_stacked(closed, 1e-16)
+    if int(found.rank) == closed.unknowns:
+        torch.testing.assert_close(closed.whole(found.value)[0, :, 0], x.flatten())
+
+
+def test_a_silent_output_that_is_forced_becomes_an_equation():
+    system, silent, _ = layer(2)
+    active = np.zeros(72 + int(silent.sum()), dtype=bool)
+    active[72] = True
+    closed = Bounds(system, silent).closed(active)
+    added = (closed.system.row_weight > 0) & (system.row_weight == 0)
+    assert int(added.sum()) == 1 and bool(silent[added])
+    bias = system.stage.bias[:, None, None].expand_as(system.output)
+    assert (closed.system.output + bias)[added].item() == 0
+
+
+@pytest.fixture(scope="module")
+def client():
+    """PyTorch's initialisation, seed 1: one of conv4's three filters is dead."""
+    model, truth = build("lenet_main", seed=1, initialisation="default"), load("Photos", range(2))
+    return model, truth.images, observe(model, truth.images)
+
+
+def test_signs_close_what_a_dead_filter_leaves_open(client):
+    model, images, gradients = client
+    without = Attack(model, (3, 32, 32), signs=False)(gradients)
+    found = Attack(model, (3, 32, 32))(gradients)
+    layers = {layer.name: layer for layer in found.layers}
+    assert not without.full_rank.any() and not without.unique.any()
+    assert (layers["conv4"].signs > 0).all() and (layers["conv4"].open == 0).all()
+    assert (layers["conv4"].rank == without.layers[1].rank).all()
+    assert found.unique.all() and (psnr(found.images, images) > 150).all()
+    assert psnr(without.images, images).max() < 0
+
+
+def test_signs_close_it_in_single_precision_too(client):
+    model, images, gradients = client
+    single = {name: g.float() for name, g in gradients.items()}
+    found = Attack(model, (3, 32, 32))(single)
+    assert found.unique.all() and (psnr(found.images, images) > 80).all()
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    """A ReLU first layer of eight filters: half of the image's directions are open."""
+    model = build("lenet_all_relu", filters=(8, 24, 12, 12))
+    truth = load("Photos", range(1))
+    return model, truth.images, observe(model, truth.images)
+
+
+def test_a_prior_shows_the_picture_and_says_that_it_guessed(narrow):
+    model, images, gradients = narrow
+    least = Attack(model, (3, 32, 32), prior=False)(gradients)
+    found = Attack(model, (3, 32, 32))(gradients)
+    assert not found.unique.any() and found.expected_error.item() > 0.3
+    assert psnr(found.images, images).item() > psnr(least.images, images).item() + 8
+    assert found.guess.norm() > 0 and least.guess.norm() == 0
+    inside = found.images.clamp(0, 1)
+    assert torch.equal(found.images, inside)
+    # Only open directions were moved: what the equations say is what it was.
+    moved = least.images + found.guess
+    assert ((moved - found.images) * ((moved > 0) & (moved < 1))).abs().max() < 1e-9
+
+
+def test_total_variation_is_that_of_a_step():
+    image = torch.zeros(2, 4, 4).double()
+    image[:, :, 2:] = 3.0
+    assert total_variation(image).item() == pytest.approx(4 * 3 * 2**0.5)
+
+
+def test_a_flat_image_is_found_in_the_open_directions():
+    basis = np.linalg.qr(normal(16, 5).numpy())[0]
+    flat = torch.full((1, 4, 4), 0.5).double()
+    start = flat + torch.from_numpy(basis @ normal(5, 1, seed=2).numpy()).reshape(1, 4, 4)
+    assert (fill(start, basis, (0.0, 1.0)) - flat).abs().max() < 1e-3
+
+
+def test_an_image_that_explains_nothing_is_answered_by_a_flat_one():
+    model = build("lenet_main", seed=2, initialisation="default")  # two dead filters
+    truth = load("Photos", range(3))
+    raw = Attack(model, (3, 32, 32), prior=False)(observe(model, truth.images))
+    found = within_range(raw, (0.0, 1.0))
+    lost = ~raw.full_rank & (raw.gradient_residual >= 1)
+    assert lost.any() and (found.images[lost] == 0.5).all()
+    assert (found.expected_error[lost] == 1).all() and not found.unique[lost].any()
+    assert (psnr(found.images, truth.images) > 5).all()
