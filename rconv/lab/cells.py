@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 from rconv.lab.intervals import rate_interval
-from rconv.lab.records import SUCCESS, Record
+from rconv.lab.records import SUCCESS, Record, open_directions
 
 NOISE = "noise"
 """Why an image failed although every layer had full rank."""
@@ -65,7 +65,7 @@ def succeeded(record: Record) -> bool:
 def reason(record: Record) -> str:
     """Why an image failed: the first layer, from the head down, that is short of rank, or noise."""
     for layer in record.get("layers", []):
-        if layer["rank"] < layer["unknowns"]:
+        if open_directions(layer) > 0:
             return layer["name"]
     return NOISE
 

@@ -76,7 +76,13 @@ def _layer_record(layer: LayerReport, i: int) -> Record:
         "condition": finite(layer.condition[i]),
         "residual": finite(layer.residual[i]),
         "constraints": layer.constraints[i],
+        "signs": int(layer.signs[i]),
     }
+
+
+def open_directions(layer: Record) -> int:
+    """What neither equations nor signs determine of a layer's input; old records have no signs."""
+    return layer["unknowns"] - layer["rank"] - layer.get("signs", 0)
 
 
 def finite(value: Tensor) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
-from rconv.lab.records import Record, value, won
+from rconv.lab.records import Record, open_directions, value, won
 
 QUALITY_HEADER = (
     "activation",
@@ -107,13 +107,13 @@ def rank_rows(records: Sequence[Record]) -> list[tuple]:
 
 def explain(record: Record) -> str:
     """Why this image came out as it did, in one sentence, from its own record."""
-    short = [layer for layer in record["layers"] if layer["rank"] < layer["unknowns"]]
+    short = [layer for layer in record["layers"] if open_directions(layer) > 0]
     if not short:
         return (
             f"full rank in every layer; condition up to "
             f"{max(value(x['condition'], float('inf')) for x in record['layers']):.0e}"
         )
-    worst = max(short, key=lambda layer: layer["unknowns"] - layer["rank"])
+    worst = max(short, key=open_directions)
     if worst["rank"] == 0:
         return "the gradients are zero: the softmax is saturated at the right class"
     return (
