@@ -96,6 +96,8 @@ def _reason(result: Reconstruction, i: int, assumed: bool) -> str:
         return "another image explains the gradients as well"
     if float(result.expected_error[i]) > CLEAR:
         return f"the noise may have grown to {float(result.expected_error[i]):.0e} of the image"
+    if not float(result.gradient_residual[i]) <= CLEAR:
+        return f"its gradients are {float(result.gradient_residual[i]):.0e} from the observed ones"
     if assumed:
         return "the head has no bias: the scale rests on the loss being the logistic one"
     return ""

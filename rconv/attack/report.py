@@ -122,10 +122,10 @@ class Reconstruction:
     def unique(self) -> Tensor:
         """(N,) the verdict: is this the one image that explains the gradients?
 
-        Full rank in every layer, no twin, nothing assumed, and an expected error of at most
-        `CLEAR`, in which every noise counts that the certificate reveals.
+        Full rank in every layer, no twin, nothing assumed, and an expected error and a
+        certificate of at most `CLEAR`. Every noise that the certificate reveals counts.
         """
-        sound = self.gradient_residual.isfinite() & (self.expected_error <= CLEAR)
+        sound = (self.gradient_residual <= CLEAR) & (self.expected_error <= CLEAR)
         return self.full_rank & (self.twins == 0) & ~self.assumed & sound
 
     def select(self, index: Tensor | list[int]) -> "Reconstruction":
