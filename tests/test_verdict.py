@@ -9,8 +9,10 @@ from torch import nn
 
 from rconv.attack.attack import Attack
 from rconv.attack.report import CLEAR
+from rconv.lab import hunt
 from rconv.lab.metrics import psnr
 from rconv.observe.noise import Noise
+from rconv.observe.observation import per_sample_gradients
 
 IMAGES = uniform(3, 1, 8, 8)
 
@@ -176,3 +178,23 @@ def test_dead_maps_stay_dead_under_noise_that_was_not_told(level):
         assert (
             quality > torch.minimum(exact - 20, torch.tensor(-20 * math.log10(level) - 80))
         ).all()
+
+
+def test_an_average_that_one_logit_cannot_tell_is_not_called_unique():
+    """z̄₁ v₁ + z̄₂ v₂ has rank one where there is one logit, and a linear model fits it."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 9, 3, padding=1), nn.Flatten(), nn.Linear(9 * 64, 1)
+    ).double()  # fmt: skip
+    images = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(3)).double()
+    sent = per_sample_gradients(model, images, torch.tensor([0, 1]))
+    found = Attack(model, (1, 8, 8))({name: g.mean(dim=0) for name, g in sent.items()})
+    assert found.gradient_residual.item() < 1e-12 and found.full_rank.item()
+    assert not found.unique.item() and "average of several images" in found.doubts[0]
+    alone = Attack(model, (1, 8, 8))({name: g[0] for name, g in sent.items()})
+    assert alone.unique.item() and alone.doubts[0] == ""
+
+
+def test_a_scale_that_the_loss_fits_badly_is_not_called_unique():
+    """Two local steps of a network without biases: the image is right up to its scale only."""
+    (record,) = hunt.hunt(range(88, 89), "two local steps")
+    assert not record["unique"] and record["error"] > 0.5 and record["doubt"]

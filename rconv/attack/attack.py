@@ -105,8 +105,7 @@ class Attack:
         strict : bool
             Raise where a layer does not determine its input, instead of reporting it.
         precision : float, optional
-            Error of the gradients, relative to the root mean square of each parameter's; by
-            default the rounding of their dtype.
+            Error of the gradients per root mean square of each parameter's; else their rounding.
         noise : Noise, optional
             What is known of their errors in more detail, in place of `precision`.
         progress : bool
@@ -154,7 +153,8 @@ class Attack:
             result = Reconstruction.concatenate(parts)
         if any(plan.kind == "auto" and plan.prior for plan in self.plans):
             result = within_range(result, self.value_range)
-        return with_doubts(result, self.network.head, self.model, gradients, self.loss)
+        head = self.network.head
+        return with_doubts(result, head, self.model, gradients, self.loss, self.value_range)
 
     def _second_look(
         self, first: Reconstruction, gradients: Gradients, noise: Noise

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rconv.attack.report import CLEAR, Reconstruction
 from rconv.model.nodes import Head
@@ -23,6 +23,7 @@ def with_doubts(
     model: nn.Module,
     gradients: Gradients,
     loss: str | None,
+    value_range: tuple[float, float],
 ) -> Reconstruction:
     """The result with its doubts in words, and with what only an assumption tells.
 
@@ -38,21 +39,28 @@ def with_doubts(
         Name → (N, *parameter shape), as observed.
     loss : str or None
         What the clients' loss is stated to be.
+    value_range : tuple of float
+        Of the pixels.
 
     Returns
     -------
     Reconstruction
     """
-    assumed = not head.has_bias and head.weight.shape[0] <= 2 and loss is None
+    stated = head.has_bias or head.weight.shape[0] > 2 or loss is not None
+    # Without a bias the scale follows from the loss, and no noise of its own is known of it. With
+    # one logit the head's gradient is an outer product however many images there were.
+    assumed = torch.full_like(result.assumed, not stated)
+    assumed |= (result.revealed_noise > 0) & (not head.has_bias)
+    assumed |= _outside(result, value_range) & (head.weight.shape[0] == 1)
     factors = _factors(result, head, model, gradients)
     signs = [bool(((g == 0) | (g.abs() == g.abs().max())).all())
              for g in gradients[f"{head.name}.weight"]]  # fmt: skip
     reasons = tuple(
         SIGNS if signs[i] and result.revealed_noise[i] > 0
-        else _reason(result, i, assumed) or _remark(factors[i])
+        else _reason(result, i, bool(assumed[i]), stated) or _remark(factors[i])
         for i in range(len(signs))
     )  # fmt: skip
-    return replace(result, doubts=reasons, assumed=torch.full_like(result.assumed, assumed))
+    return replace(result, doubts=reasons, assumed=assumed)
 
 
 def _factors(
@@ -76,7 +84,15 @@ def _remark(factor: float) -> str:
     return f"the gradients are {factor:.3g} times those of cross-entropy: clipped or scaled"
 
 
-def _reason(result: Reconstruction, i: int, assumed: bool) -> str:
+def _outside(result: Reconstruction, value_range: tuple[float, float]) -> Tensor:
+    """(N,), whether pixels leave their range by more than a hundredth of it."""
+    low, high = value_range
+    room = CLEAR * (high - low)
+    pixels = result.images.flatten(1)
+    return (pixels.amin(dim=1) < low - room) | (pixels.amax(dim=1) > high + room)
+
+
+def _reason(result: Reconstruction, i: int, assumed: bool, stated: bool) -> str:
     """Why image i may not be what the client had, or what is odd about its gradients."""
     head = result.layers[0]
     revealed = float(result.revealed_noise[i])
@@ -98,6 +114,8 @@ def _reason(result: Reconstruction, i: int, assumed: bool) -> str:
         return f"the noise may have grown to {float(result.expected_error[i]):.0e} of the image"
     if not float(result.gradient_residual[i]) <= CLEAR:
         return f"its gradients are {float(result.gradient_residual[i]):.0e} from the observed ones"
+    if assumed and stated:
+        return "its pixels leave their range: perhaps an average of several images"
     if assumed:
         return "the head has no bias: the scale rests on the loss being the logistic one"
     return ""
