@@ -286,3 +286,7 @@ def test_where_an_error_is_unknown_rows_are_weighed_by_their_size():
     system, _ = system_of(G, 0.5)
     system = replace(system, gradient_error=torch.tensor(1.0).double())
     torch.testing.assert_close(system.whitened().matrix, system.scaled().matrix)
+
+
+def test_where_no_error_is_told_none_is_expected():
+    assert solve_stacked(system_of(G)[0], EPS).error.item() == 0

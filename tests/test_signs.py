@@ -1,5 +1,7 @@
 """Signs and priors: known polytopes, proofs against brute force, and layers closed by them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from small import SEEDS, normal, observe
 
+from rconv.attack import signs as by_bounds
 from rconv.attack.attack import Attack
 from rconv.attack.fallback import within_range
 from rconv.attack.prior import fill, total_variation
@@ -20,6 +23,7 @@ from rconv.lab.architectures import build
 from rconv.linalg import signs
 from rconv.linalg.dense import null_space, solve_stacked
 from rconv.linalg.equations import residual
+from rconv.linalg.signs import Forced
 from rconv.model.activations import from_module
 from rconv.model.geometry import Geometry, Stage
 
@@ -147,6 +151,22 @@ def test_a_silent_output_that_is_forced_becomes_an_equation():
     assert (closed.system.output + bias)[added].item() == 0
 
 
+def test_an_answer_that_leaves_its_bounds_is_none():
+    """An entry that is far from zero, taken for forced: the others turn negative for it."""
+    system, silent, x = layer(1)
+    system = replace(system, row_weight=torch.ones_like(system.row_weight))
+    whole = solve_stacked(system, 1e-16, weigh=None)
+    solution = replace(whole, value=whole.value[..., 0])
+    wrong = np.zeros(72 + int(silent.sum()), dtype=bool)
+    wrong[int(x.flatten().argmax())] = True
+    right = np.zeros_like(wrong)
+    right[:72] = x.flatten().numpy() == 0
+    assert by_bounds._closed(Bounds(system, silent), Forced(wrong, 0, 0.0), solution, 1e-16) is None
+    done, basis = by_bounds._closed(Bounds(system, silent), Forced(right, 0, 0.0), solution, 1e-16)
+    assert basis.shape == (72, 0)
+    torch.testing.assert_close(done.solution.value[0], x.flatten())
+
+
 @pytest.fixture(scope="module")
 def client():
     """PyTorch's initialisation, seed 1: one of conv4's three filters is dead."""
@@ -206,6 +226,13 @@ def test_a_flat_image_is_found_in_the_open_directions():
     flat = torch.full((1, 4, 4), 0.5).double()
     start = flat + torch.from_numpy(basis @ normal(5, 1, seed=2).numpy()).reshape(1, 4, 4)
     assert (fill(start, basis, (0.0, 1.0)) - flat).abs().max() < 1e-3
+
+
+def test_the_range_is_kept_where_less_variation_would_leave_it():
+    """Two pixels, equal at 1.3: the range stops them at 1."""
+    basis = np.array([[1.0], [2.0]]) / 5**0.5
+    found = fill(torch.tensor([[[0.9, 0.5]]]).double(), basis, (0.0, 1.0))
+    assert 0.99 < found.max().item() < 1.05
 
 
 def test_an_image_that_explains_nothing_is_answered_by_a_flat_one():

@@ -80,13 +80,14 @@ def solve_stacked(
         lambda x: inverse(system.adjoint(residual(system, x))[0])[None], start
     )
     rhs, spread = system.rhs, system.deviation.expand_as(system.rhs)
+    told = spread[spread != 0] if spread.any() else spread.new_zeros(1)
     return Solution(
         x,
         torch.tensor([rank], device=x.device),
         spectrum.condition,
         spectrum.amplification(rhs[rhs != 0][None], x),
         relative(residual(system, x), rhs),
-        spectrum.amplification(spread[spread != 0][None], x),
+        spectrum.amplification(told[None], x),
         iterations,
         (method,),
         status,

@@ -95,8 +95,7 @@ def forced(values: np.ndarray, directions: np.ndarray, noise: float) -> Forced |
         if abs(margin) > noise + PROGRAM or not tight.any():
             break
         active |= tight
-        values, directions, growth = _reduced(values, directions, tight)
-        noise *= growth
+        values, directions = _reduced(values, directions, tight)
     return Forced(active, directions.shape[1], float(margin))
 
 
@@ -176,12 +175,12 @@ def nonnegative(gram: np.ndarray, start: np.ndarray) -> np.ndarray | None:
 
 def _reduced(
     values: np.ndarray, directions: np.ndarray, tight: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Values and directions that keep the tight rows at zero, and how errors grow by it."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and directions that keep the tight rows at zero."""
     _, s, vt = np.linalg.svd(directions[tight])
     rank = int((s > MOVES * s[0]).sum())
     step = np.linalg.lstsq(directions[tight], -values[tight], rcond=MOVES)[0]
-    return values + directions @ step, directions @ vt[rank:].T, 1 + 1 / s[rank - 1]
+    return values + directions @ step, directions @ vt[rank:].T
 
 
 def _deepest(values: np.ndarray, directions: np.ndarray) -> tuple[float, np.ndarray] | None:
