@@ -19,7 +19,9 @@ KEYS = (
     "dataset index label architecture activation seed dtype constraints mse psnr ssim "
     "gradient_residual unique seconds layers"
 ).split()
-LAYER_KEYS = "name unknowns gradient_rows weight_rows rank condition residual constraints".split()
+LAYER_KEYS = (
+    "name unknowns gradient_rows weight_rows rank condition residual constraints signs"
+).split()
 
 
 def test_attack_writes_picture_and_records(tmp_path, capsys):
