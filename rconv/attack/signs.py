@@ -49,8 +49,8 @@ def by_signs(plan: LayerPlan, known: Known, solution: Solution, *, prior: bool) 
     """What the range of the input and silent outputs leave of one image's solutions.
 
     Where they leave directions open, the values that are inside the range are many. For an image
-    the prior chooses one of little total variation; above it, where nothing is negative, one of
-    small sum, which has many zeros.
+    the prior chooses one of little total variation; above it, non-negative least squares one with
+    many entries at the low end of the range.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def by_signs(plan: LayerPlan, known: Known, solution: Solution, *, prior: bool) 
         as_is, basis = done
     if not basis.shape[1] or not prior:
         return as_is
-    return _chosen(plan, bounds, basis, as_is)
+    return _chosen(plan, gram, basis, as_is)
 
 
 def _closed(
@@ -123,14 +123,13 @@ def _closed(
     return Completed(answer, gained, torch.zeros_like(whole[0])), basis
 
 
-def _chosen(plan: LayerPlan, bounds: Bounds, basis: np.ndarray, given: Completed) -> Completed:
-    """The same with a choice in the open directions, the columns of `basis`."""
+def _chosen(plan: LayerPlan, gram: np.ndarray, basis: np.ndarray, given: Completed) -> Completed:
+    """The same with a choice in the open directions, the columns of `basis`; `gram` is AᵀA."""
     value = given.solution.value[0]
     if plan.first:
         image = value.reshape(plan.stage.geometry.input)
         guess = fill(image, basis, plan.bounds).flatten() - value
     elif np.isfinite(plan.bounds[0]):
-        gram = bounds.system.whitened().normal_matrix()[0].cpu().numpy()
         shift = value.cpu().numpy() - plan.bounds[0]
         point = nonnegative(gram, shift)
         if point is None:

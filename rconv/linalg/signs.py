@@ -3,8 +3,7 @@
 Equations leave a family x = x0 + N z. Where inequalities h + G z ≥ 0 hold besides, few of its
 points may be left, and often only one. A linear program finds the point that satisfies all of
 them by the largest margin t. If t is not positive, its dual is a proof: weights y ≥ 0 with
-yᵀG = 0 and yᵀh = t = 0 force every inequality with a positive weight to hold with equality,
-whatever z is. These are equations; with them fewer directions are open, and so on.
+yᵀG = 0 and yᵀh = t = 0 force all with a positive weight to be equalities, whatever z is.
 """
 
 from dataclasses import dataclass
@@ -36,8 +35,7 @@ MOST = 450_000
 """Entries of the largest program that is tried: it takes about a second."""
 
 STEPS, WORK = 500, 1.5e8
-"""Steps of least squares over x ≥ 0, at most, and of their square times the number of rows: each
-step adds a positive entry, and costs their number times that of the rows. About a second."""
+"""Steps of least squares over x ≥ 0, and their square times the rows, at most: about a second."""
 
 DEEP = 1.0
 """Margins are looked for up to here, in the unit of the unknown: beyond, no bound is near."""
@@ -82,8 +80,7 @@ def forced(values: np.ndarray, directions: np.ndarray, noise: float) -> Forced |
     active, margin = np.zeros(len(values), dtype=bool), np.inf
     size = np.linalg.norm(directions, axis=1).max(initial=0.0)
     while directions.shape[1]:
-        # What no open direction moves is decided already.
-        moved = np.linalg.norm(directions, axis=1) > MOVES * size
+        moved = _moved(directions, size)
         if not moved.any():
             break
         program = _deepest(values[moved], directions[moved])
@@ -110,10 +107,8 @@ def forced_at(values: np.ndarray, directions: np.ndarray, noise: float) -> Force
     ----------
     values : np.ndarray
         h, (m,), at the point: none negative beyond the noise.
-    directions : np.ndarray
-        G, (m, r).
-    noise : float
-        Error of the values that counts as none.
+    directions, noise
+        As `forced` takes them.
 
     Returns
     -------
@@ -123,13 +118,15 @@ def forced_at(values: np.ndarray, directions: np.ndarray, noise: float) -> Force
     if values.min(initial=0.0) < -noise - PROGRAM:
         return None
     size = np.linalg.norm(directions, axis=1).max(initial=0.0)
-    tight = (values < noise + PROGRAM) & (np.linalg.norm(directions, axis=1) > MOVES * size)
+    tight = (values < noise + PROGRAM) & _moved(directions, size)
     active = np.zeros_like(tight)
     u, s, _ = np.linalg.svd(directions[tight], full_matrices=True)
     weights = u[:, int((s > MOVES * s.max(initial=0.0)).sum()) :] * np.sqrt(max(len(u), 1))
     rows, columns = weights.shape
-    if not columns or rows * (rows + columns) > MOST:
-        return Forced(active, directions.shape[1], 0.0) if not columns else None
+    if not columns:
+        return Forced(active, directions.shape[1], 0.0)
+    if rows * (rows + columns) > MOST:
+        return None
     # The most weights that can be positive at once, each counted up to one.
     found = linprog(
         np.r_[np.zeros(columns), -np.ones(rows)],
@@ -142,9 +139,8 @@ def forced_at(values: np.ndarray, directions: np.ndarray, noise: float) -> Force
     if found.x is None:
         return None
     active[tight] = found.x[columns:] > 0.5  # any positive multiple of the weights will do
-    if not active.any():
-        return Forced(active, directions.shape[1], 0.0)
-    return Forced(active, _reduced(values, directions, active)[1].shape[1], 0.0)
+    left = _reduced(values, directions, active)[1] if active.any() else directions
+    return Forced(active, left.shape[1], 0.0)
 
 
 def nonnegative(gram: np.ndarray, start: np.ndarray) -> np.ndarray | None:
@@ -173,13 +169,18 @@ def nonnegative(gram: np.ndarray, start: np.ndarray) -> np.ndarray | None:
         return None
 
 
+def _moved(directions: np.ndarray, size: float) -> np.ndarray:
+    """(m,), which rows some open direction moves; the others are decided already."""
+    return np.linalg.norm(directions, axis=1) > MOVES * size
+
+
 def _reduced(
     values: np.ndarray, directions: np.ndarray, tight: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values and directions that keep the tight rows at zero."""
-    _, s, vt = np.linalg.svd(directions[tight])
+    u, s, vt = np.linalg.svd(directions[tight])
     rank = int((s > MOVES * s[0]).sum())
-    step = np.linalg.lstsq(directions[tight], -values[tight], rcond=MOVES)[0]
+    step = vt[:rank].T @ (u[:, :rank].T @ -values[tight] / s[:rank])
     return values + directions @ step, directions @ vt[rank:].T
 
 
