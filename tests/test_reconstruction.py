@@ -13,7 +13,10 @@ def report(name, unknowns, ranks, constraints="gradient"):
     ones = torch.ones(len(ranks)).double()
     kinds = (constraints,) * len(ranks)
     rows, guess = (ranks * 2, ranks * 0), torch.zeros(len(ranks), unknowns)
-    return LayerReport(name, unknowns, *rows, ranks, ones, ones * 1e-16, kinds, ranks * 0, guess)
+    ends = guess, guess
+    return LayerReport(
+        name, unknowns, *rows, ranks, ones, ones * 1e-16, kinds, ranks * 0, guess, *ends
+    )
 
 
 def result(*layers, twins=None, **known):

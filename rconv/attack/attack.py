@@ -50,10 +50,10 @@ class Attack:
     loss : str, optional
         "cross-entropy" if that is known to be the clients' loss. A head without a bias leaves the
         scale of the image to the loss: with one or two logits nothing else can confirm it.
-    signs : bool
-        With "auto", the range of a layer's input and silent outputs close what is open.
-    prior : bool
-        With "auto" and signs, choose what still is (`rconv.attack.prior`, `fallback`).
+    signs, prior, exact : bool
+        With "auto": whether the range of a layer's input and silent outputs close what is open;
+        whether a prior chooses what still is (`rconv.attack.prior`, `fallback`); whether
+        `interval` is exact, by linear programs that take minutes.
 
     Raises
     ------
@@ -74,15 +74,15 @@ class Attack:
         loss: str | None = None,
         signs: bool = True,
         prior: bool = True,
+        exact: bool = False,
     ):
         if loss not in LOSSES:
             raise ValueError(f"unknown loss {loss!r}: state 'cross-entropy', or nothing")
         self.network = read(model, input_shape)
         self.model = copy.deepcopy(model).double()
         self.value_range, self.loss = check_value_range(value_range), loss
-        self.plans = make_plan(
-            self.network.stages, constraints, self.value_range, signs=signs, prior=signs and prior
-        )
+        given = {"signs": signs, "prior": signs and prior, "exact": exact}
+        self.plans = make_plan(self.network.stages, constraints, self.value_range, **given)
 
     @torch.inference_mode(False)
     def __call__(

@@ -76,17 +76,20 @@ def solve_layer(
             parts.append(stacked(plan, own, gradients=kind == "hybrid"))
         order.append(where)
     solved = Solution.concatenate(parts).select(torch.cat(order).argsort())
-    closed, guess = torch.zeros_like(solved.rank), torch.zeros_like(solved.value)
     if plan.kind == "auto" and plan.affordable:
         for i in [] if frugal else _unsure(plan.stage, solved, kinds, noise):
             other = stacked(plan, known.select([i]))
             if _better(other, solved, i):
                 solved, kinds[i] = solved.replace(i, other), "hybrid"
-        short = (solved.rank < plan.stage.geometry.unknowns) & plan.signs
+    closed, guess = torch.zeros_like(solved.rank), torch.zeros_like(solved.value)
+    short = solved.rank < plan.stage.geometry.unknowns
+    low, high = (torch.where(short[:, None], end, solved.value) for end in plan.bounds)
+    if plan.kind == "auto" and plan.affordable and plan.signs:
         for i in short.nonzero()[:, 0].tolist():
-            done = by_signs(plan, known.select([i]), solved.select([i]), prior=plan.prior)
-            solved, closed[i], guess[i] = solved.replace(i, done.solution), done.closed, done.guess
-    return solved, _report(plan.stage, solved, passed, kinds, closed, guess)
+            done = by_signs(plan, known.select([i]), solved.select([i]))
+            solved = solved.replace(i, done.solution)
+            closed[i], guess[i], low[i], high[i] = done.closed, done.guess, done.low, done.high
+    return solved, _report(plan.stage, solved, passed, kinds, (closed, guess, low, high))
 
 
 def _groups(
@@ -119,8 +122,7 @@ def _report(
     solution: Solution,
     passed: Passed,
     kinds: list[str],
-    closed: Tensor,
-    guess: Tensor,
+    left: tuple[Tensor, ...],
 ) -> LayerReport:
     g = stage.geometry
     by_gradient = torch.tensor([kind != "weight" for kind in kinds], device=solution.rank.device)
@@ -134,6 +136,5 @@ def _report(
         solution.condition,
         solution.residual,
         tuple(kinds),
-        closed,
-        guess,
+        *left,
     )

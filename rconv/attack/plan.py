@@ -25,11 +25,11 @@ class LayerPlan:
     first : bool
         Whether the image is its input: there `auto` tries weight constraints before gradient
         constraints, which three channels make few.
-
     bounds : tuple of float
         Range of the convolution's input.
-    signs, prior : bool
-        Whether `auto` lets the range close what equations leave open, and a prior the rest.
+    signs, prior, exact : bool
+        Whether `auto` lets the range close what equations leave open, and a prior the rest;
+        whether the intervals that are left are exact.
 
     Raises
     ------
@@ -46,9 +46,10 @@ class LayerPlan:
         bounds: tuple[float, float] = FREE,
         signs: bool = True,
         prior: bool = True,
+        exact: bool = False,
     ):
         self.stage, self.kind, self.first, self.bounds = stage, kind, first, bounds
-        self.signs, self.prior = signs, prior
+        self.signs, self.prior, self.exact = signs, prior, exact
         g = stage.geometry
         large = kind in ("weight", "hybrid") and not self.affordable
         if large and not (kind == "weight" and self.system is not None):

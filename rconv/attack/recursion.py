@@ -11,6 +11,7 @@ from rconv.attack.head import HeadInput
 from rconv.attack.layer import solve_layer
 from rconv.attack.plan import LayerPlan
 from rconv.attack.report import LayerReport
+from rconv.linalg.equations import FREE
 from rconv.linalg.solution import root_mean_square
 from rconv.model.nodes import Head, Network
 from rconv.observe.noise import Noise
@@ -96,7 +97,7 @@ def recursion(
         solved, report = solve_layer(
             plan, passed, weight_gradient, precision, spread=spread, frugal=frugal
         )
-        reports.append(report)
+        reports.append(report.under(reports, plan.bounds))
         value = solved.value.reshape(-1, *g.input)
         cotangent = stage.transpose(passed.cotangent)
         signal = Signal(
@@ -124,6 +125,7 @@ def head_report(name: str, head: HeadInput) -> LayerReport:
         ("head",) * len(rows),
         torch.zeros_like(rows),
         torch.zeros_like(head.value),
+        *(torch.where(head.known[:, None], head.value, end) for end in FREE),
     )
 
 

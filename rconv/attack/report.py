@@ -1,7 +1,9 @@
 """The result of an attack: the images, and how good they are."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
+import torch
 from torch import Tensor
 
 from rconv.linalg import batch
@@ -43,6 +45,9 @@ class LayerReport:
     guess : Tensor
         (N, unknowns): what a prior chose in the directions that are open all the same; the rest
         of the layer's input is as exact as its equations.
+    low, high : Tensor
+        (N, unknowns): the interval of each entry of the layer's input that its equations and its
+        range leave, the noise left aside. It holds for certain; with `exact` no smaller one does.
     """
 
     name: str
@@ -55,11 +60,22 @@ class LayerReport:
     constraints: tuple[str, ...]
     signs: Tensor
     guess: Tensor
+    low: Tensor
+    high: Tensor
 
     @property
     def open(self) -> Tensor:
         """(N,), directions that nothing determines."""
         return self.unknowns - self.rank - self.signs
+
+    def under(self, above: Sequence["LayerReport"], bounds: tuple[float, float]) -> "LayerReport":
+        """The same with nothing but the range for an interval where a layer above is open."""
+        opened = (sum(report.open for report in above) > 0)[:, None]
+        low, high = (
+            torch.where(opened, end, own)
+            for end, own in zip(bounds, (self.low, self.high), strict=True)
+        )
+        return replace(self, low=low, high=high)
 
 
 @dataclass(frozen=True)
@@ -112,6 +128,12 @@ class Reconstruction:
     def guess(self) -> Tensor:
         """(N, C, H, W), the part of the images that a prior chose and no equation tells."""
         return self.layers[-1].guess.reshape(self.images.shape)
+
+    @property
+    def interval(self) -> tuple[Tensor, Tensor]:
+        """(N, C, H, W) twice, least and greatest value of each pixel; `LayerReport.low`, `high`."""
+        layer, shape = self.layers[-1], self.images.shape
+        return layer.low.reshape(shape), layer.high.reshape(shape)
 
     @property
     def full_rank(self) -> Tensor:

@@ -12,6 +12,7 @@ from rconv.attack.solve import Known, systems
 from rconv.equations.bounds import Bounds
 from rconv.linalg.dense import null_space, solve_stacked
 from rconv.linalg.equations import FREE
+from rconv.linalg.extremes import extremes, moving
 from rconv.linalg.signs import (
     MOST,
     PROGRAM,
@@ -38,14 +39,18 @@ class Completed:
         Directions that the inequalities close.
     guess : Tensor
         (n,): what was chosen in the directions that are open all the same, by a prior.
+    low, high : Tensor
+        (n,): the interval of each entry that equations and inequalities leave.
     """
 
     solution: Solution
     closed: int
     guess: Tensor
+    low: Tensor
+    high: Tensor
 
 
-def by_signs(plan: LayerPlan, known: Known, solution: Solution, *, prior: bool) -> Completed:
+def by_signs(plan: LayerPlan, known: Known, solution: Solution) -> Completed:
     """What the range of the input and silent outputs leave of one image's solutions.
 
     Where they leave directions open, the values that are inside the range are many. For an image
@@ -55,13 +60,11 @@ def by_signs(plan: LayerPlan, known: Known, solution: Solution, *, prior: bool) 
     Parameters
     ----------
     plan : LayerPlan
-        Knows the range of the input.
+        Knows the range of the input, whether to choose, and whether intervals are exact.
     known : Known
         Of one image.
     solution : Solution
         Of minimum norm, value (1, n), its rank short of n.
-    prior : bool
-        Whether to choose.
 
     Returns
     -------
@@ -70,18 +73,20 @@ def by_signs(plan: LayerPlan, known: Known, solution: Solution, *, prior: bool) 
     """
     (system,), scale = systems(plan, known), float(root_mean_square(solution.value)[0])
     silent = (known.passed.weight[0] == 0) & plan.stage.activation.flat
-    as_is = Completed(solution, 0, torch.zeros_like(solution.value[0]))
+    value = solution.value[0]
+    ends = [torch.full_like(value, end) for end in plan.bounds]
+    as_is = Completed(solution, 0, torch.zeros_like(value), *ends)
     if not 0 < scale < torch.inf or (plan.bounds == FREE and not silent.any()):
         return as_is
     bounds, gram = Bounds(system, silent), system.whitened().normal_matrix()[0].cpu().numpy()
     basis = null_space(gram)
-    margins, slopes = bounds.along(solution.value[0].cpu().numpy(), basis)
+    margins, slopes = bounds.along(value.cpu().numpy(), basis)
     noise = SURE * float(solution.error[0])
     found = None
     if slopes.size <= MOST:
         found = forced(margins / scale, slopes, noise)
     elif np.isfinite(plan.bounds[0]):
-        point = nonnegative(gram, solution.value[0].cpu().numpy() - plan.bounds[0])
+        point = nonnegative(gram, value.cpu().numpy() - plan.bounds[0])
         if point is not None:
             at = bounds.along(point + plan.bounds[0], basis)[0] / scale
             found = forced_at(at, slopes, noise)
@@ -90,9 +95,27 @@ def by_signs(plan: LayerPlan, known: Known, solution: Solution, *, prior: bool) 
         if done is None:
             return as_is
         as_is, basis = done
-    if not basis.shape[1] or not prior:
+    as_is = _left(plan, bounds, basis, as_is, noise)
+    if not basis.shape[1] or not plan.prior:
         return as_is
     return _chosen(plan, gram, basis, as_is)
+
+
+def _left(
+    plan: LayerPlan, bounds: Bounds, basis: np.ndarray, given: Completed, noise: float
+) -> Completed:
+    """The same with its intervals: exact ones if asked for, else the range of what moves."""
+    value = given.solution.value[0]
+    point, scale = value.cpu().numpy(), float(root_mean_square(value[None])[0])
+    moved = torch.from_numpy(moving(basis)).to(value.device)
+    low, high = (torch.where(moved, end, value) for end in plan.bounds)
+    if plan.exact and basis.shape[1]:
+        margins, slopes = bounds.along(point, basis)
+        ends = plan.bounds[0] / scale, plan.bounds[1] / scale
+        found = extremes(point / scale, basis, margins / scale + noise, slopes, ends)
+        if found is not None:
+            low, high = (torch.from_numpy(end * scale).to(value) for end in found)
+    return replace(given, low=low, high=high)
 
 
 def _closed(
@@ -120,7 +143,8 @@ def _closed(
     told = torch.full_like(solution.error, min(error, 1.0))
     answer = replace(answer, value=whole, rank=solution.rank, error=told)
     gained = max(n - int(solution.rank[0]) - left, 0)
-    return Completed(answer, gained, torch.zeros_like(whole[0])), basis
+    guess = torch.zeros_like(whole[0])
+    return Completed(answer, gained, guess, whole[0], whole[0]), basis
 
 
 def _chosen(plan: LayerPlan, gram: np.ndarray, basis: np.ndarray, given: Completed) -> Completed:
@@ -137,4 +161,5 @@ def _chosen(plan: LayerPlan, gram: np.ndarray, basis: np.ndarray, given: Complet
         guess = torch.from_numpy(basis @ (basis.T @ (point - shift))).to(value)
     else:
         return given
-    return Completed(replace(given.solution, value=(value + guess)[None]), given.closed, guess)
+    chosen = replace(given.solution, value=(value + guess)[None])
+    return replace(given, solution=chosen, guess=guess)
