@@ -48,5 +48,5 @@ def photographs(input_shape: tuple[int, int, int], count: int) -> tuple[Tensor, 
         return images.mean(dim=1, keepdim=True), f"{kind}, grey)"
     spectra = images.flatten(2).transpose(1, 2)  # (N, pixel, red-green-blue)
     spectra = nn.functional.interpolate(spectra, channels, mode="linear", align_corners=True)
-    images = spectra.transpose(1, 2).reshape(count, *input_shape)
+    images = spectra.transpose(1, 2).reshape(-1, *input_shape)
     return images, f"{kind}, channels interpolated between red, green and blue)"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rconv.attack.attack import Attack
+from rconv.attack.report import Reconstruction
 from rconv.lab.experiment import DTYPES
 from rconv.lab.hunt import judge
 from rconv.lab.metrics import psnr
@@ -18,7 +19,7 @@ from rconv.lab.outcome import Trial
 from rconv.lab.photographs import photographs
 from rconv.model.read import read
 from rconv.observe.check import check_value_range
-from rconv.observe.observation import Loss, per_sample_gradients
+from rconv.observe.observation import Gradients, Loss, per_sample_gradients
 
 
 def trial(
@@ -75,12 +76,8 @@ def trial(
     low, high = check_value_range(value_range)
     network = read(model, input_shape)
     client = _client(model, dtype)
-    attack = Attack(
-        client,
-        network.input_shape,
-        value_range=(low, high),
-        loss="cross-entropy" if loss is None else None,
-    )
+    told = "cross-entropy" if loss is None else None
+    attack = Attack(client, network.input_shape, value_range=(low, high), loss=told)
     source = "given images"
     if images is None:
         images, source = photographs(network.input_shape, count)
@@ -91,14 +88,21 @@ def trial(
     if dtype is not None:
         gradients = {name: g.to(DTYPES[dtype]) for name, g in gradients.items()}
     found = attack(gradients, progress=progress)
-    truth, peak = truth.to(found.images.device), high - low
+    return _judged(source, gradients, truth.to(found.images.device), found, high - low)
+
+
+def _judged(
+    source: str, gradients: Gradients, truth: Tensor, found: Reconstruction, peak: float
+) -> Trial:
+    """The answer beside the truth, for pixels whose range is `peak` wide."""
     grey = truth.mean(dim=(1, 2, 3), keepdim=True).expand_as(truth)
+    reached = psnr(found.images, truth, data_range=peak)
     return Trial(
         source,
         str(next(iter(gradients.values())).dtype).removeprefix("torch."),
         truth,
         found,
-        psnr(found.images, truth, data_range=peak).nan_to_num(-math.inf, math.inf, -math.inf),
+        reached.nan_to_num(-math.inf, math.inf, -math.inf),
         psnr(grey, truth, data_range=peak),
         torch.tensor([r["false"] for r in judge(found, truth, {}, data_range=peak)]),
     )
@@ -129,8 +133,8 @@ def _checked(
     """The images in float64; ValueError where they are not what they are said to be."""
     if labels is None:
         raise ValueError("the images have no labels: give the class of each")
-    if not torch.is_tensor(images) or images.shape[1:] != input_shape:
-        shape = tuple(getattr(images, "shape", ()))
+    shape = tuple(getattr(images, "shape", ()))
+    if not torch.is_tensor(images) or 0 in shape or shape[1:] != tuple(input_shape):
         raise ValueError(f"the images must be a tensor (N, *{input_shape}), not of shape {shape}")
     low, high = float(images.min()), float(images.max())
     if not value_range[0] <= low <= high <= value_range[1]:
