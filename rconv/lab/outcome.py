@@ -95,8 +95,9 @@ class Trial:
             text += f" ({_decibels(won)}, worst {float(won.min()):.0f})"
         if others.any():
             count = int(others.sum())
-            name = f"the other {count}" if len(won) else f"all {count}"
-            text += f"; {name} shown at {self._shown(others)}"
+            several = f"the other {count} are" if len(won) else "all are"
+            one = "the other is" if len(won) else "it is"
+            text += f"; {one if count == 1 else several} shown at {self._shown(others)}"
         if self.false.any():
             text += f"; {int(self.false.sum())} CALLED UNIQUE AND WRONG, which is a fault of rconv"
         return text
@@ -104,10 +105,11 @@ class Trial:
     def _shown(self, which: Tensor) -> str:
         """How well the images are shown that are not unique."""
         psnr, flat = self.psnr[which], self.flat[which]
-        text = f"{_decibels(psnr)}, best {float(psnr.max()):.0f} (flat image: {_decibels(flat)}"
+        best = f", best {float(psnr.max()):.0f}" if len(psnr) > 1 else ""
+        text = f"{_decibels(psnr)}{best} (flat image: {_decibels(flat)}"
         seen = int((psnr - flat >= VISIBLE).sum())
         if not seen:
-            return f"{text}; none has less than half its error): this attack does not show them"
+            return f"{text}; none has less than half its error): this attack shows next to nothing"
         return f"{text}; {seen} with less than half its error): not unique is not private"
 
     def beside(self, generic: str) -> str:

@@ -83,6 +83,7 @@ def trial(
         images, source = photographs(network.input_shape, count)
         images = low + (high - low) * images
         labels = torch.arange(count) % _classes(client, images)
+        source = f"{source}, labels 0 to {int(labels.max())}"
     truth = _checked(images, labels, network.input_shape, (low, high))
     gradients = per_sample_gradients(client, truth, labels, loss)
     if dtype is not None:
