@@ -97,7 +97,10 @@ def test_audit_tries_the_attack_without_the_datasets_files(tmp_path, capsys):
     rank, tried = capsys.readouterr().out.split("\n\n")
     assert rank.endswith("lenet_main on MNIST: leaks")
     header, *layers, share, verdict = tried.rstrip().splitlines()
-    assert "2 photographs of scikit-image (1 × 32 × 32, grey), gradients in float32" in header
+    assert (
+        "2 photographs of scikit-image (1 × 32 × 32, grey), labels 0 to 1, gradients in float32"
+        in header
+    )
     assert [line.split()[0] for line in layers] == "layer fc conv4 conv3 conv2 conv1".split()
     assert share.startswith("unique: 100% (95 % interval 16% to 100%); at 40 dB or more: 2 of 2")
     assert verdict.startswith("2 of 2 images reconstructed as the only ones possible (median ")
