@@ -83,11 +83,49 @@ def test_observe_refuses_a_missing_folder_before_it_computes(tmp_path, capsys, m
 
 
 def test_audit_prints_the_verdict(capsys):
-    assert main(["audit", "-m", "dlg_lenet", "-d", "CIFAR10"]) == 0
+    assert main(["audit", "-m", "dlg_lenet", "-d", "CIFAR10", "--trials", "0"]) == 0
     out = capsys.readouterr().out
     conv2 = next(line for line in out.splitlines() if line.startswith("conv2"))
     assert conv2.split()[1:4] == ["3072", "3600", "2880"] and "needs hybrid" in conv2
     assert out.rstrip().endswith("dlg_lenet on CIFAR10: needs hybrid")
+
+
+def test_audit_tries_the_attack_without_the_datasets_files(tmp_path, capsys):
+    """On photographs, in the number of channels and in the precision that are asked for."""
+    audit = ["audit", "-m", "lenet_main", "-d", "MNIST", "--data-dir", str(tmp_path)]
+    assert main([*audit, "--trials", "2", "--dtype", "float32"]) == 0
+    rank, tried = capsys.readouterr().out.split("\n\n")
+    assert rank.endswith("lenet_main on MNIST: leaks")
+    header, *layers, share, verdict = tried.rstrip().splitlines()
+    assert (
+        "2 photographs of scikit-image (1 × 32 × 32, grey), labels 0 to 1, gradients in float32"
+        in header
+    )
+    assert [line.split()[0] for line in layers] == "layer fc conv4 conv3 conv2 conv1".split()
+    assert share.startswith("unique: 100% (95 % interval 16% to 100%); at 40 dB or more: 2 of 2")
+    assert verdict.startswith("2 of 2 images reconstructed as the only ones possible (median ")
+
+
+def test_audit_tries_images_of_the_dataset_and_weights_of_a_file(tmp_path, capsys):
+    """PyTorch's initialisation and a dead filter: less than the shapes promise, and both say so."""
+    model = shared_model("Digits", "lenet_o", initialisation="default")
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    weights["conv4.bias"] = torch.tensor([-100.0, -100.0, 0.0], dtype=torch.float64)
+    save_file(weights, tmp_path / "w")
+    arguments = ["-d", "Digits", "-m", "lenet_o", "-i", "3,5,8", "--weights", str(tmp_path / "w")]
+    assert main(["audit", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "Tried with these weights: 3 images of Digits, gradients in float64" in out
+    assert "0 of 3 images reconstructed" in out and "Digits: leaks" in out
+    assert "The two differ. 'leaks' is said by the generic rank" in out
+    assert "image 0: conv4 has rank" in out.splitlines()[-1]
+
+
+def test_audit_refuses_images_that_are_not_to_be_had_before_it_computes(monkeypatch, capsys):
+    monkeypatch.setattr("rconv.cli.commands.audit", lambda *a, **k: pytest.fail("judged first"))
+    assert main(["audit", "-i", "100"]) == 2
+    found = capsys.readouterr()
+    assert "0 to 99" in found.err and not found.out
 
 
 # Files: nothing is lost, and what would be is refused before the work
@@ -266,6 +304,11 @@ REFUSALS = {
     "a device without values": (["--device", "meta"], "meta device"),
     "no such device": (["--device", "cuda:99"], "not available"),
     "share out of range": (["audit", "--active", "2"], "(0, 1]"),
+    "trials not a number": (["audit", "--trials", "x"], "from 0 to 100"),
+    "more trials than photographs": (["audit", "--trials", "101"], "from 0 to 100"),
+    "trials and images": (["audit", "--trials", "2", "-i", "0"], "not allowed with"),
+    "images to try not a number": (["audit", "-i", "x"], "0:100"),
+    "unknown precision of a trial": (["audit", "--dtype", "float8"], "float64"),
 }
 
 

@@ -14,12 +14,14 @@ COMMANDS = re.findall(r"^\.venv/bin/rconv (.*?)\s+#", README, re.MULTILINE)
 
 
 def test_the_python_example_reconstructs(capsys):
-    (source,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    source, tried = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {}
     exec(source, names)
+    exec(tried, names)
     assert names["result"].unique.all()
     assert names["result"].gradient_residual < 1e-4
     assert (names["result"].images - names["image"]).abs().max() < 1e-2
+    assert " of 4 images reconstructed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", COMMANDS)

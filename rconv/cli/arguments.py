@@ -9,6 +9,7 @@ from rconv.cli.terminal import complain, say
 from rconv.data import datasets
 from rconv.lab.architectures import ACTIVATIONS, ARCHITECTURES, SEED
 from rconv.lab.experiment import DTYPES
+from rconv.lab.photographs import MOST
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,8 +60,20 @@ def _add_attack(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_audit(commands: argparse._SubParsersAction) -> None:
-    audit = commands.add_parser("audit", help="does an architecture leak? needs no data")
+    audit = commands.add_parser(
+        "audit", help="does a model leak? by rank, and by attacking a few images; needs no data"
+    )
     _add_model(audit)
+    tried = audit.add_mutually_exclusive_group()
+    tried.add_argument(
+        "--trials",
+        type=_trials,
+        default=4,
+        metavar="N",
+        help="photographs that the attack is tried on (default 4), 0 for the rank alone",
+    )
+    tried.add_argument("-i", "--index", help="images of the dataset to try instead, such as 0:10")
+    _add_client(audit)
     audit.add_argument(
         "--active", type=float, default=0.5, help="share of active ReLU outputs (default 0.5)"
     )
@@ -116,9 +129,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", "--index", default="0", help="92, 0:100 or 3,5,8 (default 0)")
+    _add_client(parser)
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
+
+
+def _add_client(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", type=_path, help="folder of the datasets (or $RCONV_DATA)")
     parser.add_argument("--dtype", choices=DTYPES, default=next(iter(DTYPES)))
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
 
 
 def _path(text: str) -> str:
@@ -131,6 +148,12 @@ def _seed(text: str) -> int:
     # PyTorch's generator takes 64 bits.
     if not re.fullmatch("[0-9]{1,19}", text) or int(text) >= 2**63:
         raise argparse.ArgumentTypeError(f"takes a whole number from 0 to 2^63 - 1, got {text!r}")
+    return int(text)
+
+
+def _trials(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,3}", text) or int(text) > MOST:
+        raise argparse.ArgumentTypeError(f"takes a whole number from 0 to {MOST}, got {text!r}")
     return int(text)
 
 

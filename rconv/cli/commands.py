@@ -11,8 +11,11 @@ from rconv.audit import audit, overall
 from rconv.cli.paths import check_files
 from rconv.cli.terminal import say
 from rconv.data import datasets
+from rconv.lab import architectures
 from rconv.lab.experiment import client_gradients, model_settings, run, shared_model
+from rconv.lab.outcome import LAYER_COLUMNS
 from rconv.lab.records import Record, make_records, summary, table, write_json
+from rconv.lab.trial import trial
 from rconv.model.weights import check_weights
 from rconv.observe.check import check_gradients
 from rconv.observe.exchange import read_tensors, write_tensors
@@ -114,16 +117,49 @@ def _dtype_of(gradients: dict[str, Tensor]) -> str:
 
 
 def judge(arguments: argparse.Namespace) -> None:
-    """Audit an architecture."""
-    model = _model(arguments, "float64")
-    layers = audit(model, (datasets.CHANNELS[arguments.dataset], 32, 32), active=arguments.active)
+    """Audit an architecture by its generic rank, then try its weights on images."""
+    a = arguments
+    model, shape = _model(a, "float64"), (datasets.CHANNELS[a.dataset], 32, 32)
+    given = None
+    if a.index is not None:
+        given = datasets.load(a.dataset, datasets.parse_indices(a.index), data_dir=a.data_dir)
+    layers = audit(model, shape, active=a.active)
     header = "layer,unknowns,counted,generic rank,weight rows,hybrid rank,verdict".split(",")
     rows = [
         (a.name, a.unknowns, a.counted, a.gradient_rank, a.weight_rows, a.hybrid_rank, a.verdict)
         for a in layers
     ]
-    verdict = f"{arguments.architecture} on {arguments.dataset}: {overall(layers)}"
-    say(f"{table(header, rows)}\n{verdict}")
+    generic = overall(layers)
+    say(f"{table(header, rows)}\n{a.architecture} on {a.dataset}: {generic}")
+    if given is not None or a.trials:
+        _try(model, shape, given, a, generic)
+
+
+def _try(
+    model: nn.Sequential,
+    shape: tuple[int, int, int],
+    given: datasets.Images | None,
+    arguments: argparse.Namespace,
+    generic: str,
+) -> None:
+    """Attack the given images or photographs, and say what came of it."""
+    images = labels = None
+    if given is not None:
+        images, labels = given.images, architectures.targets(arguments.architecture, given.labels)
+    options = {"count": arguments.trials, "dtype": arguments.dtype, "progress": _watched()}
+    found = trial(model, shape, images, labels, **options)
+    source = found.source if given is None else f"images of {given.name}"
+    rate, low, high = found.share
+    rows = [(name, n, *(f"{d:g}" for d in rest)) for name, n, *rest in found.layers]
+    lines = [
+        f"\nTried with these weights: {len(found.psnr)} {source}, gradients in {found.dtype}",
+        table(LAYER_COLUMNS, rows),
+        f"unique: {rate:.0%} (95 % interval {low:.0%} to {high:.0%}); "
+        f"at 40 dB or more: {found.clear} of {len(found.psnr)}",
+        found.verdict,
+        found.beside(generic),
+    ]
+    say("\n".join(line for line in lines if line))
 
 
 def observe(arguments: argparse.Namespace) -> None:

@@ -97,7 +97,9 @@ def _nearer(found: Tensor, one: Tensor, other: Tensor) -> Tensor:
     return torch.where((errors[0] <= errors[1]).reshape(-1, 1, 1, 1), one, other)
 
 
-def judge(found: Reconstruction, truth: Tensor, settings: Record) -> list[Record]:
+def judge(
+    found: Reconstruction, truth: Tensor, settings: Record, *, data_range: float = 1.0
+) -> list[Record]:
     """Errors, verdicts, and which of these are false.
 
     A verdict is false where an image is called unique, its error is above `FACTOR` times the
@@ -111,6 +113,8 @@ def judge(found: Reconstruction, truth: Tensor, settings: Record) -> list[Record
         (N, C, H, W).
     settings : Record
         Entries that all records share.
+    data_range : float
+        The difference between the largest and the smallest value that a pixel can have.
 
     Returns
     -------
@@ -119,7 +123,7 @@ def judge(found: Reconstruction, truth: Tensor, settings: Record) -> list[Record
     """
     size = truth.flatten(1).norm(dim=1)
     error = (found.images - truth).flatten(1).norm(dim=1) / size
-    quality = psnr(found.images, truth, data_range=1.0)
+    quality = psnr(found.images, truth, data_range=data_range)
     wrong = ~((error <= FACTOR * found.expected_error) | (quality >= BAR))
     return [
         {

@@ -7,7 +7,7 @@ differ.
 
 from collections.abc import Sequence
 
-from scipy.stats import beta, t
+from scipy.special import betaincinv, stdtrit
 
 LEVEL = 0.95
 """Confidence of an interval where none is asked for."""
@@ -63,14 +63,14 @@ def rate_interval(
         spread = sum((s - rate * n) ** 2 for s, n in pairs) / count**2 * clusters / (clusters - 1)
         effective = min(count, rate * (1 - rate) / spread) if spread else float(count)
         tail = (1 + level) / 2
-        effective *= (t.ppf(tail, count - 1) / t.ppf(tail, clusters - 1)) ** 2
+        effective *= float(stdtrit(count - 1, tail) / stdtrit(clusters - 1, tail)) ** 2
     return _clopper_pearson(rate * effective, effective, (1 - level) / 2)
 
 
 def _clopper_pearson(successes: float, total: float, tail: float) -> tuple[float, float]:
     """Clopper and Pearson's interval (1934), for counts that need not be whole."""
-    low = beta.ppf(tail, successes, total - successes + 1) if successes > 0 else 0.0
-    high = beta.ppf(1 - tail, successes + 1, total - successes) if successes < total else 1.0
+    low = betaincinv(successes, total - successes + 1, tail) if successes > 0 else 0.0
+    high = betaincinv(successes + 1, total - successes, 1 - tail) if successes < total else 1.0
     return float(low), float(high)
 
 
