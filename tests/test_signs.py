@@ -20,7 +20,7 @@ from rconv.equations.gradient import gradient_matrix
 from rconv.equations.system import StackedSystem
 from rconv.lab import metrics
 from rconv.lab.architectures import build
-from rconv.linalg import signs
+from rconv.linalg import margin, signs
 from rconv.linalg.dense import null_space, solve_stacked
 from rconv.linalg.equations import residual
 from rconv.linalg.extremes import extremes
@@ -108,9 +108,28 @@ def test_a_margin_within_the_noise_is_none():
 
 
 def test_programs_that_are_too_large_are_left():
-    directions = np.ones((signs.MOST, 2))
-    assert signs.forced(np.zeros(signs.MOST), directions, 0.0) is None
+    columns = 2 * margin.FEW
+    assert signs.forced(np.zeros(5 * columns), np.ones((5 * columns, columns)), 0.0) is None
     assert signs.nonnegative(np.eye(signs.STEPS + 50), np.ones(signs.STEPS + 50)) is None
+
+
+@given(SEEDS, st.integers(1, 12), st.integers(20, 400))
+@settings(max_examples=40, deadline=None)
+def test_rows_that_enter_as_needed_give_the_program_of_all(seed, columns, rows):
+    rng = np.random.default_rng(seed)
+    directions = rng.standard_normal((rows, columns))
+    values = rng.uniform(-0.2, 1, rows)
+    t, weights = margin.deepest(values, directions)
+    whole = linprog(
+        np.r_[np.zeros(columns), -1.0],
+        A_ub=np.c_[-directions, np.ones(rows)],
+        b_ub=values,
+        bounds=[(None, None)] * columns + [(None, margin.DEEP)],
+    )
+    assert t == pytest.approx(-whole.fun, abs=1e-8)
+    assert weights.min() >= 0 and np.abs(weights @ directions).max() < 1e-8
+    if t < margin.DEEP:
+        assert weights.sum() == pytest.approx(1) and weights @ values == pytest.approx(t, abs=1e-8)
 
 
 G = Geometry((2, 6, 6), (3, 6, 6), (3, 3), (1, 1), (1, 1), (1, 1))
@@ -272,6 +291,9 @@ def test_total_variation_is_that_of_a_step():
     image = torch.zeros(2, 4, 4).double()
     image[:, :, 2:] = 3.0
     assert total_variation(image).item() == pytest.approx(4 * 3 * 2**0.5)
+    assert total_variation(image, colour=5.0).item() == pytest.approx(4 * 3 * 2**0.5)
+    image[1] *= -1  # nothing in common: all of it is colour
+    assert total_variation(image, colour=5.0).item() == pytest.approx(5 * 4 * 3 * 2**0.5)
 
 
 def test_a_flat_image_is_found_in_the_open_directions():

@@ -13,14 +13,8 @@ from rconv.equations.bounds import Bounds
 from rconv.linalg.dense import null_space, solve_stacked
 from rconv.linalg.equations import FREE
 from rconv.linalg.extremes import extremes, moving
-from rconv.linalg.signs import (
-    MOST,
-    PROGRAM,
-    Forced,
-    forced,
-    forced_at,
-    nonnegative,
-)
+from rconv.linalg.margin import FEW, PROGRAM
+from rconv.linalg.signs import Forced, forced, forced_at, nonnegative
 from rconv.linalg.solution import Solution, root_mean_square
 
 SURE = 6.0
@@ -83,7 +77,7 @@ def by_signs(plan: LayerPlan, known: Known, solution: Solution) -> Completed:
     margins, slopes = bounds.along(value.cpu().numpy(), basis)
     noise = SURE * float(solution.error[0])
     found = None
-    if slopes.size <= MOST:
+    if basis.shape[1] <= FEW:
         found = forced(margins / scale, slopes, noise)
     elif np.isfinite(plan.bounds[0]):
         point = nonnegative(gram, value.cpu().numpy() - plan.bounds[0])

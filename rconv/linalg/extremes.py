@@ -4,7 +4,8 @@ import numpy as np
 from scipy.optimize import linprog
 from tqdm import tqdm
 
-from rconv.linalg.signs import MOST, MOVES, OPTIONS, PROGRAM
+from rconv.linalg.margin import MOST, OPTIONS, PROGRAM
+from rconv.linalg.signs import MOVES
 
 UNBOUNDED = 3  # linprog's status
 

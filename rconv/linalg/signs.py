@@ -13,6 +13,7 @@ from scipy import sparse
 from scipy.optimize import linprog, nnls
 
 from rconv.linalg.dense import range_factor
+from rconv.linalg.margin import MOST, OPTIONS, PROGRAM, deepest
 
 MOVES = 1e-6
 """A unit direction that changes an inequality by less, against the largest change that it can
@@ -21,24 +22,8 @@ have, does not change it: null spaces come from normal equations, with half the 
 POSITIVE = 1e-8
 """Of all weights, whose sum is 1: what the program leaves of a zero is below."""
 
-PROGRAM = 1e-9
-"""Margin, in the unit of the unknown, up to which a program of HiGHS is exact."""
-
-OPTIONS = {
-    "primal_feasibility_tolerance": 1e-10,
-    "dual_feasibility_tolerance": 1e-10,
-    "time_limit": 5.0,
-}
-"""Of HiGHS; degenerate programs can keep it for minutes."""
-
-MOST = 450_000
-"""Entries of the largest program that is tried: it takes about a second."""
-
 STEPS, WORK = 500, 1.5e8
 """Steps of least squares over x ≥ 0, and their square times the rows, at most: about a second."""
-
-DEEP = 1.0
-"""Margins are looked for up to here, in the unit of the unknown: beyond, no bound is near."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +68,7 @@ def forced(values: np.ndarray, directions: np.ndarray, noise: float) -> Forced |
         moved = _moved(directions, size)
         if not moved.any():
             break
-        program = _deepest(values[moved], directions[moved])
+        program = deepest(values[moved], directions[moved])
         if program is None:
             return None
         margin, weights = program
@@ -182,19 +167,3 @@ def _reduced(
     rank = int((s > MOVES * s[0]).sum())
     step = vt[:rank].T @ (u[:, :rank].T @ -values[tight] / s[:rank])
     return values + directions @ step, directions @ vt[rank:].T
-
-
-def _deepest(values: np.ndarray, directions: np.ndarray) -> tuple[float, np.ndarray] | None:
-    """The largest t with values + directions · z ≥ t for some z, and the dual's weights."""
-    rows, columns = directions.shape
-    if rows * columns > MOST:
-        return None
-    found = linprog(
-        np.r_[np.zeros(columns), -1.0],
-        A_ub=np.hstack([-directions, np.ones((rows, 1))]),
-        b_ub=values,
-        bounds=[(None, None)] * columns + [(None, DEEP)],
-        method="highs-ds",
-        options=OPTIONS,
-    )
-    return None if found.x is None else (float(found.x[-1]), -found.ineqlin.marginals)
