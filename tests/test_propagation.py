@@ -161,6 +161,52 @@ def test_saturated_outputs_and_outputs_past_the_range_are_finite_and_unknown(mod
     assert (passed.cotangent >= 0).all()  # the derivative never turns its sign
 
 
+@pytest.mark.parametrize("module", [nn.Sigmoid(), nn.Tanh()], ids=repr)
+@pytest.mark.parametrize("noise", [1e-8, 1e-5])
+def test_what_is_called_known_is_right_to_a_few_per_cent(module, noise):
+    """Near the end of its range an output within its error has any inverse, up to infinity."""
+    o = torch.linspace(-30, 30, 6000).double().reshape(1, 1, 60, 100)
+    y = module(o) + noise * normal(*o.shape)
+    told = torch.tensor([noise]).double()
+    passed = through_activation(from_module(module), y, torch.ones_like(y), None, told)
+    known = passed.weight > 0
+    assert known[o.abs() < 3].all() and known.sum() < 0.7 * known.numel()
+    assert (passed.value - o)[known].abs().max() < 0.07
+
+
+def test_a_relu_output_counts_from_where_its_error_cannot_have_made_it():
+    """No output is negative here, so that none shows an error: only what was told decides."""
+    error = 1e-6
+    y = torch.tensor([1.0, 3 * error, 20 * error, 0.0]).double().reshape(1, 1, 2, 2)
+    told = torch.tensor([[error]]).double()
+    passed = through_activation(from_module(nn.ReLU()), y, torch.ones_like(y), None, told)
+    assert passed.cotangent.flatten().tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("errors", "left", "moves"),
+    [
+        (1, 0.0, True),
+        (10, 0.0, True),
+        (300, 0.0, False),  # nothing can have carried it so far
+        (1, 3e-3, True),
+        (1, 0.1, False),  # the bias gradient is off by something else
+    ],
+)
+def test_a_side_is_settled_where_the_error_allows_it_and_it_explains_the_bias(errors, left, moves):
+    """One output that many errors from 0; all but a share of the difference is its jump."""
+    leaky, error = from_module(nn.LeakyReLU(0.2)), 1e-8
+    y, back = normal(1, 1, 4, 4), normal(1, 1, 4, 4, seed=1)
+    y[0, 0, 1, 2] = errors * error
+    other = y.clone()
+    other[0, 0, 1, 2] = -y[0, 0, 1, 2]
+    own, expected = ((back * leaky.derivative(side)).sum(dim=(2, 3)) for side in (y, other))
+    bias = own + (expected - own) / (1 - left)
+    told = torch.tensor([[[[error]]]]).double()
+    settled = settle_sides(leaky, y, back, bias, told)
+    assert torch.equal(settled > 0, other > 0 if moves else y > 0)
+
+
 @given(SEEDS, st.sampled_from(MODULES))
 @settings(max_examples=25, deadline=None)
 def test_an_image_of_a_batch_is_passed_as_it_is_alone(seed, module):
