@@ -9,7 +9,9 @@ from torch import nn
 
 from rconv.attack.attack import Attack
 from rconv.attack.report import CLEAR
+from rconv.data.datasets import load
 from rconv.lab import hunt
+from rconv.lab.architectures import build
 from rconv.lab.metrics import psnr
 from rconv.observe.noise import Noise
 from rconv.observe.observation import per_sample_gradients
@@ -62,6 +64,39 @@ def test_noise_that_was_told_is_not_revealed_again():
     assert found.revealed_noise.tolist() == [0, 0, 0] and found.unique.all()
     same = attack(noisy(gradients, 1e-6), noise=Noise(spread=1e-6))
     assert torch.equal(same.images, found.images)
+
+
+def test_noise_of_one_layer_that_was_told_is_not_revealed_where_the_image_is_free_of_it():
+    """The certificate of that layer shows it; the image rests on the others, and is exact."""
+    _, attack, gradients = prepared(nn.LeakyReLU)
+    own = gradients["2.weight"]
+    error = 1e-4 * own.flatten(1).square().mean(dim=1).sqrt().reshape(-1, 1, 1, 1, 1)
+    sent = {**gradients, "2.weight": own + error * normal(*own.shape)}
+    found = attack(sent, noise=Noise(deviations={"2.weight": error}))
+    assert (found.gradient_residual > 1e-5).all()
+    assert found.revealed_noise.tolist() == [0, 0, 0] and found.unique.all()
+    assert (found.expected_error < 1e-6).all() and (
+        psnr(found.images, IMAGES, data_range=1) > 200
+    ).all()
+    assert (attack(sent).revealed_noise > 0).all()
+
+
+def test_an_error_that_was_expected_reveals_no_noise():
+    """Badly conditioned layers turn float32 rounding into more, here and in the certificate."""
+    data = load("Photos", range(2))
+    model = build("lenet_main", activation="LeakyReLU").float()
+    sent = observe(model, data.images, data.labels)
+    found = Attack(model, (3, 32, 32), constraints="paper")(sent)
+    assert (found.gradient_residual > 100 * 2.0**-24).all()
+    assert found.revealed_noise.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.Sigmoid])
+def test_of_noise_that_drowns_everything_nothing_is_expected(activation):
+    _, attack, gradients = prepared(activation)
+    found = attack(noisy(gradients, 0.15))
+    assert (found.revealed_noise > 0.1).all()
+    assert found.expected_error.tolist() == [1, 1, 1] and not found.unique.any()
 
 
 def test_weight_decay_in_the_gradients_is_revealed():
