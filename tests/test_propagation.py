@@ -8,7 +8,10 @@ from small import SEEDS, normal
 from torch import nn
 
 from rconv.attack.backward import settle_sides, through_activation
+from rconv.attack.solve import Known, by_gradient
+from rconv.equations.gradient import gradient_matrix
 from rconv.model.activations import from_module
+from rconv.model.geometry import Geometry, Stage
 
 MODULES = [
     nn.ReLU(), nn.LeakyReLU(0.2), nn.Sigmoid(), nn.Tanh(), nn.ELU(), nn.ELU(0.5), nn.Softplus(),
@@ -228,3 +231,20 @@ def test_an_output_of_zeros_only():
         bias_gradient = torch.zeros(1, 2).double()
         passed = through_activation(from_module(module), y, y, bias_gradient, TINY)
         assert passed.cotangent.isfinite().all() and passed.value.isfinite().all()
+
+
+@pytest.mark.parametrize("level", [1e-9, 1e-4])
+def test_an_error_is_no_smaller_than_the_noise_that_it_comes_from(level):
+    """Sixty-four filters for sixteen pixels: independent errors would average out, others not."""
+    geometry = Geometry((1, 4, 4), (64, 4, 4), (3, 3), (1, 1), (1, 1), (1, 1))
+    identity = from_module(nn.Identity())
+    stage = Stage("conv", normal(64, 1, 3, 3), None, identity, geometry)
+    x, cotangent = normal(1, 1, 4, 4, seed=1), normal(1, 64, 4, 4, seed=2)
+    gradient = (gradient_matrix(cotangent, geometry) @ x.flatten(2).mT).reshape(1, 64, 1, 3, 3)
+    error, told = torch.full((1, 64), 1e-3).double(), torch.tensor([level]).double()
+    passed = through_activation(identity, stage.convolve(x), cotangent, None, error, told)
+    known = Known(stage, passed, gradient, torch.zeros(1).double())
+    found = by_gradient(known)
+    torch.testing.assert_close(found.value, x.flatten(1))
+    assert (found.error >= told).all()
+    assert (found.amplification < 1).all()
