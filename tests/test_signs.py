@@ -182,6 +182,21 @@ def test_an_answer_that_leaves_its_bounds_is_none():
     torch.testing.assert_close(done.solution.value[0], x.flatten())
 
 
+def test_what_is_closed_and_what_is_left_are_all_that_was_open():
+    """Five zeros of an input are told where the outputs of half the rows are not."""
+    system, silent, x = layer(0)
+    lower = torch.arange(6)[None, :, None] > 2
+    system = replace(system, row_weight=system.row_weight * lower)
+    short = solve_stacked(system, 1e-16, weigh=None)
+    five = np.zeros(72 + int(silent.sum()), dtype=bool)
+    five[(x.flatten().numpy() == 0).nonzero()[0][:5]] = True
+    solution = replace(short, value=short.value[..., 0])
+    done, basis = by_bounds._closed(Bounds(system, silent), Forced(five, 0, 0.0), solution, 1e-16)
+    assert done.closed == 5 and basis.shape[1] == 72 - int(short.rank) - 5 > 0
+    assert (done.solution.value[0][five[:72]] == 0).all()
+    assert np.abs(basis[five[:72]]).max() == 0
+
+
 @pytest.fixture(scope="module")
 def client():
     """PyTorch's initialisation, seed 1: one of conv4's three filters is dead."""
