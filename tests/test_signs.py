@@ -12,8 +12,11 @@ from small import SEEDS, normal, observe
 
 from rconv.attack import signs as by_bounds
 from rconv.attack.attack import Attack
+from rconv.attack.backward import through_activation
 from rconv.attack.fallback import within_range
+from rconv.attack.plan import LayerPlan
 from rconv.attack.prior import fill, total_variation
+from rconv.attack.solve import Known, stacked
 from rconv.data.datasets import load
 from rconv.equations.bounds import Bounds
 from rconv.equations.gradient import gradient_matrix
@@ -195,6 +198,24 @@ def test_what_is_closed_and_what_is_left_are_all_that_was_open():
     assert done.closed == 5 and basis.shape[1] == 72 - int(short.rank) - 5 > 0
     assert (done.solution.value[0][five[:72]] == 0).all()
     assert np.abs(basis[five[:72]]).max() == 0
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_silent_outputs_alone_can_close_a_layer(seed):
+    """A patch of zeros, an input of either sign: where all outputs are silent, nothing is left."""
+    g = Geometry((1, 6, 6), (2, 6, 6), (3, 3), (1, 1), (1, 1), (1, 1))
+    stage = Stage("conv", normal(2, 1, 3, 3, seed=seed), None, from_module(torch.nn.ReLU()), g)
+    x = normal(1, 1, 6, 6, seed=seed + 1)
+    x[..., :4, :4] = 0
+    y, back = stage.convolve(x).clamp(min=0), normal(1, 2, 6, 6, seed=seed + 2)
+    told = torch.tensor([1e-15], dtype=torch.float64)
+    passed = through_activation(stage.activation, y, back, None, told.expand(1, 2), told)
+    gradient = (gradient_matrix(passed.cotangent, g) @ x.flatten(2).mT).reshape(1, 2, 1, 3, 3)
+    known, plan = Known(stage, passed, gradient, told), LayerPlan(stage, "auto")
+    short = stacked(plan, known)
+    found = by_bounds.by_signs(plan, known, short, prior=False)
+    assert int(short.rank) == 32 and found.closed == 4
+    torch.testing.assert_close(found.solution.value, x.flatten(1))
 
 
 @pytest.fixture(scope="module")
