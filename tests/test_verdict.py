@@ -322,7 +322,7 @@ def test_the_error_is_the_largest_that_any_answer_expects(scripted, growth, erro
 
 def test_where_all_is_drowned_no_further_pass_is_made(scripted):
     answer, play = scripted
-    drowned = {**NOISY, "revealed_noise": 0.5}
+    drowned = {**NOISY, "revealed_noise": 0.5, "growth": 0.1}
     found, passes = play(answer(0.1, **drowned), answer(0.2, **drowned))
     assert passes == 2 and found.expected_error.item() == 1
 
