@@ -27,7 +27,7 @@ TOO_LARGE = "too large to tell"
 class LayerAudit:
     """What the equations of one layer can determine, for generic gradients.
 
-    Attributes
+    Parameters
     ----------
     name : str
         The layer.

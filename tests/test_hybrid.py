@@ -255,6 +255,22 @@ def test_a_faint_direction_counts_beside_one_that_is_not_seen():
     assert relative_error(value.flatten()[1:], x.flatten()[1:]) < 1e-9
 
 
+@pytest.mark.parametrize("weigh", ["size", None])
+def test_a_direction_below_the_noise_of_the_equations_does_not_count(weigh):
+    """One pixel is seen at a ten-thousandth of the others: a noise of 1e-3 drowns it."""
+    geometry = Geometry((1, 4, 4), (2, 4, 4), (1, 1), (1, 1), (0, 0), (1, 1))
+    system, x = system_of(geometry, 1.0, gradient=False)
+    row_weight = system.row_weight.clone()
+    row_weight[:, 2, 1] = 1e-4
+    system = replace(system, row_weight=row_weight)
+    assert solve_stacked(system, 1e-6, weigh=weigh).rank.item() == 16
+    found = solve_stacked(system, 1e-3, weigh=weigh)
+    value = found.value[..., 0].reshape(4, 4)
+    assert found.rank.item() == 15 and value[2, 1].abs() < 1e-9
+    known = row_weight[0] > 1e-3
+    assert relative_error(value[known], x[0][known]) < 1e-9
+
+
 def test_more_unknowns_than_the_budget_are_declined_before_the_work():
     system, _ = system_of(G)
     with pytest.raises(Declined, match=f"{G.unknowns} unknowns, more than 10"):

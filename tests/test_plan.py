@@ -76,6 +76,19 @@ def test_dense_systems_that_are_too_large_are_refused_at_once(monkeypatch, kind)
     assert not plan.affordable and plan.cheapest(False, 1e-16) == "gradient"
 
 
+def test_a_layer_that_is_too_large_for_a_dense_system_keeps_what_it_can_have(monkeypatch):
+    """Gradient constraints of short rank, and weight constraints that noise drowns in part."""
+    model, images = network(nn.ReLU, filters=(1, 10)), uniform(1, 1, 8, 8)
+    gradients = observe(model, images)
+    assert Attack(model, (1, 8, 8))(gradients).layers[-1].constraints == ("hybrid",)
+    first = LayerPlan(STAGES[0], first=True)
+    monkeypatch.setattr(dense, "MAX_UNKNOWNS", 10)
+    found = Attack(model, (1, 8, 8))(gradients)
+    assert found.layers[-1].constraints == ("gradient",)
+    assert found.layers[-1].open.item() > 0 and not found.unique.any()
+    assert first.cheapest(True, 1e-5) == "weight"
+
+
 @pytest.mark.parametrize("constraints", [None, 5, "papers", ["gradient", None]])
 def test_constraints_that_are_none_of_them_are_refused(constraints):
     with pytest.raises(ValueError, match="unknown constraints"):

@@ -8,7 +8,15 @@ from small import SEEDS, normal
 from torch import nn
 
 from rconv.attack.backward import settle_sides, through_activation
+from rconv.attack.head import head_input
+from rconv.attack.plan import LayerPlan
+from rconv.attack.recursion import _from_head
+from rconv.attack.solve import Known, by_gradient, stacked
+from rconv.equations.gradient import gradient_matrix
 from rconv.model.activations import from_module
+from rconv.model.geometry import Geometry, Stage
+from rconv.model.nodes import Head
+from rconv.observe.noise import Noise
 
 MODULES = [
     nn.ReLU(), nn.LeakyReLU(0.2), nn.Sigmoid(), nn.Tanh(), nn.ELU(), nn.ELU(0.5), nn.Softplus(),
@@ -161,6 +169,52 @@ def test_saturated_outputs_and_outputs_past_the_range_are_finite_and_unknown(mod
     assert (passed.cotangent >= 0).all()  # the derivative never turns its sign
 
 
+@pytest.mark.parametrize("module", [nn.Sigmoid(), nn.Tanh()], ids=repr)
+@pytest.mark.parametrize("noise", [1e-8, 1e-5])
+def test_what_is_called_known_is_right_to_a_few_per_cent(module, noise):
+    """Near the end of its range an output within its error has any inverse, up to infinity."""
+    o = torch.linspace(-30, 30, 6000).double().reshape(1, 1, 60, 100)
+    y = module(o) + noise * normal(*o.shape)
+    told = torch.tensor([noise]).double()
+    passed = through_activation(from_module(module), y, torch.ones_like(y), None, told)
+    known = passed.weight > 0
+    assert known[o.abs() < 3].all() and known.sum() < 0.7 * known.numel()
+    assert (passed.value - o)[known].abs().max() < 0.07
+
+
+def test_a_relu_output_counts_from_where_its_error_cannot_have_made_it():
+    """No output is negative here, so that none shows an error: only what was told decides."""
+    error = 1e-6
+    y = torch.tensor([1.0, 3 * error, 20 * error, 0.0]).double().reshape(1, 1, 2, 2)
+    told = torch.tensor([[error]]).double()
+    passed = through_activation(from_module(nn.ReLU()), y, torch.ones_like(y), None, told)
+    assert passed.cotangent.flatten().tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("errors", "left", "moves"),
+    [
+        (1, 0.0, True),
+        (10, 0.0, True),
+        (300, 0.0, False),  # nothing can have carried it so far
+        (1, 3e-3, True),
+        (1, 0.1, False),  # the bias gradient is off by something else
+    ],
+)
+def test_a_side_is_settled_where_the_error_allows_it_and_it_explains_the_bias(errors, left, moves):
+    """One output that many errors from 0; all but a share of the difference is its jump."""
+    leaky, error = from_module(nn.LeakyReLU(0.2)), 1e-8
+    y, back = normal(1, 1, 4, 4), normal(1, 1, 4, 4, seed=1)
+    y[0, 0, 1, 2] = errors * error
+    other = y.clone()
+    other[0, 0, 1, 2] = -y[0, 0, 1, 2]
+    own, expected = ((back * leaky.derivative(side)).sum(dim=(2, 3)) for side in (y, other))
+    bias = own + (expected - own) / (1 - left)
+    told = torch.tensor([[[[error]]]]).double()
+    settled = settle_sides(leaky, y, back, bias, told)
+    assert torch.equal(settled > 0, other > 0 if moves else y > 0)
+
+
 @given(SEEDS, st.sampled_from(MODULES))
 @settings(max_examples=25, deadline=None)
 def test_an_image_of_a_batch_is_passed_as_it_is_alone(seed, module):
@@ -182,3 +236,42 @@ def test_an_output_of_zeros_only():
         bias_gradient = torch.zeros(1, 2).double()
         passed = through_activation(from_module(module), y, y, bias_gradient, TINY)
         assert passed.cotangent.isfinite().all() and passed.value.isfinite().all()
+
+
+@pytest.mark.parametrize("level", [1e-9, 1e-4])
+def test_an_error_is_no_smaller_than_the_noise_that_it_comes_from(level):
+    """Sixty-four filters for sixteen pixels: independent errors would average out, others not."""
+    geometry = Geometry((1, 4, 4), (64, 4, 4), (3, 3), (1, 1), (1, 1), (1, 1))
+    identity = from_module(nn.Identity())
+    stage = Stage("conv", normal(64, 1, 3, 3), None, identity, geometry)
+    x, cotangent = normal(1, 1, 4, 4, seed=1), normal(1, 64, 4, 4, seed=2)
+    gradient = (gradient_matrix(cotangent, geometry) @ x.flatten(2).mT).reshape(1, 64, 1, 3, 3)
+    error, told = torch.full((1, 64), 1e-3).double(), torch.tensor([level]).double()
+    passed = through_activation(identity, stage.convolve(x), cotangent, None, error, told)
+    known = Known(stage, passed, gradient, torch.zeros(1).double())
+    least = torch.minimum(told, known.output_noise)
+    for found, noise in (
+        (by_gradient(known), told),
+        (stacked(LayerPlan(stage, "hybrid"), known), least),
+    ):
+        torch.testing.assert_close(found.value, x.flatten(1))
+        assert (found.error >= noise).all() and (found.amplification < 1).all()
+
+
+def test_where_rows_of_the_first_linear_cancel_their_rounding_weighs_more():
+    """Rows that differ by a thousandth: v̄ is a thousandth of its terms, and their errors stay."""
+    common, level = normal(1, 12), 2.0**-24
+    weight = common + 1e-3 * normal(10, 12, seed=1)
+    z = torch.softmax(normal(1, 10, seed=2), dim=1)
+    z[:, 3] -= 1
+    linear = Head("fc", weight, True, True, "fc.bias")
+    gradients = {"fc.weight": z[:, :, None] * normal(1, 1, 12, seed=3), "fc.bias": z}
+    signal = _from_head(
+        linear, head_input(linear, gradients), gradients, Noise.of(torch.float32),
+        torch.ones(1).double(), (3, 2, 2),
+    )  # fmt: skip
+    moved = (z * (1 + level * normal(200, 10, seed=4))) @ weight
+    exact = signal.cotangent.flatten(1)
+    measured = ((moved - exact).square().mean() / exact.square().mean()).sqrt().item()
+    assert measured > 100 * level
+    assert measured / 2 < signal.noise.item() < 10 * measured

@@ -1,10 +1,12 @@
 """Reconstruction: gap, uniqueness, selection and joining, and the error that says what is short."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from rconv.attack.candidates import choose
 from rconv.attack.report import LayerReport, Reconstruction, ShortRankError
 
 
@@ -65,6 +67,35 @@ def test_a_twin_is_not_unique_although_no_rank_is_short():
     found = result(HEAD, twins=[0, 1, 0])
     assert found.gap.tolist() == [0, 0, 0]
     assert found.unique.tolist() == [True, False, True]
+
+
+CANDIDATES = [
+    # pixels of the candidates, residuals of their gradients: which is kept, how many twins it has
+    ([0.5, -0.5], [1e-15, 1e-15], 0, 0, "the mirror image has no pixels"),
+    ([-0.5, 0.5], [1e-15, 1e-15], 1, 0, "whichever comes first"),
+    ([0.5, 0.7], [1e-15, 1e-15], 0, 1, "two images"),
+    ([0.5, 1.5], [1e-15, 1e-15], 0, 0, "half the range beyond it is no image"),
+    ([0.5, 1.0003], [1e-15, 1e-15], 0, 1, "a rounding beyond it is one"),
+    ([0.5, 0.7], [1e-16, 1e-10], 0, 1, "both are rounding"),
+    ([0.5, 0.7], [1e-4, 1e-15], 1, 0, "one explains nothing"),
+    ([0.5, 1.5], [4e-6, 1e-6], 0, 0, "in noise the worse fit may be the truth"),
+    ([0.5, 1.5], [1e-4, 1e-6], 1, 0, "not if it is a hundred times worse"),
+]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "residuals", "kept", "twins", "why"), CANDIDATES, ids=[c[-1] for c in CANDIDATES]
+)
+def test_of_several_candidates_one_that_explains_and_is_an_image_is_kept(
+    pixels, residuals, kept, twins, why
+):
+    """Beside the candidates of another image, which change nothing."""
+    images = torch.tensor([0.2, *pixels]).double().reshape(3, 1, 1, 1)
+    told = torch.tensor([1e-9, *residuals]).double()
+    candidates = replace(result(HEAD, gradient_residual=told), images=images)
+    found = choose(candidates, torch.tensor([0, 1, 1]), (0.0, 1.0))
+    assert torch.equal(found.images, images[[0, 1 + kept]])
+    assert found.twins.tolist() == [0, twins]
 
 
 def test_selection_and_joining_are_inverse():

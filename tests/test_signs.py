@@ -12,8 +12,11 @@ from small import SEEDS, normal, observe
 
 from rconv.attack import signs as by_bounds
 from rconv.attack.attack import Attack
+from rconv.attack.backward import through_activation
 from rconv.attack.fallback import within_range
+from rconv.attack.plan import LayerPlan
 from rconv.attack.prior import fill, total_variation
+from rconv.attack.solve import Known, stacked
 from rconv.data.datasets import load
 from rconv.equations.bounds import Bounds
 from rconv.equations.gradient import gradient_matrix
@@ -107,6 +110,15 @@ def test_a_margin_within_the_noise_is_none():
     assert signs.forced(values, basis, 1e-3).left == 0
 
 
+def test_a_point_beyond_the_bounds_proves_nothing():
+    """What touches a bound there need not touch it at any point that keeps to all of them."""
+    basis = np.array([[1.0], [-1.0], [1.0]]) / 3**0.5
+    on = np.array([0.0, 0.0, 1.0])
+    assert signs.forced_at(on, basis, 1e-9).active.tolist() == [True, True, False]
+    assert signs.forced_at(on - [0, 0, 1.1], basis, 1e-9) is None
+    assert signs.forced_at(on - [0, 0, 1.1], basis, 0.2) is not None
+
+
 def test_programs_that_are_too_large_are_left():
     columns = 2 * margin.FEW
     assert signs.forced(np.zeros(5 * columns), np.ones((5 * columns, columns)), 0.0) is None
@@ -135,40 +147,46 @@ def test_rows_that_enter_as_needed_give_the_program_of_all(seed, columns, rows):
 G = Geometry((2, 6, 6), (3, 6, 6), (3, 3), (1, 1), (1, 1), (1, 1))
 
 
-def layer(seed=0, bias=True):
-    """A ReLU layer with an input that has zeros, its equations and its silent outputs."""
+def layer(seed=0, bias=True, high=torch.inf):
+    """A ReLU layer with an input at both ends of its range, its equations, its silent outputs."""
     weight, offset = normal(3, 2, 3, 3, seed=seed), normal(3, seed=seed + 1) if bias else None
     stage = Stage("conv", weight, offset, from_module(torch.nn.ReLU()), G)
-    x = (normal(*G.input, seed=seed + 2) + 0.3).clamp(min=0)
+    x = (normal(*G.input, seed=seed + 2) + 0.3).clamp(min=0, max=high)
     output = stage.convolve(x[None])[0]
     active = output + (0 if offset is None else offset[:, None, None]) > 0
     cotangent = normal(1, *G.output, seed=seed + 3) * active
     matrix = gradient_matrix(cotangent, G)[0][:6]
     system = StackedSystem(
-        stage, matrix, matrix @ x.flatten(1).T, output, active.double(), bounds=(0.0, torch.inf)
+        stage, matrix, matrix @ x.flatten(1).T, output, active.double(), bounds=(0.0, high)
     )
     return system, ~active, x
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_bounds_are_those_of_the_input_and_of_the_silent_outputs(bias):
-    system, silent, x = layer(3, bias)
+@pytest.mark.parametrize("high", [torch.inf, 0.9])
+def test_bounds_are_those_of_the_input_and_of_the_silent_outputs(bias, high):
+    system, silent, x = layer(3, bias, high)
     basis = normal(72, 4).numpy()
     margins, slopes = Bounds(system, silent).along(x.flatten().numpy(), basis)
-    assert len(margins) == len(slopes) == 72 + int(silent.sum())
+    ends = 72 if high == torch.inf else 144
+    assert len(margins) == len(slopes) == ends + int(silent.sum())
     assert margins.min() >= -1e-12
+    np.testing.assert_array_equal(margins[:72], x.flatten().numpy())
+    np.testing.assert_array_equal(margins[72:ends], high - x.flatten().numpy()[: ends - 72])
     z = normal(4, 1, seed=5).numpy()[:, 0]
     moved = torch.from_numpy(x.flatten().numpy() + basis @ z)
     again, _ = Bounds(system, silent).along(moved.numpy(), basis)
     np.testing.assert_allclose(again, margins + slopes @ z, atol=1e-10)
 
 
-def test_what_is_fixed_leaves_the_same_equations_for_the_rest():
-    system, silent, x = layer(1)
-    active = np.zeros(72 + int(silent.sum()), dtype=bool)
-    active[:72] = x.flatten().numpy() == 0
+@pytest.mark.parametrize("high", [torch.inf, 0.9])
+def test_what_is_fixed_leaves_the_same_equations_for_the_rest(high):
+    system, silent, x = layer(1, high=high)
+    at = [x.flatten().numpy() == end for end in system.bounds if np.isfinite(end)]
+    active = np.concatenate([*at, np.zeros(int(silent.sum()), dtype=bool)])
     closed = Bounds(system, silent).closed(active)
-    assert closed.unknowns == int((x != 0).sum())
+    assert closed.unknowns == 72 - sum(int(own.sum()) for own in at)
+    assert high == torch.inf or at[1].any()
     free = x.flatten()[closed.free][None, :, None]
     assert residual(closed, free).abs().max() < 1e-12
     gram, y = closed.normal_matrix(), normal(1, closed.unknowns, 1)
@@ -204,6 +222,39 @@ def test_an_answer_that_leaves_its_bounds_is_none():
     done, basis = by_bounds._closed(Bounds(system, silent), Forced(right, 0, 0.0), solution, 1e-16)
     assert basis.shape == (72, 0)
     torch.testing.assert_close(done.solution.value[0], x.flatten())
+
+
+def test_what_is_closed_and_what_is_left_are_all_that_was_open():
+    """Five zeros of an input are told where the outputs of half the rows are not."""
+    system, silent, x = layer(0)
+    lower = torch.arange(6)[None, :, None] > 2
+    system = replace(system, row_weight=system.row_weight * lower)
+    short = solve_stacked(system, 1e-16, weigh=None)
+    five = np.zeros(72 + int(silent.sum()), dtype=bool)
+    five[(x.flatten().numpy() == 0).nonzero()[0][:5]] = True
+    solution = replace(short, value=short.value[..., 0])
+    done, basis = by_bounds._closed(Bounds(system, silent), Forced(five, 0, 0.0), solution, 1e-16)
+    assert done.closed == 5 and basis.shape[1] == 72 - int(short.rank) - 5 > 0
+    assert (done.solution.value[0][five[:72]] == 0).all()
+    assert np.abs(basis[five[:72]]).max() == 0
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_silent_outputs_alone_can_close_a_layer(seed):
+    """A patch of zeros, an input of either sign: where all outputs are silent, nothing is left."""
+    g = Geometry((1, 6, 6), (2, 6, 6), (3, 3), (1, 1), (1, 1), (1, 1))
+    stage = Stage("conv", normal(2, 1, 3, 3, seed=seed), None, from_module(torch.nn.ReLU()), g)
+    x = normal(1, 1, 6, 6, seed=seed + 1)
+    x[..., :4, :4] = 0
+    y, back = stage.convolve(x).clamp(min=0), normal(1, 2, 6, 6, seed=seed + 2)
+    told = torch.tensor([1e-15], dtype=torch.float64)
+    passed = through_activation(stage.activation, y, back, None, told.expand(1, 2), told)
+    gradient = (gradient_matrix(passed.cotangent, g) @ x.flatten(2).mT).reshape(1, 2, 1, 3, 3)
+    known, plan = Known(stage, passed, gradient, told), LayerPlan(stage, "auto")
+    short = stacked(plan, known)
+    found = by_bounds.by_signs(plan, known, short, prior=False)
+    assert int(short.rank) == 32 and found.closed == 4
+    torch.testing.assert_close(found.solution.value, x.flatten(1))
 
 
 @pytest.fixture(scope="module")

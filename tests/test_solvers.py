@@ -340,6 +340,29 @@ def test_corrections_are_counted_and_a_stall_is_told():
     assert value[:2].flatten().tolist() == pytest.approx([1, 1])
 
 
+def test_independent_parts_say_all_that_they_are():
+    short = normal(1, 6, 3)
+    short[..., 2] = 0
+    parts = [least_squares(m, normal(1, 6, 1), EPS) for m in (normal(1, 6, 3, seed=1), short)]
+    found = independent(parts, [torch.ones(1).double()] * 2)
+    assert found.status == ("converged and direct",) and found.method == ("Cholesky and SVD",)
+
+
+@pytest.mark.parametrize(("ratio", "weight"), [(1e-2, 1e-2), (1e-6, 1e-3)])
+def test_rows_are_weighed_by_their_own_error_as_far_as_it_is_trusted(ratio, weight):
+    """Half the rows are surer than the others; the answer is theirs."""
+    matrix, x = normal(1, 24, 6), normal(1, 6, 1, seed=1)
+    deviation = torch.full((1, 24, 1), 1e-2).double()
+    deviation[:, :12] *= ratio
+    rhs = matrix @ x + deviation * normal(1, 24, 1, seed=2)
+    rows = DenseRows(matrix, rhs, deviation)
+    own = rows.whitened()
+    expected = matrix * torch.where(deviation == deviation.amax(), weight, 1.0)
+    torch.testing.assert_close(own.matrix, expected)
+    plain, weighed = (relative_error(solvers.least_squares(r, EPS).value, x) for r in (rows, own))
+    assert weighed < plain / 10
+
+
 def test_the_expected_error_is_that_of_the_rows_deviations():
     matrix, x = with_singular_values(geometric(100.0, 8), 20)[None], normal(1, 8, 1)
     deviation = 1e-3 * torch.ones(1, 20, 1, dtype=torch.float64)

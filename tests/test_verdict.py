@@ -1,6 +1,7 @@
 """The verdict: noise that nobody told is revealed, and what is wrong is not called unique."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from torch import nn
 
 from rconv.attack.attack import Attack
 from rconv.attack.report import CLEAR
+from rconv.data.datasets import load
 from rconv.lab import hunt
+from rconv.lab.architectures import build
 from rconv.lab.metrics import psnr
 from rconv.observe.noise import Noise
 from rconv.observe.observation import per_sample_gradients
@@ -62,6 +65,39 @@ def test_noise_that_was_told_is_not_revealed_again():
     assert found.revealed_noise.tolist() == [0, 0, 0] and found.unique.all()
     same = attack(noisy(gradients, 1e-6), noise=Noise(spread=1e-6))
     assert torch.equal(same.images, found.images)
+
+
+def test_noise_of_one_layer_that_was_told_is_not_revealed_where_the_image_is_free_of_it():
+    """The certificate of that layer shows it; the image rests on the others, and is exact."""
+    _, attack, gradients = prepared(nn.LeakyReLU)
+    own = gradients["2.weight"]
+    error = 1e-4 * own.flatten(1).square().mean(dim=1).sqrt().reshape(-1, 1, 1, 1, 1)
+    sent = {**gradients, "2.weight": own + error * normal(*own.shape)}
+    found = attack(sent, noise=Noise(deviations={"2.weight": error}))
+    assert (found.gradient_residual > 1e-5).all()
+    assert found.revealed_noise.tolist() == [0, 0, 0] and found.unique.all()
+    assert (found.expected_error < 1e-6).all() and (
+        psnr(found.images, IMAGES, data_range=1) > 200
+    ).all()
+    assert (attack(sent).revealed_noise > 0).all()
+
+
+def test_an_error_that_was_expected_reveals_no_noise():
+    """Badly conditioned layers turn float32 rounding into more, here and in the certificate."""
+    data = load("Photos", range(2))
+    model = build("lenet_main", activation="LeakyReLU").float()
+    sent = observe(model, data.images, data.labels)
+    found = Attack(model, (3, 32, 32), constraints="paper")(sent)
+    assert (found.gradient_residual > 100 * 2.0**-24).all()
+    assert found.revealed_noise.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.Sigmoid])
+def test_of_noise_that_drowns_everything_nothing_is_expected(activation):
+    _, attack, gradients = prepared(activation)
+    found = attack(noisy(gradients, 0.15))
+    assert (found.revealed_noise > 0.1).all()
+    assert found.expected_error.tolist() == [1, 1, 1] and not found.unique.any()
 
 
 def test_weight_decay_in_the_gradients_is_revealed():
@@ -198,3 +234,100 @@ def test_a_scale_that_the_loss_fits_badly_is_not_called_unique():
     """Two local steps of a network without biases: the image is right up to its scale only."""
     (record,) = hunt.hunt(range(88, 89), "two local steps")
     assert not record["unique"] and record["error"] > 0.5 and record["doubt"]
+
+
+def test_a_wrong_scale_that_every_layer_fits_is_not_called_unique():
+    """Nothing has a bias and every layer keeps a factor: the loss alone tells it, and is another.
+
+    The certificate takes the derivative by the logits as observed, so that only the head's own
+    equations show it.
+    """
+
+    def loss(logits, target):
+        return (logits - nn.functional.one_hot(target, 10)).square().sum()
+
+    head = lambda n: [nn.Linear(n, 10, bias=False)]  # noqa: E731
+    model = network(nn.LeakyReLU, bias=False, head=head)
+    images, labels = IMAGES[[0, 2]], torch.tensor([0, 2])
+    found = Attack(model, (1, 8, 8))(observe(model, images, labels, loss))
+    assert found.full_rank.all() and (found.gradient_residual < 1e-6).all()
+    assert (psnr(found.images, images, data_range=1) < 40).all()
+    assert (found.revealed_noise > 0).all() and not found.unique.any()
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """An attack on one image whose passes are played from a list of answers."""
+    model = network(nn.LeakyReLU)
+    attack, gradients = Attack(model, (1, 8, 8)), observe(model, IMAGES[:1])
+    plain, calls = attack(gradients), []
+
+    def answer(image=0.0, **told):
+        numbers = {name: torch.tensor([value], dtype=torch.float64) for name, value in told.items()}
+        return replace(plain, images=torch.full_like(plain.images, image), **numbers)
+
+    def play(*answers):
+        left = iter(answers)
+        monkeypatch.setattr(attack, "_attempt", lambda *_, **how: calls.append(how) or next(left))
+        return attack(gradients), len(calls)
+
+    return answer, play
+
+
+NOISY = {"gradient_residual": 1e-2, "revealed_noise": 1e-2, "expected_error": 1e-5, "growth": 3}
+QUIET = {"gradient_residual": 1e-2, "revealed_noise": 0, "expected_error": 1e-3, "growth": 3}
+
+
+def test_an_answer_that_explains_the_gradients_is_not_looked_at_again(scripted):
+    answer, play = scripted
+    found, passes = play(answer(0.1, **QUIET))
+    assert passes == 1 and found.images.max() == 0.1
+
+
+def test_an_image_whose_rank_is_short_is_not_looked_at_again(scripted):
+    """It need not explain the gradients, so that its residual shows no noise."""
+    answer, play = scripted
+    first = answer(0.1, **NOISY)
+    last = replace(first.layers[-1], rank=first.layers[-1].rank - 1)
+    found, passes = play(replace(first, layers=(*first.layers[:-1], last)))
+    assert passes == 1 and not found.full_rank.any()
+
+
+def test_other_equations_that_explain_the_gradients_are_believed(scripted):
+    answer, play = scripted
+    found, passes = play(answer(0.1, **NOISY), answer(0.2, **QUIET))
+    assert passes == 2 and found.images.max() == 0.2
+    assert found.revealed_noise.item() == 0 and found.expected_error.item() == 1e-3
+
+
+def test_the_image_that_explains_the_gradients_best_is_kept(scripted):
+    answer, play = scripted
+    told = answer(0.3, **{**QUIET, "gradient_residual": 1e-3})
+    found, passes = play(answer(0.1, **NOISY), answer(0.2, **NOISY), told)
+    assert passes == 3 and found.images.max() == 0.3
+
+
+@pytest.mark.parametrize(
+    ("growth", "error", "expected"), [(7.0, 1e-3, 7e-2), (0.01, 0.2, 0.2), (0.01, 1e-3, 1e-2)]
+)
+def test_the_error_is_the_largest_that_any_answer_expects(scripted, growth, error, expected):
+    """By what the noise grows to, by equations that were told of it, and no less than itself."""
+    answer, play = scripted
+    first = answer(0.1, **{**NOISY, "growth": growth})
+    told = answer(0.3, **{**QUIET, "gradient_residual": 0.1, "expected_error": error})
+    found, _ = play(first, answer(0.2, **{**NOISY, "gradient_residual": 0.1}), told)
+    assert found.images.max() == 0.1
+    assert found.expected_error.item() == pytest.approx(expected)
+
+
+def test_where_all_is_drowned_no_further_pass_is_made(scripted):
+    answer, play = scripted
+    drowned = {**NOISY, "revealed_noise": 0.5, "growth": 0.1}
+    found, passes = play(answer(0.1, **drowned), answer(0.2, **drowned))
+    assert passes == 2 and found.expected_error.item() == 1
+
+
+def test_of_a_faint_noise_the_error_is_what_it_grows_to():
+    _, attack, gradients = prepared(nn.Sigmoid)
+    found = attack(noisy(gradients, 1e-9))
+    assert (found.revealed_noise > 1e-9).all() and (found.expected_error < 1e-3).all()

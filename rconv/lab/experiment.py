@@ -14,7 +14,7 @@ from rconv.data import datasets
 from rconv.lab import architectures
 from rconv.lab.records import Record, make_records
 from rconv.observe.exchange import load_weights
-from rconv.observe.observation import per_sample_gradients
+from rconv.observe.observation import Gradients, per_sample_gradients
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16}
 
@@ -97,18 +97,22 @@ def run(
     settings = {"constraints": constraints, "signs": signs, "loss": "cross-entropy"}
     attack = Attack(model, truth.images.shape[1:], **settings)
     gradients = client_gradients(model, architecture, truth, dtype)
-    start = time.perf_counter()
-    reconstruction = attack(gradients, progress=progress)
-    seconds = (time.perf_counter() - start) / len(truth)
+    reconstruction, seconds = _timed(attack, gradients, progress)
     settings = {
         "dataset": dataset,
         **model_settings(architecture, activation, **options),
         "dtype": dtype,
         "constraints": constraints,
-        "seconds": seconds,
+        "seconds": seconds / len(truth),
     }
-    records = make_records(reconstruction, settings, truth)
-    return Experiment(truth, reconstruction, records)
+    return Experiment(truth, reconstruction, make_records(reconstruction, settings, truth))
+
+
+def _timed(attack: Attack, gradients: Gradients, progress: bool) -> tuple[Reconstruction, float]:
+    """The attack's answer, and the seconds that it took."""
+    start = time.perf_counter()
+    answer = attack(gradients, progress=progress)
+    return answer, time.perf_counter() - start
 
 
 def shared_model(

@@ -28,13 +28,33 @@ above the rounding of an exact one, 1e-15 to 1e-12, and far below those that fai
 
 @dataclass(frozen=True)
 class Sent:
-    """What the clients send under one defence, and what the attacker is told of its noise."""
+    """What the clients send under one defence.
+
+    Parameters
+    ----------
+    defence, strength : str, float or str
+        Its name, and how much of it.
+    seed : int
+        Of its noise.
+    gradients : dict of str to Tensor
+        Name → (N, *parameter shape).
+    told : Noise, optional
+        What the attacker is told of the noise.
+    epsilon : float, optional
+        What this one release has of differential privacy.
+    """
 
     defence: str
     strength: float | str
     seed: int
     gradients: Gradients
     told: Noise | None = None
+    epsilon: float | None = None
+
+    @property
+    def settings(self) -> Record:
+        """What a record says of it."""
+        return {"defence": self.defence, "strength": self.strength, "noise_seed": self.seed}
 
 
 def grey(data: Images) -> Images:
@@ -106,25 +126,14 @@ def protect(
         *(Sent("prune", s, 0, defences.prune(gradients, s)) for s in shares),
         *(Sent("round", t, 0, defences.round_to(gradients, defences.DTYPES[t])) for t in dtypes),
     ]
-    bought = {("clip", sigma): epsilon_of_release(sigma, DELTA) for sigma in multipliers if sigma}
     records = []
     for sent in tqdm(plan, disable=not progress, unit="setting"):
-        own = {"defence": sent.defence, "strength": sent.strength, "noise_seed": sent.seed}
         for attacker, images, unique in _answers(model, sent):
-            own["attacker"] = attacker
-            own["epsilon"] = bought.get((sent.defence, sent.strength))
+            own = {**sent.settings, "attacker": attacker, "epsilon": sent.epsilon}
             records += _judge(images, unique, truth, {**settings, **own})
     for share in tqdm(masked, disable=not progress, unit="share"):
-        own = {**settings, "defence": "prune", "strength": share, "noise_seed": 0}
-        found = masked_attack(model, (1, 32, 32), defences.prune(gradients, share))
-        unique = found.residual < EXPLAINS
-        judged = _judge(found.images, unique, truth, {**own, "attacker": "masked"})
-        records += [
-            {**record, "gap": gap, "unseen": unseen}
-            for record, gap, unseen in zip(
-                judged, found.gap.tolist(), found.unseen.tolist(), strict=True
-            )
-        ]
+        sent = Sent("prune", share, 0, defences.prune(gradients, share))
+        records += _masked(model, sent, truth, settings)
     return records
 
 
@@ -132,6 +141,7 @@ def _noisy(
     gradients: Gradients, noise: Sequence[float], multipliers: Sequence[float], seeds: Sequence[int]
 ) -> Iterator[Sent]:
     bound = float(defences.norms(gradients).min()) / 2
+    bought = {sigma: epsilon_of_release(sigma, DELTA) if sigma else None for sigma in multipliers}
     for seed in seeds:
         for s in noise:
             generator = torch.Generator().manual_seed(seed)
@@ -141,7 +151,7 @@ def _noisy(
             generator = torch.Generator().manual_seed(seed)
             sent = defences.clip_and_noise(gradients, sigma, bound, generator)
             told = Noise(deviations=dict.fromkeys(gradients, sigma * bound)) if sigma else None
-            yield Sent("clip", sigma, seed, sent, told)
+            yield Sent("clip", sigma, seed, sent, told, bought[sigma])
 
 
 def _answers(model: nn.Sequential, sent: Sent) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -161,6 +171,15 @@ def _answers(model: nn.Sequential, sent: Sent) -> Iterator[tuple[str, Tensor, Te
         images[doubtful[better]] = again.images[better]
         unique[doubtful[better]] = again.unique[better]
     yield kind, images, unique
+
+
+def _masked(model: nn.Sequential, sent: Sent, truth: Images, settings: Record) -> list[Record]:
+    """Records of the attacker who takes zeros for missing."""
+    found = masked_attack(model, (1, 32, 32), sent.gradients)
+    own = {**settings, **sent.settings, "attacker": "masked"}
+    judged = _judge(found.images, found.residual < EXPLAINS, truth, own)
+    more = zip(judged, found.gap.tolist(), found.unseen.tolist(), strict=True)
+    return [{**record, "gap": gap, "unseen": unseen} for record, gap, unseen in more]
 
 
 def _judge(images: Tensor, unique: Tensor, truth: Images, settings: Record) -> list[Record]:
