@@ -74,7 +74,7 @@ lint: $(READY)
 
 clean:
 	rm -rf _build book/published book/experiment book/filters book/comparison book/defences book/verdict \
-	    book/initialisation results .snakemake
+	    book/initialisation book/openings results .snakemake
 
 .venv/.installed: pyproject.toml
 	@echo "The environment: .venv (a few minutes, once)"

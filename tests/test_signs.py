@@ -85,6 +85,15 @@ def test_extremes_are_those_of_two_programs_over_all_unknowns(seed, n, data):
     np.testing.assert_allclose(np.c_[low, high], intervals(matrix, x), atol=1e-5)
 
 
+@given(SEEDS, st.integers(4, 9), st.data())
+@settings(max_examples=300, deadline=None)
+def test_a_null_space_has_every_open_direction(seed, n, data):
+    """Where rounding fills a singular normal matrix up, a direction would count as known."""
+    rows = data.draw(st.integers(1, n - 1))
+    matrix, _ = family(seed, n, rows, 0)
+    assert null_space(matrix.T @ matrix).shape == (n, n - rows)
+
+
 def test_extremes_without_an_end_are_infinite_and_without_a_point_none():
     basis, x = np.array([[1.0], [1.0], [0.0]]) / 2**0.5, np.array([1.0, 3.0, 2.0])
     low, high = extremes(x, basis, x, basis, (0.0, np.inf))

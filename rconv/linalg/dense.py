@@ -16,6 +16,10 @@ from rconv.linalg.solution import CONDITION_LIMIT, Solution, Spectrum, rank_floo
 MAX_UNKNOWNS = 12_000
 """Above it the normal matrix alone takes more than 1.1 GB; the dense solve is refused."""
 
+ROUNDED = 64
+"""Roundings up to which a pivot of a normal matrix counts as none, or half its side if that is
+more, as LAPACK has it: of singular matrices of any size the largest seen had 25."""
+
 
 class Stacked(Equations, Protocol):
     """One system of rows of two kinds, N = k = 1; see `rconv.equations.system.StackedSystem`."""
@@ -138,7 +142,8 @@ def range_factor(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order : np.ndarray
         (n,): F Fᵀ is `gram` with rows and columns in this order, up to rounding.
     """
-    packed, pivots, rank, _ = dpstrf(gram, lower=1)
+    floor = max(len(gram) / 2, ROUNDED) * np.finfo(float).eps * gram.diagonal().max(initial=0.0)
+    packed, pivots, rank, _ = dpstrf(gram, lower=1, tol=floor)
     return np.tril(packed[:, :rank]), pivots - 1
 
 

@@ -22,7 +22,7 @@ have, does not change it: null spaces come from normal equations, with half the 
 POSITIVE = 1e-8
 """Of all weights, whose sum is 1: what the program leaves of a zero is below."""
 
-STEPS, WORK = 500, 1.5e8
+STEPS, WORK = 500, 5e7
 """Steps of least squares over x ≥ 0, and their square times the rows, at most: about a second."""
 
 
