@@ -83,6 +83,13 @@ def test_nothing_is_forced_where_there_is_room_and_contradictions_show():
     assert one.active.all() and one.left == 0
 
 
+def test_what_was_forced_first_stays_forced():
+    """A proof shows one pair at a time: two programs for two directions."""
+    directions = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    found = signs.forced(np.zeros(4), directions, 0.0)
+    assert found.active.all() and found.left == 0
+
+
 def test_a_margin_within_the_noise_is_none():
     basis = np.array([[1.0], [-1.0]]) / 2**0.5
     values = np.array([1e-4, 1e-4])
