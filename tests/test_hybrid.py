@@ -298,6 +298,15 @@ def test_rows_are_weighed_by_their_own_error():
     assert by_noise / 5 < found.error.item() < 5 * by_noise
 
 
+def test_no_row_is_trusted_more_than_a_thousand_times_another():
+    """The normal equations square it: rows of an error a million times smaller would be alone."""
+    system = system_of(G, 1.0)[0]
+    errors = torch.tensor([1e-9, 1e-3], dtype=torch.float64)
+    found = replace(system, gradient_error=errors[0], output_error=errors[1]).whitened()
+    size = system.scaled().row_weight.norm()
+    assert found.row_weight.norm().item() == pytest.approx(1e-3 * size.item())
+
+
 def test_where_an_error_is_unknown_rows_are_weighed_by_their_size():
     system, _ = system_of(G, 0.5)
     system = replace(system, gradient_error=torch.tensor(1.0).double())

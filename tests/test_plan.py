@@ -7,10 +7,12 @@ from small import geometries, network, observe, uniform
 from torch import nn
 
 from rconv.attack.attack import Attack
+from rconv.attack.layer import _better, _unsure
 from rconv.attack.plan import LayerPlan, gradients_suffice, kinds_per_layer
 from rconv.audit import WEIGHT, audit, class_bound
 from rconv.lab.architectures import build
 from rconv.linalg import dense
+from rconv.linalg.solution import Solution
 from rconv.model.read import read
 
 
@@ -93,3 +95,39 @@ def test_a_layer_that_is_too_large_for_a_dense_system_keeps_what_it_can_have(mon
 def test_constraints_that_are_none_of_them_are_refused(constraints):
     with pytest.raises(ValueError, match="unknown constraints"):
         kinds_per_layer(constraints, 2)
+
+
+def answer(rank, error):
+    """Of one image to equations in 768 unknowns."""
+    one, rank = torch.ones(1).double(), torch.tensor([rank])
+    error = torch.tensor([error], dtype=torch.float64)
+    return Solution(torch.zeros(1, 768), rank, one, one, one, error, rank, ("",), ("",))
+
+
+UNSURE = [
+    # rank, error, noise from above: whether more equations are tried
+    (768, 1e-8, 1e-12, False, "exact enough, whatever the growth"),
+    (768, 5e-7, 1e-8, True, "the equations amplify"),
+    (768, 5e-7, 4e-7, False, "they do not"),
+    (768, 1e-5, 9e-6, True, "noisy: every equation helps"),
+    (768, 1.0, 1.0, False, "all is lost above"),
+    (767, 1e-15, 1e-15, True, "short of rank"),
+]
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "noise", "more", "why"), UNSURE, ids=[u[-1] for u in UNSURE]
+)
+def test_more_equations_are_tried_where_they_can_help(rank, error, noise, more, why):
+    stage = STAGES[-1]
+    assert stage.geometry.unknowns == 768
+    noise = torch.tensor([noise], dtype=torch.float64)
+    assert _unsure(stage, answer(rank, error), ["gradient"], noise) == [0] * more
+    assert _unsure(stage, answer(rank, error), ["hybrid"], noise) == []
+
+
+def test_of_two_answers_that_of_more_rank_is_better_then_that_of_less_error():
+    own = answer(700, 1e-3)
+    better = [_better(answer(*other), own, 0) for other in [(701, 1.0), (700, 1e-4)]]
+    worse = [_better(answer(*other), own, 0) for other in [(699, 0.0), (700, 1e-2), (700, 1e-3)]]
+    assert all(better) and not any(worse)

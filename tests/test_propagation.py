@@ -10,7 +10,7 @@ from torch import nn
 from rconv.attack.backward import settle_sides, through_activation
 from rconv.attack.head import head_input
 from rconv.attack.plan import LayerPlan
-from rconv.attack.recursion import _from_head
+from rconv.attack.recursion import _errors, _from_head, _propagated
 from rconv.attack.solve import Known, by_gradient, stacked
 from rconv.equations.gradient import gradient_matrix
 from rconv.model.activations import from_module
@@ -148,6 +148,13 @@ def test_relu_outputs_within_the_error_count_as_zero():
     assert torch.equal(passed.weight, expected)
 
 
+def test_a_small_map_shows_its_own_error():
+    """A hundredth of the second map is less than its most negative output, which is no output."""
+    y = torch.tensor([1.0, 0.5, 0.7, 0.2, 1e-3, 2.5e-5, -2e-5, 1e-4]).double().reshape(1, 2, 2, 2)
+    passed = through_activation(from_module(nn.ReLU()), y, torch.ones_like(y), None, TINY)
+    assert passed.cotangent.flatten().tolist() == [1, 1, 1, 1, 1, 0, 0, 1]
+
+
 def test_relu_outputs_that_are_small_but_sure_count():
     y = torch.tensor([1.0, 1e-9, 0.0, 0.0]).double().reshape(1, 1, 2, 2)
     passed = through_activation(from_module(nn.ReLU()), y, torch.ones_like(y), None, TINY)
@@ -275,3 +282,88 @@ def test_where_rows_of_the_first_linear_cancel_their_rounding_weighs_more():
     measured = ((moved - exact).square().mean() / exact.square().mean()).sqrt().item()
     assert measured > 100 * level
     assert measured / 2 < signal.noise.item() < 10 * measured
+
+
+def test_added_noise_is_of_one_size_in_all_rows_of_the_first_linear():
+    """The row of the largest derivative hardly counts: the noise of the others does."""
+    level, weight = 1e-6, normal(10, 12)
+    weight[3] *= 1e-4
+    z = torch.full((1, 10), 1e-3).double() * normal(1, 10, seed=1)
+    z[:, 3] = -1
+    linear = Head("fc", weight, True, True, "fc.bias")
+    gradients = {"fc.weight": z[:, :, None] * normal(1, 1, 12, seed=3), "fc.bias": z}
+    signal = _from_head(
+        linear, head_input(linear, gradients), gradients, Noise(spread=level),
+        torch.ones(1).double(), (3, 2, 2),
+    )  # fmt: skip
+    moved = (z + level * z.square().mean().sqrt() * normal(200, 10, seed=4)) @ weight
+    exact = signal.cotangent.flatten(1)
+    measured = ((moved - exact).square().mean() / exact.square().mean()).sqrt().item()
+    assert measured / 2 < signal.noise.item() < 10 * measured
+
+
+def test_where_a_transposed_convolution_cancels_its_noise_weighs_more():
+    """Filters of ones over outputs of alternating sign: little is left but their errors."""
+    geometry = Geometry((1, 8, 8), (1, 8, 8), (3, 3), (1, 1), (1, 1), (1, 1))
+    stage = Stage(
+        "conv", torch.ones(1, 1, 3, 3).double(), None, from_module(nn.Identity()), geometry
+    )
+    plan, level = LayerPlan(stage), 1e-6
+    own = torch.ones(1, 1, 8, 8).double()
+    own[..., ::2] = -1
+    own[..., ::2, :] *= -1
+    told = torch.tensor([level], dtype=torch.float64)
+    passed = through_activation(stage.activation, own, own, None, told[:, None], told)
+    exact = stage.transpose(passed.cotangent)
+    moved = stage.transpose(own + level * normal(100, 1, 8, 8))
+    measured = ((moved - exact).square().mean() / exact.square().mean()).sqrt().item()
+    assert measured > 3 * level
+    assert _propagated(plan.gain, passed, exact).item() == pytest.approx(measured, rel=0.3)
+
+
+def test_errors_of_one_size_are_shared_by_the_channels_and_roundings_are_not():
+    value = normal(1, 2, 50, 50) * torch.tensor([1.0, 1e-3]).double()[:, None, None]
+    level, rounding, added = torch.tensor([1e-6]).double(), Noise(relative=1e-6), Noise(spread=1e-6)
+    apart = _errors(value, level, ("gradient",), rounding)[0]
+    assert (apart[1] / apart[0]).item() == pytest.approx(1e-3, rel=0.1)
+    for kind, noise in (("gradient", added), ("hybrid", rounding), ("hybrid", added)):
+        shared = _errors(value, level, (kind,), noise)[0]
+        assert shared[0] == shared[1] and shared[0].item() == pytest.approx(0.7e-6, rel=0.1)
+
+
+def test_noise_of_the_bias_gradient_alone_reaches_the_input_of_the_first_linear():
+    weight, z = normal(10, 12), normal(1, 10, seed=1)
+    linear = Head("fc", weight, True, True, "fc.bias")
+    gradients = {"fc.weight": z[:, :, None] * normal(1, 1, 12, seed=3), "fc.bias": z}
+    found = [
+        _from_head(
+            linear, head_input(linear, gradients), gradients, Noise(deviations=told),
+            torch.ones(1).double(), (3, 2, 2),
+        ).error.max().item()
+        for told in ({"fc.bias": 1e-3}, {"fc.weight": 1e-3}, {})
+    ]  # fmt: skip
+    assert min(found[:2]) > 1e-4 and found[2] < 1e-12
+
+
+@pytest.mark.parametrize("module", [nn.Sigmoid(), nn.Tanh()], ids=repr)
+def test_the_error_of_an_output_is_one_of_the_derivative(module):
+    activation, error = from_module(module), 1e-4
+    y, back = module(normal(1, 2, 30, 30)), normal(1, 2, 30, 30, seed=1)
+    told = torch.tensor([1e-12], dtype=torch.float64)
+    passed = through_activation(
+        activation, y, back, None, torch.full((1, 2), error, dtype=torch.float64), told
+    )
+    moved = back * activation.derivative(y + error * normal(*y.shape, seed=2))
+    measured = ((moved - passed.cotangent).norm() / passed.cotangent.norm()).item()
+    assert passed.cotangent_noise.item() == pytest.approx(measured, rel=0.3)
+
+
+def test_a_difference_within_the_noise_of_the_cotangent_moves_no_output():
+    """An output of little cotangent would explain it to the last digit; so would the noise."""
+    leaky, error = from_module(nn.LeakyReLU(0.2)), torch.tensor([[[[1e-8]]]]).double()
+    y, back = normal(1, 1, 4, 4), normal(1, 1, 4, 4, seed=1)
+    y[0, 0, 1, 2], back[0, 0, 1, 2] = 1e-8, 1e-5
+    bias = (back * leaky.derivative(y)).sum(dim=(2, 3)) - 0.8e-5
+    sure = settle_sides(leaky, y, back, bias, error, torch.tensor([1e-12]).double())
+    noisy = settle_sides(leaky, y, back, bias, error, torch.tensor([1e-5]).double())
+    assert sure[0, 0, 1, 2] < 0 < noisy[0, 0, 1, 2]

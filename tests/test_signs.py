@@ -112,6 +112,13 @@ def test_nothing_is_forced_where_there_is_room_and_contradictions_show():
     assert one.active.all() and one.left == 0
 
 
+def test_what_was_forced_first_stays_forced():
+    """A proof shows one pair at a time: two programs for two directions."""
+    directions = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    found = signs.forced(np.zeros(4), directions, 0.0)
+    assert found.active.all() and found.left == 0
+
+
 def test_a_margin_within_the_noise_is_none():
     basis = np.array([[1.0], [-1.0]]) / 2**0.5
     values = np.array([1e-4, 1e-4])
@@ -242,7 +249,9 @@ def test_what_is_closed_and_what_is_left_are_all_that_was_open():
     five = np.zeros(72 + int(silent.sum()), dtype=bool)
     five[(x.flatten().numpy() == 0).nonzero()[0][:5]] = True
     solution = replace(short, value=short.value[..., 0])
+    solution = replace(solution, error=torch.tensor([0.25], dtype=torch.float64))
     done, basis = by_bounds._closed(Bounds(system, silent), Forced(five, 0, 0.0), solution, 1e-16)
+    assert done.solution.error.item() == 0.25, "what was forced rests on what was known"
     assert done.closed == 5 and basis.shape[1] == 72 - int(short.rank) - 5 > 0
     assert (done.solution.value[0][five[:72]] == 0).all()
     assert np.abs(basis[five[:72]]).max() == 0

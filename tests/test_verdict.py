@@ -79,6 +79,7 @@ def test_noise_of_one_layer_that_was_told_is_not_revealed_where_the_image_is_fre
     assert (found.expected_error < 1e-6).all() and (
         psnr(found.images, IMAGES, data_range=1) > 200
     ).all()
+    assert (found.growth * 1e-4 < 10 * found.expected_error).all(), "per noise of the worst layer"
     assert (attack(sent).revealed_noise > 0).all()
 
 
