@@ -369,13 +369,14 @@ def test_a_flat_image_is_found_in_the_open_directions():
     basis = np.linalg.qr(normal(16, 5).numpy())[0]
     flat = torch.full((1, 4, 4), 0.5).double()
     start = flat + torch.from_numpy(basis @ normal(5, 1, seed=2).numpy()).reshape(1, 4, 4)
-    assert (fill(start, basis, (0.0, 1.0)) - flat).abs().max() < 1e-3
+    found, error = fill(start, basis, (0.0, 1.0))
+    assert (found - flat).abs().max() < 1e-3 and error < 1e-3
 
 
 def test_the_range_is_kept_where_less_variation_would_leave_it():
     """Two pixels, equal at 1.3: the range stops them at 1."""
     basis = np.array([[1.0], [2.0]]) / 5**0.5
-    found = fill(torch.tensor([[[0.9, 0.5]]]).double(), basis, (0.0, 1.0))
+    found, _ = fill(torch.tensor([[[0.9, 0.5]]]).double(), basis, (0.0, 1.0))
     assert 0.99 < found.max().item() < 1.05
 
 

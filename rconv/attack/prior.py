@@ -24,7 +24,15 @@ STEPS = 200
 """Steps of L-BFGS for each smoothing, at most."""
 
 
-def fill(image: Tensor, basis: np.ndarray, value_range: tuple[float, float]) -> Tensor:
+SECOND = {"smoothing": 1e-2, "colour": 1.0, "power": 1.3}
+"""Another prior, which prefers softer edges and does not know that colours change together. How
+far its choice lies from the first one tells the error: 0.03 to 6 times that distance in digits and
+photographs of which a tenth to three quarters is open."""
+
+
+def fill(
+    image: Tensor, basis: np.ndarray, value_range: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
     """The image of the family image + basis · z with the least total variation in the range.
 
     Parameters
@@ -38,28 +46,37 @@ def fill(image: Tensor, basis: np.ndarray, value_range: tuple[float, float]) -> 
 
     Returns
     -------
-    Tensor
+    image : Tensor
         (C, H, W).
+    error : Tensor
+        (), root mean square to expect of its error, in the unit of the pixels: the distance to
+        the choice of a second prior.
     """
     low, high = value_range
-    start, z = image.flatten().cpu().numpy(), np.zeros(basis.shape[1])
+    start = image.flatten().cpu().numpy()
 
-    def objective(z: np.ndarray, smoothing: float) -> tuple[float, np.ndarray]:
+    def objective(z: np.ndarray, settings: dict[str, float]) -> tuple[float, np.ndarray]:
         pixels = torch.from_numpy((start + basis @ z - low) / (high - low)).reshape(image.shape)
         pixels.requires_grad_(True)
-        value = total_variation(pixels, smoothing, COLOUR) + BOX * _outside(pixels)
+        value = total_variation(pixels, **settings) + BOX * _outside(pixels)
         (slope,) = torch.autograd.grad(value, pixels)
         return float(value.detach()), basis.T @ slope.flatten().numpy()
 
+    z = np.zeros(basis.shape[1])
+    choices = []
     with torch.enable_grad():
-        for smoothing in SMOOTHING:
+        for settings in (*({"smoothing": s, "colour": COLOUR} for s in SMOOTHING), SECOND):
             options = {"maxiter": STEPS, "maxcor": 20}
-            found = minimize(objective, z, smoothing, "L-BFGS-B", jac=True, options=options)
-            z = found.x
-    return torch.from_numpy(start + basis @ z).reshape(image.shape).to(image)
+            z = minimize(objective, z, settings, "L-BFGS-B", jac=True, options=options).x
+            choices.append(z)
+    chosen, other = choices[-2:]
+    filled = torch.from_numpy(start + basis @ chosen).reshape(image.shape).to(image)
+    return filled, torch.tensor(np.linalg.norm(chosen - other) / len(start) ** 0.5).to(image)
 
 
-def total_variation(image: Tensor, smoothing: float = 0.0, colour: float = 1.0) -> Tensor:
+def total_variation(
+    image: Tensor, smoothing: float = 0.0, colour: float = 1.0, power: float = 1.0
+) -> Tensor:
     """Sum over the pixels of the size of the differences to the right and below, all channels.
 
     Parameters
@@ -70,6 +87,8 @@ def total_variation(image: Tensor, smoothing: float = 0.0, colour: float = 1.0) 
         Differences below it count by their square.
     colour : float
         Weight of what differs from channel to channel, against what all have in common.
+    power : float
+        Of the sizes; 1 for total variation proper.
 
     Returns
     -------
@@ -79,7 +98,7 @@ def total_variation(image: Tensor, smoothing: float = 0.0, colour: float = 1.0) 
     right = _squares(image[:, :, 1:] - image[:, :, :-1], colour)
     below = _squares(image[:, 1:] - image[:, :-1], colour)
     squares = torch.nn.functional.pad(right, (0, 1)) + torch.nn.functional.pad(below, (0, 0, 0, 1))
-    return (squares + smoothing**2).sqrt().sum()
+    return (squares + smoothing**2).pow(power / 2).sum()
 
 
 def _squares(change: Tensor, colour: float) -> Tensor:

@@ -143,10 +143,11 @@ def _closed(
 
 def _chosen(plan: LayerPlan, gram: np.ndarray, basis: np.ndarray, given: Completed) -> Completed:
     """The same with a choice in the open directions, the columns of `basis`; `gram` is AᵀA."""
-    value = given.solution.value[0]
+    value, error = given.solution.value[0], given.solution.error
     if plan.first:
-        image = value.reshape(plan.stage.geometry.input)
-        guess = fill(image, basis, plan.bounds).flatten() - value
+        image, doubt = fill(value.reshape(plan.stage.geometry.input), basis, plan.bounds)
+        guess = image.flatten() - value
+        error = torch.hypot(error, doubt / root_mean_square(image[None])).clamp(max=1.0)
     elif np.isfinite(plan.bounds[0]):
         shift = value.cpu().numpy() - plan.bounds[0]
         point = nonnegative(gram, shift)
@@ -155,5 +156,5 @@ def _chosen(plan: LayerPlan, gram: np.ndarray, basis: np.ndarray, given: Complet
         guess = torch.from_numpy(basis @ (basis.T @ (point - shift))).to(value)
     else:
         return given
-    chosen = replace(given.solution, value=(value + guess)[None])
+    chosen = replace(given.solution, value=(value + guess)[None], error=error)
     return replace(given, solution=chosen, guess=guess)

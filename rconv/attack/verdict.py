@@ -28,10 +28,6 @@ ARITHMETIC = 100 * torch.finfo(torch.float64).eps
 DARK = 1e-2
 """An image whose root mean square is below this share of the pixels' range is measured by it."""
 
-GUESSED = 0.25
-"""Error of an image in its open directions, as a share of what the prior chose there: 0.03 to 0.3
-on the photographs and digits of the page on priors, and about one on images of pure noise."""
-
 FITTED = 10.0
 """How far the certificate of a right image may lie above the expected error of the image: the
 estimate is one of size, and good to about this factor."""
@@ -71,8 +67,8 @@ def expected_error(
     least = DARK * (value_range[1] - value_range[0])
     size = root_mean_square(images).clamp(min=least)
     shares = torch.stack([(report.open / report.unknowns).to(size).sqrt() for report in reports])
-    guess = GUESSED * root_mean_square(reports[-1].guess) / size
-    shares[-1] = torch.where(guess > 0, guess, shares[-1])
+    # What a prior chose of the image has an error of its own, which is in the spread already.
+    shares[-1] = torch.where(reports[-1].guess.any(dim=1), 0.0, shares[-1])
     error = (spread / size).maximum(shares.amax(dim=0))
     return error.nan_to_num(nan=1.0, posinf=1.0).clamp(max=1.0)
 
