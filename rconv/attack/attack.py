@@ -36,7 +36,7 @@ class Attack:
 
     Parameters
     ----------
-    model : Sequential
+    model : Module
         Convolutions with activations, Flatten, a Linear and any head.
     input_shape : tuple of int
         (C, H, W) of one image.
@@ -66,7 +66,7 @@ class Attack:
     @torch.inference_mode(False)
     def __init__(
         self,
-        model: nn.Sequential,
+        model: nn.Module,
         input_shape: tuple[int, int, int],
         *,
         constraints: str | Sequence[str] = "auto",
@@ -77,7 +77,7 @@ class Attack:
     ):
         if loss not in LOSSES:
             raise ValueError(f"unknown loss {loss!r}: state 'cross-entropy', or nothing")
-        self.network = read(model, input_shape)
+        self.network = read(model, input_shape).required_chain("the attack")
         self.model = copy.deepcopy(model).double()
         self.value_range, self.loss = check_value_range(value_range), loss
         self.plans = make_plan(

@@ -86,7 +86,7 @@ def recursion(
             stage.activation,
             signal.value,
             signal.cotangent,
-            gradients.get(f"{stage.name}.bias"),
+            gradients.get(stage.offset),
             signal.error,
             signal.noise,
         )

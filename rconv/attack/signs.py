@@ -70,6 +70,7 @@ def by_signs(plan: LayerPlan, known: Known, solution: Solution, *, prior: bool) 
     """
     (system,), scale = systems(plan, known), float(root_mean_square(solution.value)[0])
     silent = (known.passed.weight[0] == 0) & plan.stage.activation.flat
+    silent &= plan.stage.row_norms() > 0
     as_is = Completed(solution, 0, torch.zeros_like(solution.value[0]))
     if not 0 < scale < torch.inf or (plan.bounds == FREE and not silent.any()):
         return as_is

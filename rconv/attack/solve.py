@@ -49,6 +49,11 @@ class Known:
         return Known(self.stage, *own, spread)
 
     @property
+    def cotangent(self) -> Tensor:
+        """Ō of the convolution alone, which its weight gradient is made of, (N, D, Ho, Wo)."""
+        return self.stage.unscaled(self.passed.cotangent)
+
+    @property
     def noise(self) -> Tensor:
         """(N,), relative error of gradient constraints: of both of their sides."""
         return torch.hypot(self.precision, self.passed.cotangent_noise)
@@ -75,7 +80,7 @@ def by_gradient(known: Known) -> Solution:
     classes = residue_classes(g)
     for block in classes:
         rhs = gradient_rhs(known.gradient, block[0])
-        matrix = gradient_matrix(known.passed.cotangent, g, block)
+        matrix = gradient_matrix(known.cotangent, g, block)
         size = root_mean_square(rhs)[:, None, None]
         rows = DenseRows(matrix, rhs, known.noise[:, None, None] * size)
         if known.spread is not None:
@@ -104,7 +109,7 @@ def systems(plan: LayerPlan, known: Known, *, gradients: bool = True) -> list[St
 
     One system for each image.
     """
-    matrix = gradient_matrix(known.passed.cotangent, known.stage.geometry)
+    matrix = gradient_matrix(known.cotangent, known.stage.geometry)
     rhs = gradient_rhs(known.gradient)
     errors = (known.noise * root_mean_square(rhs))[:, None, None]
     if known.spread is not None:
