@@ -37,7 +37,7 @@ class Attack:
     Parameters
     ----------
     model : Module
-        Convolutions with activations, Flatten, a Linear and any head.
+        Convolutions with activations, Flatten, a Linear and any head; as a Sequential, or as code.
     input_shape : tuple of int
         (C, H, W) of one image.
     constraints : str or sequence of str
@@ -77,12 +77,11 @@ class Attack:
     ):
         if loss not in LOSSES:
             raise ValueError(f"unknown loss {loss!r}: state 'cross-entropy', or nothing")
-        self.network = read(model, input_shape).required_chain("the attack")
+        self.network = read(model, input_shape)
         self.model = copy.deepcopy(model).double()
         self.value_range, self.loss = check_value_range(value_range), loss
-        self.plans = make_plan(
-            self.network.stages, constraints, self.value_range, signs=signs, prior=signs and prior
-        )
+        options = {"ranges": self.network.input_ranges, "signs": signs, "prior": signs and prior}
+        self.plans = make_plan(self.network.stages, constraints, self.value_range, **options)
 
     @torch.inference_mode(False)
     def __call__(

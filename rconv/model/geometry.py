@@ -1,6 +1,7 @@
 """Shapes and linear algebra of one convolution."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +103,11 @@ class Stage:
         layers = [self.name] if self.norm is None else [self.name, self.norm]
         return [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
 
+    @cached_property
+    def gain(self) -> float:
+        """Root mean square that errors of size one in Ō have in convᵀ(Ō): of M's columns."""
+        return (float(self.row_norms().square().sum()) / self.geometry.unknowns) ** 0.5
+
     def unscaled(self, cotangent: Tensor) -> Tensor:
         """Cotangent (N, D, Ho, Wo) of the convolution's own output, before the BatchNorm."""
         return cotangent if self.scale is None else cotangent * self.scale[:, None, None]
@@ -120,7 +126,9 @@ class Stage:
 
     def row_norms(self) -> Tensor:
         """Norm of each weight constraint's row, (D, Ho, Wo)."""
+        return self.variance(self.weight.new_ones(1, *self.geometry.input))[0].sqrt()
+
+    def variance(self, x: Tensor) -> Tensor:
+        """Variance of the output for independent errors of the input with the variance x."""
         g = self.geometry
-        ones = self.weight.new_ones(1, *g.input)
-        squares = nn.functional.conv2d(ones, self.weight**2, None, g.stride, g.padding, g.dilation)
-        return squares[0].sqrt()
+        return nn.functional.conv2d(x, self.weight**2, None, g.stride, g.padding, g.dilation)
