@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from rconv.attack.apart import by_signs_apart
 from rconv.attack.backward import Passed
 from rconv.attack.plan import LayerPlan
 from rconv.attack.report import LayerReport
@@ -82,9 +83,11 @@ def solve_layer(
             other = stacked(plan, known.select([i]))
             if is_better(other, solved, i):
                 solved, kinds[i] = solved.replace(i, other), "hybrid"
-        short = (solved.rank < plan.stage.geometry.unknowns) & plan.signs & some
+        short = (solved.rank < plan.stage.geometry.unknowns) & plan.signs
         for i in short.nonzero()[:, 0].tolist():
-            done = by_signs(plan, known.select([i]), solved.select([i]), prior=plan.prior)
+            own = known.select([i]), solved.select([i])
+            done = (by_signs(plan, *own, prior=plan.prior) if some[i]
+                    else by_signs_apart(plan, *own))  # fmt: skip
             solved, closed[i], guess[i] = solved.replace(i, done.solution), done.closed, done.guess
     return solved, _report(plan.stage, solved, passed, kinds, closed, guess)
 

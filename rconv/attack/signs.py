@@ -45,7 +45,9 @@ class Completed:
     guess: Tensor
 
 
-def by_signs(plan: LayerPlan, known: Known, solution: Solution, *, prior: bool) -> Completed:
+def by_signs(
+    plan: LayerPlan, known: Known, solution: Solution, *, prior: bool, scale: float = 0.0
+) -> Completed:
     """What the range of the input and silent outputs leave of one image's solutions.
 
     Where they leave directions open, the values that are inside the range are many. For an image
@@ -62,13 +64,15 @@ def by_signs(plan: LayerPlan, known: Known, solution: Solution, *, prior: bool) 
         Of minimum norm, value (1, n), its rank short of n.
     prior : bool
         Whether to choose.
+    scale : float
+        Size that margins are measured by where the solution is zero.
 
     Returns
     -------
     Completed
         With the given solution where the inequalities close nothing or contradict the equations.
     """
-    (system,), scale = systems(plan, known), float(root_mean_square(solution.value)[0])
+    (system,), scale = systems(plan, known), float(root_mean_square(solution.value)[0]) or scale
     silent = (known.passed.weight[0] == 0) & plan.stage.activation.flat
     silent &= plan.stage.row_norms() > 0
     as_is = Completed(solution, 0, torch.zeros_like(solution.value[0]))

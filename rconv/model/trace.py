@@ -1,12 +1,13 @@
 """A model written as code: run once with symbols (`torch.fx`) and once on a batch of images."""
 
 import inspect
+import operator
 import os
 import traceback
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from rconv.model.functions import read_function
 from rconv.model.layers import is_layer
@@ -102,22 +103,33 @@ def _needed(graph: fx.Graph) -> set[fx.Node]:
 def _values(model: nn.Module, graph: fx.Graph, shape: tuple[int, ...]) -> dict[fx.Node, Any]:
     """What every step gives on a batch."""
     values: dict[fx.Node, Any] = {}
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, node: fx.Node) -> Any:
-            values[node] = super().run_node(node)
-            return values[node]
-
     example = next(model.parameters(), torch.empty(0))
     batch = torch.zeros(BATCH, *shape, dtype=example.dtype, device=example.device)
     try:
         with torch.no_grad():
-            Recorder(fx.GraphModule(model, graph), garbage_collect_values=False).run(batch)
+            for node in graph.nodes:
+                values[node] = _run(model, node, values, batch)
     except RuntimeError as error:
         raise UnsupportedModelError(
             f"{_name(model)} takes no image of the shape {shape}: {_first_line(error)}"
         ) from None
     return values
+
+
+def _run(model: nn.Module, node: fx.Node, values: dict[fx.Node, Any], batch: Tensor) -> Any:
+    """What one step gives. Not fx.Interpreter, which imports PyTorch's compiler at an error."""
+    if node.op == "placeholder":
+        return batch
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+    if node.op == "output":
+        return args[0]
+    if node.op == "call_function":
+        return node.target(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], node.target)(*args[1:], **kwargs)
+    if node.op == "call_module":
+        return model.get_submodule(node.target)(*args, **kwargs)
+    return operator.attrgetter(node.target)(model)
 
 
 def _operation(
