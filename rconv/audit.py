@@ -84,7 +84,7 @@ def audit(
     """
     if not isinstance(active, Real) or not 0 < active <= 1:
         raise ValueError(f"active must be a share in (0, 1], got {active!r}")
-    network = read(model, input_shape)
+    network = read(model, input_shape).required_chain("the audit")
     generator = torch.Generator().manual_seed(seed)
     layers = [_judge_head(network.head)]
     for plan in reversed(make_plan(network.stages, "auto")):

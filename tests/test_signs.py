@@ -268,9 +268,9 @@ def test_silent_outputs_alone_can_close_a_layer(seed):
     told = torch.tensor([1e-15], dtype=torch.float64)
     passed = through_activation(stage.activation, y, back, None, told.expand(1, 2), told)
     gradient = (gradient_matrix(passed.cotangent, g) @ x.flatten(2).mT).reshape(1, 2, 1, 3, 3)
-    known, plan = Known(stage, passed, gradient, told), LayerPlan(stage, "auto")
+    known, plan = Known(stage, passed, gradient, told), LayerPlan(stage, prior=False)
     short = stacked(plan, known)
-    found = by_bounds.by_signs(plan, known, short, prior=False)
+    found = by_bounds.by_signs(plan, known, short)
     assert int(short.rank) == 32 and found.closed == 4
     torch.testing.assert_close(found.solution.value, x.flatten(1))
 

@@ -5,7 +5,6 @@ Prepared once per model, it receives what an attacker has, the model and gradien
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +16,13 @@ from rconv.attack.doubts import with_doubts
 from rconv.attack.fallback import within_range
 from rconv.attack.plan import make_plan
 from rconv.attack.report import Reconstruction
-from rconv.attack.verdict import ARITHMETIC
+from rconv.attack.second_look import second_look
 from rconv.model.read import read
 from rconv.observe.check import check_gradients, check_value_range, told_noise
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 
 CHUNK_BYTES = 2**27  # of the gradient matrices that are solved at a time
-
-HOPELESS = 0.1
-"""Relative noise from which on no further attempt is made: next to all directions drown in it."""
 
 LOSSES = (None, "cross-entropy")
 
@@ -36,8 +32,8 @@ class Attack:
 
     Parameters
     ----------
-    model : Sequential
-        Convolutions with activations, Flatten, a Linear and any head.
+    model : Module
+        Convolutions with activations, Flatten, a Linear and any head; as a Sequential, or as code.
     input_shape : tuple of int
         (C, H, W) of one image.
     constraints : str or sequence of str
@@ -66,7 +62,7 @@ class Attack:
     @torch.inference_mode(False)
     def __init__(
         self,
-        model: nn.Sequential,
+        model: nn.Module,
         input_shape: tuple[int, int, int],
         *,
         constraints: str | Sequence[str] = "auto",
@@ -81,8 +77,11 @@ class Attack:
         self.network = read(model, input_shape)
         self.model = copy.deepcopy(model).double()
         self.value_range, self.loss = check_value_range(value_range), loss
-        given = {"signs": signs, "prior": signs and prior, "exact": exact}
-        self.plans = make_plan(self.network.stages, constraints, self.value_range, **given)
+        options = {"signs": signs, "prior": signs and prior, "exact": exact}
+        ranges = self.network.input_ranges
+        self.plans = make_plan(
+            self.network.stages, constraints, self.value_range, ranges, **options
+        )
 
     @torch.inference_mode(False)
     def __call__(
@@ -149,41 +148,12 @@ class Attack:
             for i in again:
                 own = {name: g[i : i + 1] for name, g in gradients.items()}
                 told = noise.select(slice(i, i + 1), gradients)
-                parts[i] = self._second_look(parts[i], own, told)
+                parts[i] = second_look(parts[i], own, told, self._attempt)
             result = Reconstruction.concatenate(parts)
         if any(plan.kind == "auto" and plan.prior for plan in self.plans):
             result = within_range(result, self.value_range)
         head = self.network.head
         return with_doubts(result, head, self.model, gradients, self.loss, self.value_range)
-
-    def _second_look(
-        self, first: Reconstruction, gradients: Gradients, noise: Noise
-    ) -> Reconstruction:
-        """Another answer to one image's gradients, where the first does not explain them.
-
-        Perhaps the equations were the wrong ones: the cheapest are tried. Or the noise is larger
-        than was told: then it is the revealed one, and equations and expected error follow.
-        """
-        frugal = self._attempt(gradients, noise, frugal=True)
-        if not frugal.revealed_noise > 0:
-            return frugal
-        best = min(first, frugal, key=lambda r: (int(r.gap), float(r.gradient_residual)))
-        revealed = torch.minimum(first.revealed_noise, frugal.revealed_noise)
-        error = best.growth * revealed
-        # The head's residual shows the noise alone, before it turns any derivative.
-        levels = [float(first.layers[0].residual), float(revealed)]
-        for level in (own for own in levels if ARITHMETIC < own < HOPELESS):
-            told = self._attempt(gradients, replace(noise, spread=level))
-            if told.gradient_residual < best.gradient_residual:
-                best, error = told, told.expected_error
-            error = error.maximum(told.expected_error)
-            if not told.revealed_noise > 0:
-                revealed = revealed.clamp(max=max(level, float(best.gradient_residual)))
-                break
-        if revealed >= HOPELESS:
-            error = torch.ones_like(error)
-        error = error.maximum(best.expected_error).maximum(revealed).clamp(max=1.0)
-        return replace(best, expected_error=error, revealed_noise=revealed)
 
     def _attempt(
         self, gradients: Gradients, noise: Noise, *, frugal: bool = False

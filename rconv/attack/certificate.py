@@ -11,7 +11,7 @@ from rconv.observe.observation import Gradients, per_image
 
 
 def gradient_residual(
-    model: nn.Sequential, first_linear: str, images: Tensor, cotangent: Tensor, gradients: Gradients
+    model: nn.Module, first_linear: str, images: Tensor, cotangent: Tensor, gradients: Gradients
 ) -> Tensor:
     """Relative distance between the gradients of a reconstruction and the observed ones.
 
@@ -22,7 +22,7 @@ def gradient_residual(
 
     Parameters
     ----------
-    model : Sequential
+    model : Module
         The shared model, float64.
     first_linear : str
         Name of its first Linear.
@@ -43,9 +43,7 @@ def gradient_residual(
     return distance(own, gradients, list(own))
 
 
-def recomputed(
-    model: nn.Sequential, first_linear: str, images: Tensor, cotangent: Tensor
-) -> Gradients:
+def recomputed(model: nn.Module, first_linear: str, images: Tensor, cotangent: Tensor) -> Gradients:
     """Gradients of all parameters up to the first Linear, by autograd.
 
     Parameters
@@ -68,8 +66,9 @@ def recomputed(
         hook.remove()
         return (outputs[0][0] * cotangent).sum()
 
-    own = per_image(lambda p: vmap(step)(p, images, cotangent), parameters, len(images))
-    return {name: own[name] for name in _up_to(model, first_linear)}
+    return per_image(
+        lambda p: vmap(step)(p, images, cotangent), parameters, len(images), reached=True
+    )
 
 
 def distance(own: Gradients, observed: Gradients, names: Sequence[str]) -> Tensor:
@@ -91,10 +90,3 @@ def distance(own: Gradients, observed: Gradients, names: Sequence[str]) -> Tenso
     difference = torch.cat([own[name].flatten(1) for name in names], dim=1) - seen
     ratio = relative(difference, seen)
     return torch.where(ratio.isfinite(), ratio, torch.inf)
-
-
-def _up_to(model: nn.Module, last: str) -> list[str]:
-    """Names of the parameters up to those of the module `last`, in the order of the model."""
-    names = [name for name, _ in model.named_parameters()]
-    end = max(i for i, name in enumerate(names) if name.rpartition(".")[0] == last)
-    return names[: end + 1]

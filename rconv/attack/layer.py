@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from rconv.attack.apart import by_signs_apart
 from rconv.attack.backward import Passed
 from rconv.attack.plan import LayerPlan
 from rconv.attack.report import LayerReport
@@ -60,11 +61,8 @@ def solve_layer(
         How well it is determined.
     """
     known = Known(plan.stage, passed, weight_gradient, precision, spread)
-    told = (passed.weight > 0).flatten(1).all(dim=1).tolist()
-    noise = known.output_noise
-    kinds = [plan.cheapest(k, float(n)) for k, n in zip(told, noise, strict=True)]
-    by_model = [k and kind == "weight" and plan.system is not None
-                for k, kind in zip(told, kinds, strict=True)]  # fmt: skip
+    some, noise = (passed.weight > 0).flatten(1).any(dim=1), known.output_noise
+    kinds, by_model = _cheapest(plan, passed, noise)
     order, parts = [], []
     for kind, sparse, where in _groups(kinds, by_model, passed.cotangent.device):
         own = known.select(where)
@@ -77,19 +75,45 @@ def solve_layer(
         order.append(where)
     solved = Solution.concatenate(parts).select(torch.cat(order).argsort())
     if plan.kind == "auto" and plan.affordable:
-        for i in [] if frugal else _unsure(plan.stage, solved, kinds, noise):
+        unsure = is_unsure(solved, plan.stage.geometry.unknowns, noise) & some
+        for i in [] if frugal else unsure.nonzero()[:, 0].tolist():
+            if kinds[i] == "hybrid":
+                continue
             other = stacked(plan, known.select([i]))
-            if _better(other, solved, i):
+            if is_better(other, solved, i):
                 solved, kinds[i] = solved.replace(i, other), "hybrid"
+    solved, left = _closed(plan, known, solved)
+    return solved, _report(plan.stage, solved, passed, kinds, left)
+
+
+def _closed(
+    plan: LayerPlan, known: Known, solved: Solution
+) -> tuple[Solution, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """What the range of the input adds, and what it leaves: the end of the report's fields."""
     closed, guess = torch.zeros_like(solved.rank), torch.zeros_like(solved.value)
     short = solved.rank < plan.stage.geometry.unknowns
     low, high = (torch.where(short[:, None], end, solved.value) for end in plan.bounds)
     if plan.kind == "auto" and plan.affordable and plan.signs:
+        some = (known.passed.weight > 0).flatten(1).any(dim=1)
         for i in short.nonzero()[:, 0].tolist():
-            done = by_signs(plan, known.select([i]), solved.select([i]))
+            own = known.select([i]), solved.select([i])
+            done = by_signs(plan, *own) if some[i] else by_signs_apart(plan, *own)
             solved = solved.replace(i, done.solution)
             closed[i], guess[i], low[i], high[i] = done.closed, done.guess, done.low, done.high
-    return solved, _report(plan.stage, solved, passed, kinds, (closed, guess, low, high))
+    return solved, (closed, guess, low, high)
+
+
+def _cheapest(plan: LayerPlan, passed: Passed, noise: Tensor) -> tuple[list[str], list[bool]]:
+    """Of each image the kind to try first, and whether it is solved by the model's own factors."""
+    used = (passed.weight > 0).flatten(1)
+    told, some = used.all(dim=1), used.any(dim=1)
+    each = zip(told.tolist(), some.tolist(), noise.tolist(), strict=True)
+    # Where no output is known, as below a sum, there is no choice.
+    kinds = [plan.cheapest(whole, own_noise) if own or plan.kind != "auto" else "gradient"
+             for whole, own, own_noise in each]  # fmt: skip
+    by_model = [k and kind == "weight" and plan.system is not None
+                for k, kind in zip(told.tolist(), kinds, strict=True)]  # fmt: skip
+    return kinds, by_model
 
 
 def _groups(
@@ -102,16 +126,30 @@ def _groups(
         yield *key, torch.tensor(where, device=device)
 
 
-def _unsure(stage: Stage, solved: Solution, kinds: list[str], noise: Tensor) -> list[int]:
-    """Images short of rank, or whose equations amplify the noise too much, not yet hybrid."""
+def is_unsure(solved: Solution, unknowns: int, noise: Tensor) -> Tensor:
+    """Which images are short of rank, or have equations that amplify the noise too much.
+
+    Parameters
+    ----------
+    solved : Solution
+        Of N images.
+    unknowns : int
+        Of each.
+    noise : Tensor
+        (N,), relative, of what other equations there are.
+
+    Returns
+    -------
+    Tensor
+        (N,), bool.
+    """
     error, growth = solved.error, solved.error / noise.clamp(min=1e-300)
     unsure = (error > NOISY) & (noise < 1)
     unsure |= (error > ERROR_LIMIT) & (growth > MILD)
-    unsure |= solved.rank < stage.geometry.unknowns
-    return [i for i in unsure.nonzero()[:, 0].tolist() if kinds[i] != "hybrid"]
+    return unsure | (solved.rank < unknowns)
 
 
-def _better(other: Solution, solved: Solution, i: int) -> bool:
+def is_better(other: Solution, solved: Solution, i: int) -> bool:
     """Whether the answer to image i has more rank, or as much and the smaller error."""
     own, new = int(solved.rank[i]), int(other.rank[0])
     return new > own or (new == own and bool(other.error[0] < solved.error[i]))

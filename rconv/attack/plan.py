@@ -84,12 +84,6 @@ class LayerPlan:
         system = SparseSystem(weight_matrix(self.stage.weight, g))
         return system if system.regular else None
 
-    @cached_property
-    def gain(self) -> float:
-        """Root mean square that errors of size one in Ō have in convᵀ(Ō): of M's columns."""
-        stage = self.stage
-        return (float(stage.row_norms().square().sum()) / stage.geometry.unknowns) ** 0.5
-
     def cheapest(self, known: bool, tolerance: float) -> str:
         """Kind of equations to try first for one image.
 
@@ -126,6 +120,7 @@ def make_plan(
     stages: Sequence[Stage],
     constraints: str | Sequence[str],
     value_range: tuple[float, float] = FREE,
+    ranges: Sequence[tuple[float, float] | None] | None = None,
     **options: bool,
 ) -> tuple[LayerPlan, ...]:
     """One plan per convolution, in the order of the forward pass.
@@ -138,6 +133,8 @@ def make_plan(
         As `Attack` takes them.
     value_range : tuple of float
         Of the image's pixels.
+    ranges : sequence of tuple of float or None, optional
+        Of each convolution's input, None for the image; by default those of a chain.
     **options : bool
         As `LayerPlan` takes them.
 
@@ -147,12 +144,12 @@ def make_plan(
         Unknown constraints, or a dense system that is too large.
     """
     kinds = kinds_per_layer(constraints, len(stages))
-    below = [stage.activation for stage in stages[:-1]]
-    ranges = [value_range, *((activation.low, activation.high) for activation in below)]
-    ranges = ranges[: len(kinds)]
+    if ranges is None:
+        below = [stage.activation for stage in stages[:-1]]
+        ranges = [None, *((activation.low, activation.high) for activation in below)]
     return tuple(
-        LayerPlan(stage, kind, first=stage is stages[0], bounds=bounds, **options)
-        for stage, kind, bounds in zip(stages, kinds, ranges, strict=True)
+        LayerPlan(stage, kind, first=own is None, bounds=own or value_range, **options)
+        for stage, kind, own in zip(stages, kinds, ranges[: len(kinds)], strict=True)
     )
 
 

@@ -1,43 +1,26 @@
-"""The recursion: head, then activation, equations and propagation, layer by layer to the image."""
+"""The recursion: head, then activation, equations and propagation, map by map to the image."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rconv.attack.backward import Passed, through_activation
+from rconv.attack.backward import Passed
 from rconv.attack.head import HeadInput
+from rconv.attack.joint import solve_joint
 from rconv.attack.layer import solve_layer
 from rconv.attack.plan import LayerPlan
 from rconv.attack.report import LayerReport
+from rconv.attack.signal import Cotangent, Told
+from rconv.attack.solve import Known
+from rconv.attack.walk import Walk
 from rconv.linalg.equations import FREE
-from rconv.linalg.solution import root_mean_square
+from rconv.linalg.solution import Solution, root_mean_square
+from rconv.model.geometry import Stage
 from rconv.model.nodes import Head, Network
+from rconv.model.told import backward_order
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
-
-
-@dataclass(frozen=True)
-class Signal:
-    """What is known between two layers, for N images: values, and the error beside each.
-
-    Parameters
-    ----------
-    value : Tensor
-        Y, (N, D, Ho, Wo): the output of the activation above, the input of the layer above.
-    error : Tensor
-        (N, D), its standard deviation, in the unit of Y.
-    cotangent : Tensor
-        Ȳ = ∂ℓ/∂Y, shaped as Y.
-    noise : Tensor
-        (N,), relative error of the cotangent, both as root mean squares.
-    """
-
-    value: Tensor
-    error: Tensor
-    cotangent: Tensor
-    noise: Tensor
 
 
 def recursion(
@@ -78,35 +61,40 @@ def recursion(
     error : Tensor
         (M,), standard deviation of the images, in the unit of the pixels, from the noise alone.
     """
-    reports = [head_report(network.head.name, head)]
-    shape = network.stages[-1].geometry.output if network.stages else network.input_shape
-    signal = _from_head(network.head, head, gradients, noise, unit, shape)
-    for plan in reversed(plans):
-        stage, g = plan.stage, plan.stage.geometry
-        passed = through_activation(
-            stage.activation,
-            signal.value,
-            signal.cotangent,
-            gradients.get(f"{stage.name}.bias"),
-            signal.error,
-            signal.noise,
-        )
-        weight_gradient = gradients[f"{stage.name}.weight"]
-        precision = noise.level(f"{stage.name}.weight", weight_gradient, unit)
-        spread = noise.rows(f"{stage.name}.weight", weight_gradient, unit)
-        solved, report = solve_layer(
-            plan, passed, weight_gradient, precision, spread=spread, frugal=frugal
-        )
-        reports.append(report.under(reports, plan.bounds))
-        value = solved.value.reshape(-1, *g.input)
-        cotangent = stage.transpose(passed.cotangent)
-        signal = Signal(
-            value,
-            _errors(value, solved.error, report.constraints, noise),
-            cotangent,
-            _propagated(plan.gain, passed, cotangent),
-        )
-    return signal.value, tuple(reports), root_mean_square(signal.error)
+    start = _from_head(network.head, head, gradients, noise, unit, network.nodes[-1].shape)
+    walk = Walk(network, *start)
+    reports, error = [head_report(network.head.name, head)], walk.head.error
+    by_name = {plan.stage.name: plan for plan in plans}
+    for node in backward_order(network):
+        taken = list(network.fed_by(node))
+        if taken:
+            own = [by_name[stage.name] for _, stage in taken]
+            known = [_known(stage, walk.passed[i], gradients, noise, unit) for i, stage in taken]
+            told = walk.told(node)
+            if told is None and len(own) == 1:
+                solved, report = _alone(own[0], known[0], frugal)
+            else:
+                solved, report = solve_joint(own, known, told, frugal=frugal)
+            reports.append(report.under(reports, own[0].bounds))
+            value = solved.value.reshape(-1, *network.nodes[node].shape)
+            error = _errors(value, solved.error, report.constraints, noise)
+            walk.solved(node, Told.whole(value, error))
+        walk.pass_on(node, gradients)
+    return walk.whole[0].value, tuple(reports), root_mean_square(error)
+
+
+def _known(stage: Stage, passed: Passed, gradients: Gradients, noise: Noise, unit: Tensor) -> Known:
+    """What is known of one convolution before its input is."""
+    name = f"{stage.name}.weight"
+    gradient = gradients[name]
+    precision = noise.level(name, gradient, unit)
+    return Known(stage, passed, gradient, precision, noise.rows(name, gradient, unit))
+
+
+def _alone(plan: LayerPlan, known: Known, frugal: bool) -> tuple[Solution, LayerReport]:
+    """The input of the only convolution that takes it."""
+    own = known.passed, known.gradient, known.precision
+    return solve_layer(plan, *own, spread=known.spread, frugal=frugal)
 
 
 def head_report(name: str, head: HeadInput) -> LayerReport:
@@ -136,8 +124,8 @@ def _from_head(
     noise: Noise,
     unit: Tensor,
     shape: tuple[int, int, int],
-) -> Signal:
-    """What the first Linear says of the layer below it."""
+) -> tuple[Told, Cotangent]:
+    """What the first Linear says of the map below it."""
     value = head.value.reshape(-1, *shape)
     names = [f"{linear.name}.weight", f"{linear.name}.bias"]
     levels = [noise.level(n, gradients[n], unit) for n in names if n in gradients]
@@ -151,7 +139,9 @@ def _from_head(
     size = root_mean_square(cotangent)
     relative = root_mean_square(spread) / torch.where(size > 0, size, 1.0)
     error = _errors(value, level, ("gradient",) * len(value), noise)
-    return Signal(value, error, cotangent.reshape(value.shape), relative.clamp(max=1.0))
+    return Told.whole(value, error), Cotangent(
+        cotangent.reshape(value.shape), relative.clamp(max=1.0)
+    )
 
 
 def _errors(value: Tensor, error: Tensor, kinds: Sequence[str], noise: Noise) -> Tensor:
@@ -165,11 +155,3 @@ def _errors(value: Tensor, error: Tensor, kinds: Sequence[str], noise: Noise) ->
     own = value.flatten(2).square().mean(dim=2).sqrt()
     shared = root_mean_square(value)[:, None].expand_as(own)
     return error[:, None] * torch.where(apart[:, None], own, shared)
-
-
-def _propagated(gain: float, passed: Passed, cotangent: Tensor) -> Tensor:
-    """(N,): relative noise of X̄ = convᵀ(Ō), for independent errors of Ō of one size."""
-    spread = passed.cotangent_noise * root_mean_square(passed.cotangent) * gain
-    size = root_mean_square(cotangent)
-    noise = (spread / torch.where(size > 0, size, 1.0)).clamp(max=1.0)
-    return noise.maximum(passed.cotangent_noise)

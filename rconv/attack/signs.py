@@ -44,7 +44,7 @@ class Completed:
     high: Tensor
 
 
-def by_signs(plan: LayerPlan, known: Known, solution: Solution) -> Completed:
+def by_signs(plan: LayerPlan, known: Known, solution: Solution, *, scale: float = 0.0) -> Completed:
     """What the range of the input and silent outputs leave of one image's solutions.
 
     Where they leave directions open, the values that are inside the range are many. For an image
@@ -59,14 +59,17 @@ def by_signs(plan: LayerPlan, known: Known, solution: Solution) -> Completed:
         Of one image.
     solution : Solution
         Of minimum norm, value (1, n), its rank short of n.
+    scale : float
+        Size that margins are measured by where the solution is zero.
 
     Returns
     -------
     Completed
         With the given solution where the inequalities close nothing or contradict the equations.
     """
-    (system,), scale = systems(plan, known), float(root_mean_square(solution.value)[0])
+    (system,), scale = systems(plan, known), float(root_mean_square(solution.value)[0]) or scale
     silent = (known.passed.weight[0] == 0) & plan.stage.activation.flat
+    silent &= plan.stage.row_norms() > 0
     value = solution.value[0]
     ends = [torch.full_like(value, end) for end in plan.bounds]
     as_is = Completed(solution, 0, torch.zeros_like(value), *ends)
@@ -89,18 +92,23 @@ def by_signs(plan: LayerPlan, known: Known, solution: Solution) -> Completed:
         if done is None:
             return as_is
         as_is, basis = done
-    as_is = _left(plan, bounds, basis, as_is, noise)
+    as_is = _left(plan, bounds, basis, as_is, noise, scale)
     if not basis.shape[1] or not plan.prior:
         return as_is
     return _chosen(plan, gram, basis, as_is)
 
 
 def _left(
-    plan: LayerPlan, bounds: Bounds, basis: np.ndarray, given: Completed, noise: float
+    plan: LayerPlan,
+    bounds: Bounds,
+    basis: np.ndarray,
+    given: Completed,
+    noise: float,
+    scale: float,
 ) -> Completed:
     """The same with its intervals: exact ones if asked for, else the range of what moves."""
     value = given.solution.value[0]
-    point, scale = value.cpu().numpy(), float(root_mean_square(value[None])[0])
+    point = value.cpu().numpy()
     moved = torch.from_numpy(moving(basis)).to(value.device)
     low, high = (torch.where(moved, end, value) for end in plan.bounds)
     if plan.exact and basis.shape[1]:

@@ -49,6 +49,11 @@ class Known:
         return Known(self.stage, *own, spread)
 
     @property
+    def cotangent(self) -> Tensor:
+        """Ō of the convolution alone, which its weight gradient is made of, (N, D, Ho, Wo)."""
+        return self.stage.unscaled(self.passed.cotangent)
+
+    @property
     def noise(self) -> Tensor:
         """(N,), relative error of gradient constraints: of both of their sides."""
         return torch.hypot(self.precision, self.passed.cotangent_noise)
@@ -75,7 +80,7 @@ def by_gradient(known: Known) -> Solution:
     classes = residue_classes(g)
     for block in classes:
         rhs = gradient_rhs(known.gradient, block[0])
-        matrix = gradient_matrix(known.passed.cotangent, g, block)
+        matrix = gradient_matrix(known.cotangent, g, block)
         size = root_mean_square(rhs)[:, None, None]
         rows = DenseRows(matrix, rhs, known.noise[:, None, None] * size)
         if known.spread is not None:
@@ -88,7 +93,7 @@ def by_gradient(known: Known) -> Solution:
     value = known.gradient.new_zeros(len(known.gradient), g.pixels, g.input[0])
     value[:, torch.cat([pixels for _, pixels in classes])] = solution.value
     solution = replace(solution, value=value.mT.flatten(1), rank=solution.rank * g.input[0])
-    return _at_least(solution, known.noise)
+    return at_least(solution, known.noise)
 
 
 def by_weight(plan: LayerPlan, known: Known) -> Solution:
@@ -96,7 +101,7 @@ def by_weight(plan: LayerPlan, known: Known) -> Solution:
     rhs, noise = known.output.flatten(1), known.output_noise
     rows = plan.system.rows(rhs, noise * root_mean_square(rhs))
     solution = plan.system.solve(rows, noise)
-    return _at_least(replace(solution, value=solution.value.flatten(1)), noise)
+    return at_least(replace(solution, value=solution.value.flatten(1)), noise)
 
 
 def systems(plan: LayerPlan, known: Known, *, gradients: bool = True) -> list[StackedSystem]:
@@ -104,18 +109,23 @@ def systems(plan: LayerPlan, known: Known, *, gradients: bool = True) -> list[St
 
     One system for each image.
     """
-    matrix = gradient_matrix(known.passed.cotangent, known.stage.geometry)
-    rhs = gradient_rhs(known.gradient)
-    errors = (known.noise * root_mean_square(rhs))[:, None, None]
-    if known.spread is not None:
-        common = known.passed.cotangent_noise * root_mean_square(rhs)
-        own = gradient_rhs(known.spread).square().mean(dim=2, keepdim=True).sqrt()
-        errors = torch.hypot(own, common[:, None, None])
+    matrix = gradient_matrix(known.cotangent, known.stage.geometry)
+    rhs, errors = gradient_rhs(known.gradient), gradient_errors(known)
     if not gradients:
         matrix, rhs, errors = matrix[:, :0], rhs[:, :0], errors[:, :1]
     spreads = root_mean_square(known.passed.error)
     each = zip(matrix, rhs, known.output, known.passed.weight, errors, spreads, strict=True)
     return [StackedSystem(known.stage, *parts, plan.bounds) for parts in each]
+
+
+def gradient_errors(known: Known) -> Tensor:
+    """Standard deviation of the gradient constraints' errors, (N, 1, 1) or (N, D·kh·kw, 1)."""
+    rhs = gradient_rhs(known.gradient)
+    if known.spread is None:
+        return (known.noise * root_mean_square(rhs))[:, None, None]
+    common = known.passed.cotangent_noise * root_mean_square(rhs)
+    own = gradient_rhs(known.spread).square().mean(dim=2, keepdim=True).sqrt()
+    return torch.hypot(own, common[:, None, None])
 
 
 def stacked(plan: LayerPlan, known: Known, *, gradients: bool = True) -> Solution:
@@ -125,10 +135,10 @@ def stacked(plan: LayerPlan, known: Known, *, gradients: bool = True) -> Solutio
     least = known.output_noise
     if gradients:
         least = torch.minimum(known.noise, least)
-    return _at_least(replace(solution, value=solution.value.flatten(1)), least)
+    return at_least(replace(solution, value=solution.value.flatten(1)), least)
 
 
-def _at_least(solution: Solution, least: Tensor) -> Solution:
+def at_least(solution: Solution, least: Tensor) -> Solution:
     """The solution, its error no smaller than the noise of what it is made of.
 
     Errors that are not independent do not average out.

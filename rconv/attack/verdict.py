@@ -35,9 +35,9 @@ estimate is one of size, and good to about this factor."""
 
 def layer_names(network: Network, parameters: Gradients) -> list[list[str]]:
     """Names of the parameters of each layer, in the order of the reports: head first."""
-    layers = [network.head.name, *(stage.name for stage in reversed(network.stages))]
-    both = [(f"{name}.weight", f"{name}.bias") for name in layers]
-    return [[name for name in names if name in parameters] for names in both]
+    head = [f"{network.head.name}.weight", f"{network.head.name}.bias"]
+    layers = [head, *(stage.parameters for stage in reversed(network.stages))]
+    return [[name for name in names if name in parameters] for names in layers]
 
 
 def expected_error(

@@ -65,7 +65,7 @@ def rank_analysis(model: nn.Sequential, input_shape: tuple[int, int, int]) -> tu
     ----------
     Zhu and Blaschko, ICLR 2021, arXiv 2010.07733, "Rank analysis".
     """
-    network = read(model, input_shape)
+    network = read(model, input_shape).required_chain("rank analysis", norms=False)
     counts, virtual = [], 0
     for stage in network.stages:
         g = stage.geometry

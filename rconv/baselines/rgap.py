@@ -94,7 +94,7 @@ def attack(
     UnsupportedModelError
         For a layer that R-GAP cannot pass (ReLU has no inverse), or whose system is too large.
     """
-    network = _supported(read(model, input_shape))
+    network = _supported(read(model, input_shape).required_chain("R-GAP", norms=False))
     replay = Replay(model, gradients, input_shape, loss)
     head = head_input(network.head, {name: g.double() for name, g in replay.named.items()})
     if labels is not None and labels.shape != (len(replay.observed),):

@@ -92,6 +92,11 @@ class StackedSystem:
                 blocks[c, :, c] += own
         return gram[None]
 
+    @property
+    def used(self) -> bool:
+        """Whether it has any row at all."""
+        return len(self.matrix) > 0 or bool(self.row_weight.any())
+
     def scaled(self) -> "StackedSystem":
         """Both blocks divided by their mean row norm, so that neither drowns the other."""
         a, m = (1 / size for size in self._row_norms())
@@ -102,13 +107,22 @@ class StackedSystem:
 
         Where the error of some rows is unknown, both blocks are divided by their size.
         """
+        return self.weighed_against(self.least_error())
+
+    def least_error(self) -> float:
+        """The smallest error of a row that is used, in the unit of its block's mean row norm."""
         sizes = self._row_norms()
-        blocks = (self.gradient_error, len(self.matrix)), (self.output_error, self.row_weight.any())
-        errors = [(error / size, used) for (error, used), size in zip(blocks, sizes, strict=True)]
-        least = [float(error.min()) for error, used in errors if used]
-        if min(least, default=0.0) <= 0:
+        used = len(self.matrix) > 0, bool(self.row_weight.any())
+        blocks = zip((self.gradient_error, self.output_error), sizes, used, strict=True)
+        return min((float(error.min()) / size for error, size, own in blocks if own), default=0.0)
+
+    def weighed_against(self, least: float) -> "StackedSystem":
+        """Rows divided by their error in units of `least`; both blocks by their size if it is 0."""
+        if least <= 0:
             return self.scaled()
-        worth = [(min(least) / error).clamp(min=1 / TRUST, max=1.0) for error, _ in errors]
+        sizes = self._row_norms()
+        errors = self.gradient_error / sizes[0], self.output_error / sizes[1]
+        worth = [(least / error).clamp(min=1 / TRUST, max=1.0) for error in errors]
         return self.weighted(worth[0] / sizes[0], worth[1] / sizes[1])
 
     def weighted(self, gradient: float | Tensor, weight: float | Tensor) -> "StackedSystem":

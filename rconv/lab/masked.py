@@ -73,7 +73,7 @@ def masked_attack(
     ValueError
         Gradients that are not those of the model.
     """
-    network = read(model, input_shape)
+    network = read(model, input_shape).required_chain("this attack", norms=False)
     head = network.head
     if not head.last or not head.has_bias or len(head.weight) < 2:
         raise UnsupportedModelError(

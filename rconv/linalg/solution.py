@@ -68,6 +68,10 @@ class Solution:
         """The solutions of some of the systems."""
         return Solution(*(batch.index(getattr(self, f.name), where) for f in fields(Solution)))
 
+    def split(self) -> list["Solution"]:
+        """The solutions one by one."""
+        return [self.select([i]) for i in range(len(self.rank))]
+
     def replace(self, where: Tensor | int, other: "Solution") -> "Solution":
         """This solution with the systems at `where` taken from `other`."""
         return Solution(

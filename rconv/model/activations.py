@@ -21,10 +21,12 @@ class Activation:
     ----------
     name : str
         The module's class name.
+    function : Callable
+        o → y, any shape. A function that pickle finds by its name.
     derivative : Callable
-        y → a'(o), any shape. A function that pickle finds by its name.
+        y → a'(o), any shape. As `function`.
     inverse : Callable
-        y → o for y strictly inside (low, high), any shape. As `derivative`.
+        y → o for y strictly inside (low, high), any shape. As `function`.
     low, high : float
         The open range of y.
     kink : bool
@@ -34,6 +36,7 @@ class Activation:
     """
 
     name: str
+    function: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
     inverse: Callable[[Tensor], Tensor]
     low: float = -torch.inf
@@ -67,23 +70,23 @@ def from_module(module: nn.Module) -> Activation:
     """
     kind = type(module)
     if kind is nn.Identity:
-        return Activation("Identity", torch.ones_like, _same)
+        return Activation("Identity", _same, torch.ones_like, _same)
     if kind is nn.ReLU or (kind is nn.LeakyReLU and module.negative_slope == 0):
-        return Activation("ReLU", _step, _same, low=0.0, kink=True, flat=True)
+        return Activation("ReLU", torch.relu, _step, _same, low=0.0, kink=True, flat=True)
     if kind is nn.LeakyReLU and 0 < module.negative_slope < torch.inf:
-        slopes = (
-            partial(_two_slopes, module.negative_slope),
-            partial(_bent, module.negative_slope),
-        )
-        return Activation("LeakyReLU", *slopes, kink=True)
+        slope = module.negative_slope
+        leaky = partial(nn.functional.leaky_relu, negative_slope=slope)
+        slopes = (partial(_two_slopes, slope), partial(_bent, slope))
+        return Activation("LeakyReLU", leaky, *slopes, kink=True)
     if kind is nn.Sigmoid:
-        return Activation("Sigmoid", _sigmoid_slope, torch.logit, low=0.0, high=1.0)
+        return Activation("Sigmoid", torch.sigmoid, _sigmoid_slope, torch.logit, low=0.0, high=1.0)
     if kind is nn.Tanh:
-        return Activation("Tanh", _tanh_slope, torch.atanh, low=-1.0, high=1.0)
+        return Activation("Tanh", torch.tanh, _tanh_slope, torch.atanh, low=-1.0, high=1.0)
     if kind is nn.ELU and 0 < module.alpha < torch.inf:
         alpha = module.alpha
+        elu = partial(nn.functional.elu, alpha=alpha)
         functions = (partial(_elu_slope, alpha), partial(_elu_inverse, alpha))
-        return Activation("ELU", *functions, low=-alpha, kink=alpha != 1)
+        return Activation("ELU", elu, *functions, low=-alpha, kink=alpha != 1)
     if kind is nn.Softplus and 0 < module.beta < torch.inf:
         return _softplus(module.beta, module.threshold)
     raise ValueError(
@@ -128,8 +131,9 @@ def _elu_inverse(alpha: float, y: Tensor) -> Tensor:
 def _softplus(beta: float, threshold: float) -> Activation:
     if not threshold >= 20:
         raise ValueError("Softplus with a threshold below 20 has overlapping outputs")
+    softplus = partial(nn.functional.softplus, beta=beta, threshold=threshold)
     functions = (partial(_softplus_slope, beta, threshold), partial(_unplus, beta, threshold))
-    return Activation("Softplus", *functions, low=0.0)
+    return Activation("Softplus", softplus, *functions, low=0.0)
 
 
 def _softplus_slope(beta: float, threshold: float, y: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Shapes and linear algebra of one convolution."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +63,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Stage:
-    """One convolution and the activation behind it.
+    """One convolution and the activation behind it, with a BatchNorm between them folded in.
 
     Parameters
     ----------
@@ -73,9 +74,14 @@ class Stage:
     bias : Tensor, float64, or None
         Axis (filter D).
     activation : Activation
-        What follows.
+        What follows; the identity where something else does.
     geometry : Geometry
         The shapes.
+    scale : Tensor, float64, or None
+        Axis (filter D): what a BatchNorm behind the convolution multiplies its output with.
+        `weight` and `bias` are of both together, the gradients are those of the parameters.
+    norm : str or None
+        Name of this BatchNorm.
     """
 
     name: str
@@ -83,6 +89,28 @@ class Stage:
     bias: Tensor | None
     activation: Activation
     geometry: Geometry
+    scale: Tensor | None = None
+    norm: str | None = None
+
+    @property
+    def offset(self) -> str:
+        """The parameter whose gradient is the sum of Ō over the positions, if the model has it."""
+        return f"{self.norm or self.name}.bias"
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names that its parameters can have."""
+        layers = [self.name] if self.norm is None else [self.name, self.norm]
+        return [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+
+    @cached_property
+    def gain(self) -> float:
+        """Root mean square that errors of size one in Ō have in convᵀ(Ō): of M's columns."""
+        return (float(self.row_norms().square().sum()) / self.geometry.unknowns) ** 0.5
+
+    def unscaled(self, cotangent: Tensor) -> Tensor:
+        """Cotangent (N, D, Ho, Wo) of the convolution's own output, before the BatchNorm."""
+        return cotangent if self.scale is None else cotangent * self.scale[:, None, None]
 
     def convolve(self, x: Tensor) -> Tensor:
         """Output without the bias: (N, C, H, W) → (N, D, Ho, Wo)."""
@@ -98,7 +126,9 @@ class Stage:
 
     def row_norms(self) -> Tensor:
         """Norm of each weight constraint's row, (D, Ho, Wo)."""
+        return self.variance(self.weight.new_ones(1, *self.geometry.input))[0].sqrt()
+
+    def variance(self, x: Tensor) -> Tensor:
+        """Variance of the output for independent errors of the input with the variance x."""
         g = self.geometry
-        ones = self.weight.new_ones(1, *g.input)
-        squares = nn.functional.conv2d(ones, self.weight**2, None, g.stride, g.padding, g.dilation)
-        return squares[0].sqrt()
+        return nn.functional.conv2d(x, self.weight**2, None, g.stride, g.padding, g.dilation)

@@ -1,7 +1,8 @@
 """The layers of a model in the order of the forward pass, and what makes this order untrue.
 
 A Sequential computes its layers one after the other, and a layer of PyTorch's own class computes
-what its class says, unless something intervenes. Whatever can is refused here, by name.
+what its class says, unless something intervenes. Whatever can is refused here, by name. What is
+no Sequential is traced, see `rconv.model.trace`.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from rconv.model.nodes import UnsupportedModelError
+from rconv.model.operations import READ
 
 _HOOKS = {
     "_forward_pre_hooks": "forward pre-hook",
@@ -21,10 +23,8 @@ _COMPUTES = {"forward", "_conv_forward", "__call__", "_call_impl"}
 _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
-def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
     """List the layers of a Sequential, those of nested ones included.
-
-    A Sequential with a `forward` of its own counts as one layer, whose inside is not known.
 
     Parameters
     ----------
@@ -33,31 +33,34 @@ def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
     Returns
     -------
-    list of (str, Module)
+    list of (str, Module) or None
         Name and layer, in the order of the forward pass. A layer that serves twice is there
-        twice.
+        twice. None if the model is no plain Sequential, or has layers before its first Linear
+        that are neither PyTorch's own nor a variant of one that the attack knows.
 
     Raises
     ------
     UnsupportedModelError
-        If the model is no plain Sequential, has hooks or parametrized layers, active dropout,
-        or a parameter that serves twice.
+        If a module has hooks, is parametrized, or is active dropout.
     """
-    if not isinstance(model, nn.Sequential):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is no Sequential: write the model as nn.Sequential, so that "
-            "the order of its layers is known (branches and skip connections are not supported)"
-        )
-    if not _is_plain(model):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} is a Sequential with a forward of its own, and what that "
-            "computes is not known: use nn.Sequential itself"
-        )
     for name, module in model.named_modules():
         _refuse_intervention(name or "the model", module)
+    if not _is_plain(model):
+        return None
     layers = list(_flatten(model))
-    _refuse_shared_parameters(layers)
+    for _, layer in layers:
+        if type(layer) is nn.Linear:
+            break
+        if not is_layer(layer):
+            return None
     return layers
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is one of PyTorch's own layers, or claims to be one that is known."""
+    if isinstance(module, nn.Sequential):
+        return False
+    return isinstance(module, READ) or type(module).__module__.startswith("torch.nn.")
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -107,14 +110,3 @@ def _refuse_intervention(name: str, module: nn.Module) -> None:
 
 def _name_of(hook: object) -> str:
     return getattr(hook, "__name__", type(hook).__name__)
-
-
-def _refuse_shared_parameters(layers: list[tuple[str, nn.Module]]) -> None:
-    owners: dict[nn.Parameter, str] = {}
-    for name, module in layers:
-        for parameter in module.parameters():
-            if owners.setdefault(parameter, name) != name:
-                raise UnsupportedModelError(
-                    f"{name}: shares a parameter with {owners[parameter]}, whose gradient is the "
-                    "sum over both layers"
-                )

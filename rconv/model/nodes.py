@@ -1,10 +1,16 @@
-"""What a model is read into: convolution stages, and the head they end in."""
+"""What a model is read into: a graph of maps from the image up, and the head that it ends in."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
+from rconv.model.activations import Activation
 from rconv.model.geometry import Stage
+
+SUM, CONCATENATION = "sum", "concatenation"
 
 
 class UnsupportedModelError(ValueError):
@@ -38,19 +44,138 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Affine:
+    """A BatchNorm in evaluation that stands alone: each channel times a number, plus another.
+
+    Parameters
+    ----------
+    scale, shift : Tensor, float64
+        Axis (channel C).
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+
+@dataclass(frozen=True)
+class Node:
+    """One map of the network, (C, H, W) for each image, and how it is made of others.
+
+    Parameters
+    ----------
+    name : str
+        What a message calls it.
+    does : Stage, Activation, Affine or str or None
+        A convolution (without its activation), an elementwise function, SUM, CONCATENATION along
+        the channels; None for the image.
+    inputs : tuple of int
+        Indices of the nodes that it is made of.
+    shape : tuple of int
+        (C, H, W).
+    """
+
+    name: str
+    does: Stage | Activation | Affine | str | None
+    inputs: tuple[int, ...]
+    shape: tuple[int, int, int]
+
+    def evaluate(self, inputs: list[Tensor]) -> Tensor:
+        """Its map, (N, C, H, W), from those it is made of."""
+        if isinstance(self.does, Stage):
+            output, bias = self.does.convolve(inputs[0]), self.does.bias
+            return output if bias is None else output + bias[:, None, None]
+        if isinstance(self.does, Affine):
+            return inputs[0] * self.does.scale[:, None, None] + self.does.shift[:, None, None]
+        if isinstance(self.does, Activation):
+            return self.does.function(inputs[0])
+        return sum(inputs) if self.does == SUM else torch.cat(inputs, dim=1)
+
+
+@dataclass(frozen=True)
 class Network:
     """A model as the attack reads it.
 
     Parameters
     ----------
     stages : tuple of Stage
-        In the order of the forward pass; none where the model starts with its Linear.
+        The convolutions in the order of the forward pass; none where the model starts with its
+        Linear.
     head : Head
         What follows them.
-    input_shape : tuple of int
-        (C, H, W) of one image.
+    nodes : tuple of Node
+        From the image to the input of the head, each after those it is made of.
     """
 
     stages: tuple[Stage, ...]
     head: Head
-    input_shape: tuple[int, int, int]
+    nodes: tuple[Node, ...]
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        return self.nodes[0].shape
+
+    @cached_property
+    def consumers(self) -> tuple[tuple[int, ...], ...]:
+        """Of each node, the nodes that are made of it, in order."""
+        found: list[list[int]] = [[] for _ in self.nodes]
+        for i, node in enumerate(self.nodes):
+            for j in dict.fromkeys(node.inputs):
+                found[j].append(i)
+        return tuple(map(tuple, found))
+
+    @property
+    def input_ranges(self) -> list[tuple[float, float] | None]:
+        """What the input of each convolution lies between; None for the image."""
+        convolutions = [node for node in self.nodes if isinstance(node.does, Stage)]
+        return [self._range(node.inputs[0]) for node in convolutions]
+
+    def _range(self, node: int) -> tuple[float, float] | None:
+        does, inputs = self.nodes[node].does, self.nodes[node].inputs
+        if does is None:
+            return None
+        if isinstance(does, Activation):
+            return does.low, does.high
+        own = [self._range(i) for i in inputs] if isinstance(does, str) else [None]
+        if None in own:
+            return -torch.inf, torch.inf
+        lows, highs = zip(*own, strict=True)
+        return (sum(lows), sum(highs)) if does == SUM else (min(lows), max(highs))
+
+    def required_chain(self, method: str, *, norms: bool = True) -> "Network":
+        """The network, for a method that knows chains only.
+
+        Parameters
+        ----------
+        method : str
+            Its name.
+        norms : bool
+            Whether it knows BatchNorm.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If a map has two consumers, or is made of two others; or at a BatchNorm.
+        """
+        branch = next((i for i, own in enumerate(self.consumers) if len(own) > 1), None)
+        if branch is not None:
+            raise UnsupportedModelError(
+                f"{self.nodes[branch].name}: the network branches here; {method} knows chains only"
+            )
+        norm = next((stage.norm for stage in self.stages if stage.norm is not None), None)
+        if norm is not None and not norms:
+            raise UnsupportedModelError(f"{norm}: {method} does not know BatchNorm2d")
+        return self
+
+    def evaluate(self, images: Tensor) -> Tensor:
+        """Input of the head, (N, C, H, W), of images (N, C, H, W)."""
+        maps = [images]
+        for node in self.nodes[1:]:
+            maps.append(node.evaluate([maps[i] for i in node.inputs]))
+        return maps[-1]
+
+    def fed_by(self, node: int) -> Iterator[tuple[int, Stage]]:
+        """The convolutions that take a node: their indices and themselves."""
+        for i in self.consumers[node]:
+            if isinstance(self.nodes[i].does, Stage):
+                yield i, self.nodes[i].does

@@ -1,4 +1,4 @@
-"""A model as the attack reads it: convolution stages, then the first Linear. Refuses the rest."""
+"""A model as the attack reads it: maps up to the first Linear, and that. Refuses the rest."""
 
 import math
 import operator
@@ -6,56 +6,68 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from rconv.model.activations import Activation, from_module
-from rconv.model.convolution import stage_of
+from rconv.model.agreement import refuse_other_values
+from rconv.model.build import build
+from rconv.model.geometry import Stage
 from rconv.model.layers import layers_of
 from rconv.model.nodes import Head, Network, UnsupportedModelError
+from rconv.model.operations import (
+    Operation,
+    leading_to,
+    of_layers,
+    refuse_shared_parameters,
+    without_passed,
+)
+from rconv.model.told import backward_order
+from rconv.model.trace import traced
 from rconv.model.weights import check_own_parameters, check_weights, copy_of
 
-Layers = list[tuple[str, nn.Module]]
 
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-_PASSED = (nn.Identity, *_DROPOUTS)
-_ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.Softplus)
-_READ = (nn.Sequential, nn.Conv2d, nn.Linear, nn.Flatten, *_PASSED, *_ACTIVATIONS)
-
-
-def read(model: nn.Sequential, input_shape: Sequence[int]) -> Network:
-    """Read a Sequential (nested ones included) into stages and head, in float64.
+def read(model: nn.Module, input_shape: Sequence[int]) -> Network:
+    """Read a model into the maps from its image to its first Linear, in float64.
 
     Parameters
     ----------
-    model : Sequential
-        Convolutions, each followed by at most one activation; Flatten; Linear; anything.
+    model : Module
+        Convolutions, BatchNorm in evaluation, activations, additions, concatenations; Flatten;
+        Linear; anything. A Sequential, or a module whose forward `torch.fx` can trace.
     input_shape : sequence of int
         (C, H, W) of one image.
 
     Returns
     -------
     Network
-        Stages in the order of the forward pass, and the head; weights are copies in float64.
+        Convolutions in the order of the forward pass, and the head; weights are copies in
+        float64.
 
     Raises
     ------
     UnsupportedModelError
-        At a layer that the attack cannot pass, by name and with the reason.
+        At a layer or step that the attack cannot pass, by name and with the reason.
     """
     shape = check_input_shape(input_shape)
     layers = layers_of(model)
     check_weights(model)
-    first = next((i for i, (_, m) in enumerate(layers) if type(m) is nn.Linear), len(layers))
-    body, rest = layers[:first], layers[first:]
-    stages, output = [], shape
-    for name, conv, activation in _pairs(body):
-        stages.append(stage_of(name, conv, activation, output))
-        output = stages[-1].geometry.output
-    if not rest:
+    steps = without_passed(traced(model, shape) if layers is None else of_layers(layers))
+    refuse_shared_parameters(steps)
+    last = len(steps) - 1
+    needed = leading_to(steps, last)
+    first = next((i for i in sorted(needed) if type(steps[i].what) is nn.Linear), None)
+    inside = needed if first is None else leading_to(steps, first) - {first}
+    nodes, flat = build(steps, sorted(inside), shape)
+    if first is None:
         raise UnsupportedModelError(
             "the model has no Linear layer: the attack starts at the gradient of the first one"
         )
-    if not any(type(m) is nn.Flatten for _, m in body):
-        raise UnsupportedModelError(f"{rest[0][0]}: no Flatten stands before the first Linear")
-    return Network(tuple(stages), _head(rest, output), shape)
+    if not flat:
+        raise steps[first].refusal("no Flatten stands before the first Linear")
+    _refuse_ways_around(steps, needed - inside - {first}, inside, steps[first].name)
+    stages = tuple(node.does for node in nodes if isinstance(node.does, Stage))
+    network = Network(stages, _head(steps, first, nodes[-1].shape), tuple(nodes))
+    backward_order(network)  # or a refusal
+    if layers is None:
+        refuse_other_values(model, network)
+    return network
 
 
 def check_input_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
@@ -77,72 +89,39 @@ def check_input_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
     return shape
 
 
-def _pairs(layers: Layers) -> list[tuple[str, nn.Conv2d, Activation]]:
-    """Each convolution with its name and what follows it."""
-    pairs: list[tuple[str, nn.Conv2d, Activation]] = []
-    identity = from_module(nn.Identity())
-    flat = False
-    for name, module in layers:
-        if type(module) is nn.Flatten:
-            if module.start_dim != 1 or module.end_dim != -1:
-                raise UnsupportedModelError(
-                    f"{name}: Flatten must keep the batch axis and no other"
+def _refuse_ways_around(
+    steps: list[Operation], behind: set[int], inside: set[int], linear: str
+) -> None:
+    """Refuse a map that reaches the loss other than through the first Linear."""
+    for i in sorted(behind):
+        for j in steps[i].inputs:
+            if j in inside:
+                raise steps[i].refusal(
+                    f"takes {steps[j].name}, which so reaches the loss by a way around {linear}, "
+                    "the first Linear: its derivative is not known"
                 )
-            flat = True
-        elif type(module) is nn.Conv2d:
-            if flat:
-                raise UnsupportedModelError(f"{name}: Conv2d stands behind a Flatten")
-            pairs.append((name, module, identity))
-        elif type(module) not in _PASSED:
-            activation = _activation(name, module)
-            kind = type(module).__name__
-            if not pairs:
-                raise UnsupportedModelError(f"{name}: {kind} stands before the first convolution")
-            if pairs[-1][2] is not identity:
-                raise UnsupportedModelError(
-                    f"{name}: {kind} is a second activation after one convolution"
-                )
-            pairs[-1] = (*pairs[-1][:2], activation)
-    return pairs
 
 
-def _activation(name: str, module: nn.Module) -> Activation:
-    kind = type(module)
-    base = next((known for known in _READ if isinstance(module, known)), None)
-    try:
-        if base not in (None, kind):
-            raise ValueError(
-                f"it is a subclass of {base.__name__}, and what it computes is not known; "
-                f"use nn.{base.__name__} itself"
-            )
-        return from_module(module)
-    except ValueError as error:
-        reason = "loses what it does not pass on" if "Pool" in kind.__name__ else str(error)
-        raise UnsupportedModelError(
-            f"{name}: {kind.__name__} between the image and the first Linear is not supported: "
-            f"{reason}"
-        ) from None
-
-
-def _head(layers: Layers, shape: tuple[int, ...]) -> Head:
-    name, linear = layers[0]
+def _head(steps: list[Operation], first: int, shape: tuple[int, int, int]) -> Head:
+    own, linear = steps[first], steps[first].what
     if linear.in_features != math.prod(shape):
-        raise UnsupportedModelError(
-            f"{name}: takes {linear.in_features} features, but its input has the shape {shape}"
+        raise own.refusal(
+            f"takes {linear.in_features} features, but its input has the shape {shape}"
         )
-    check_own_parameters(name, linear, (linear.out_features, linear.in_features))
-    rest = [m for _, m in layers[1:] if type(m) not in _PASSED]
-    if linear.bias is None and rest:
-        raise UnsupportedModelError(
-            f"{name}: has no bias and is not the last layer, so that the scale of its input is "
-            "not in the gradients"
+    check_own_parameters(own.name, linear, (linear.out_features, linear.in_features))
+    last = len(steps) - 1
+    if linear.bias is None and last != first:
+        raise own.refusal(
+            "has no bias and is not the last layer, so that the scale of its input is not in the "
+            "gradients"
         )
-    last_name, last = [(key, m) for key, m in layers if type(m) is nn.Linear][-1]
-    outputs = [linear, *(m for m in rest if type(m) is not nn.LogSoftmax)]
+    logits = last
+    while type(steps[logits].what) is nn.LogSoftmax:
+        (logits,) = steps[logits].inputs
     return Head(
-        name,
+        own.name,
         copy_of(linear.weight),
         linear.bias is not None,
-        last=not rest,
-        logits=last_name if outputs[-1] is last else None,
+        last=last == first,
+        logits=steps[logits].name if type(steps[logits].what) is nn.Linear else None,
     )

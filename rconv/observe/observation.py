@@ -121,7 +121,11 @@ def _classes(targets: Tensor, count: int) -> Tensor:
 
 @torch.enable_grad()
 def per_image(
-    function: Callable[[Gradients], Tensor], parameters: Gradients, count: int
+    function: Callable[[Gradients], Tensor],
+    parameters: Gradients,
+    count: int,
+    *,
+    reached: bool = False,
 ) -> dict[str, Tensor]:
     """Gradients of N scalars, each by its own copy of the parameters.
 
@@ -133,6 +137,8 @@ def per_image(
         Name → tensor.
     count : int
         N.
+    reached : bool
+        Leave out the parameters that the function does not depend on; else theirs are zeros.
 
     Returns
     -------
@@ -142,9 +148,12 @@ def per_image(
     # As torch.func.grad under vmap, which would import PyTorch's compiler, 4 s at the first call.
     copies = {name: p.expand(count, *p.shape).requires_grad_() for name, p in parameters.items()}
     found = torch.autograd.grad(
-        function(copies).sum(), list(copies.values()), materialize_grads=True
+        function(copies).sum(),
+        list(copies.values()),
+        allow_unused=reached or None,
+        materialize_grads=not reached,
     )
-    return dict(zip(copies, found, strict=True))
+    return {name: own for name, own in zip(copies, found, strict=True) if own is not None}
 
 
 def ordinary(tensor: Tensor) -> Tensor:

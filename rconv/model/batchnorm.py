@@ -1,0 +1,81 @@
+"""BatchNorm in evaluation: an affine map of each channel, folded into the convolution below."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from rconv.model.geometry import Stage
+from rconv.model.nodes import Affine, UnsupportedModelError
+from rconv.model.weights import check_own_parameters
+
+
+def affine_of(name: str, norm: nn.BatchNorm2d, channels: int) -> Affine:
+    """Read one BatchNorm.
+
+    Parameters
+    ----------
+    name : str
+        Its name in the model.
+    norm : BatchNorm2d
+        The module.
+    channels : int
+        C of its input.
+
+    Returns
+    -------
+    Affine
+        y = γ (x - μ) / σ + β as a scale and a shift, in float64.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it normalises by the batch, or does not fit its input.
+    """
+    if norm.training or norm.running_mean is None:
+        raise UnsupportedModelError(
+            f"{name}: BatchNorm2d normalises by the batch, which the gradients do not tell; "
+            "call model.eval() on both sides first, and keep track_running_stats"
+        )
+    if norm.num_features != channels:
+        raise UnsupportedModelError(
+            f"{name}: takes {norm.num_features} channels, but its input has {channels}"
+        )
+    if norm.affine:
+        check_own_parameters(name, norm, (channels,))
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * scale
+    if norm.affine:
+        shift = shift + norm.bias.detach().double()
+    if not (scale.isfinite() & shift.isfinite()).all():
+        raise UnsupportedModelError(f"{name}: its running variance or mean is not finite")
+    return Affine(scale, shift)
+
+
+def folded(stage: Stage, name: str, norm: Affine) -> Stage:
+    """The convolution and the BatchNorm behind it as one convolution.
+
+    Parameters
+    ----------
+    stage : Stage
+        The convolution.
+    name : str
+        The BatchNorm's name in the model.
+    norm : Affine
+        What it computes.
+
+    Returns
+    -------
+    Stage
+    """
+    bias = torch.zeros_like(norm.shift) if stage.bias is None else stage.bias
+    weight: Tensor = stage.weight * norm.scale[:, None, None, None]
+    return replace(
+        stage,
+        weight=weight,
+        bias=bias * norm.scale + norm.shift,
+        scale=norm.scale,
+        norm=name,
+    )

@@ -1,0 +1,154 @@
+"""Steps of a forward pass, made into the maps that the attack goes back through."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from rconv.model.activations import Activation, from_module
+from rconv.model.batchnorm import affine_of, folded
+from rconv.model.convolution import stage_of
+from rconv.model.geometry import Stage
+from rconv.model.nodes import CONCATENATION, SUM, Node, UnsupportedModelError
+from rconv.model.operations import READ, Operation
+
+IDENTITY = from_module(nn.Identity())
+
+
+def build(
+    steps: Sequence[Operation], inside: Sequence[int], shape: tuple[int, int, int]
+) -> tuple[list[Node], bool]:
+    """The maps between the image and the first Linear.
+
+    Parameters
+    ----------
+    steps : sequence of Operation
+        Of the whole model.
+    inside : sequence of int
+        Indices of those before the first Linear, in order, the image first.
+    shape : tuple of int
+        (C, H, W) of the image.
+
+    Returns
+    -------
+    nodes : list of Node
+        The image first; the input of the Linear last.
+    flat : bool
+        Whether that is flattened.
+
+    Raises
+    ------
+    UnsupportedModelError
+        At a step that the attack cannot pass, by name and with the reason.
+    """
+    builder = _Builder(steps, inside)
+    for i in inside:
+        own = steps[i]
+        try:
+            if own.what is None:
+                builder.append(i, Node(own.name, None, (), shape))
+            else:
+                builder.take(i)
+        except UnsupportedModelError as error:
+            place = f" ({own.line})" if own.line and own.line not in str(error) else ""
+            raise UnsupportedModelError(f"{error}{place}") from None
+    return builder.nodes, inside[-1] in builder.flat
+
+
+class _Builder:
+    """Nodes so far; `place` says which node a step's result is, `flat` which are flattened."""
+
+    def __init__(self, steps: Sequence[Operation], inside: Sequence[int]):
+        self.steps = steps
+        self.nodes: list[Node] = []
+        self.place: dict[int, int] = {}
+        self.flat: set[int] = set()
+        self.uses = Counter(j for i in inside for j in steps[i].inputs)
+        self.uses[inside[-1]] += 1  # by the Linear
+
+    def append(self, step: int, node: Node) -> None:
+        self.place[step] = len(self.nodes)
+        self.nodes.append(node)
+
+    def take(self, step: int) -> None:
+        own = self.steps[step]
+        what, flat = own.what, not self.flat.isdisjoint(own.inputs)
+        if type(what) is nn.Flatten:
+            if what.start_dim != 1 or what.end_dim != -1:
+                raise own.refusal("Flatten must keep the batch axis and no other")
+            self.place[step], flat = self.place[own.inputs[0]], True
+        elif type(what) in (nn.Conv2d, nn.BatchNorm2d) or what == CONCATENATION:
+            if flat:
+                kind = what if isinstance(what, str) else type(what).__name__
+                raise own.refusal(f"{kind} stands behind a Flatten")
+            self._map(step, own)
+        elif what == SUM:
+            self._combine(step, own, self.nodes[self.place[own.inputs[0]]].shape)
+        else:
+            self._activation(step, own)
+        if flat:
+            self.flat.add(step)
+
+    def _map(self, step: int, own: Operation) -> None:
+        below = self.nodes[self.place[own.inputs[0]]]
+        if isinstance(own.what, nn.Conv2d):
+            stage = stage_of(own.name, own.what, IDENTITY, below.shape)
+            self._put(step, own, stage, stage.geometry.output)
+        elif own.what == CONCATENATION:
+            parts = [self.nodes[self.place[i]].shape for i in own.inputs]
+            self._combine(step, own, (sum(c for c, _, _ in parts), *below.shape[1:]))
+        else:
+            self._norm(step, own, below)
+
+    def _norm(self, step: int, own: Operation, below: Node) -> None:
+        affine = affine_of(own.name, own.what, below.shape[0])
+        stage, alone = below.does, self.uses[own.inputs[0]] == 1
+        if below.does is None:
+            raise own.refusal("BatchNorm2d stands before the first convolution")
+        if isinstance(stage, Stage) and stage.scale is None and alone:
+            self.place[step] = self.place[own.inputs[0]]
+            self.nodes[self.place[step]] = replace(below, does=folded(stage, own.name, affine))
+        else:
+            self._put(step, own, affine, below.shape)
+
+    def _activation(self, step: int, own: Operation) -> None:
+        activation = _activation(own)
+        kind = type(own.what).__name__
+        (source,) = own.inputs
+        below = self.nodes[self.place[source]]
+        if below.does is None:
+            raise own.refusal(f"{kind} stands before the first convolution")
+        if isinstance(below.does, Activation):
+            raise own.refusal(f"{kind} is a second activation after one convolution")
+        if isinstance(below.does, Stage) and self.uses[source] == 1:
+            stage = replace(below.does, activation=activation)
+            self.nodes[self.place[source]] = replace(below, does=stage)
+        self._put(step, own, activation, below.shape)
+
+    def _combine(self, step: int, own: Operation, shape: tuple[int, int, int]) -> None:
+        places = [self.place[i] for i in own.inputs]
+        if len(set(places)) < len(places):
+            raise own.refusal("takes the same map twice")
+        self._put(step, own, own.what, shape)
+
+    def _put(self, step: int, own: Operation, does: object, shape: tuple[int, int, int]) -> None:
+        inputs = tuple(self.place[i] for i in own.inputs)
+        self.append(step, Node(own.name, does, inputs, shape))
+
+
+def _activation(own: Operation) -> Activation:
+    kind = type(own.what)
+    base = next((known for known in READ if isinstance(own.what, known)), None)
+    try:
+        if base not in (None, kind):
+            raise ValueError(
+                f"it is a subclass of {base.__name__}, and what it computes is not known; "
+                f"use nn.{base.__name__} itself"
+            )
+        return from_module(own.what)
+    except ValueError as error:
+        reason = "loses what it does not pass on" if "Pool" in kind.__name__ else str(error)
+        raise own.refusal(
+            f"{kind.__name__} between the image and the first Linear is not supported: {reason}"
+        ) from None
