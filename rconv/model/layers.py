@@ -41,8 +41,10 @@ def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
     Raises
     ------
     UnsupportedModelError
-        If a module has hooks, is parametrized, or is active dropout.
+        If it is no module, or one has hooks, is parametrized, or is active dropout.
     """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"{type(model).__name__} is no torch.nn.Module: give a model")
     for name, module in model.named_modules():
         _refuse_intervention(name or "the model", module)
     if not _is_plain(model):
