@@ -173,7 +173,7 @@ def changed_in_place(model, x):
 
 REFUSED = {
     "pooling": (lambda m, x: head(m, functional.max_pool2d(x, 1)), "^max_pool2d: .*know"),
-    "a factor": (lambda m, x: head(m, m.factor * x), "^factor: get_attr is not known"),
+    "a factor": (lambda m, x: head(m, m.factor * x), "^factor: a tensor of the model itself"),
     "a number": (lambda m, x: head(m, x + 1), "^add: adds something other than two maps"),
     "broadcast": (lambda m, x: head(m, x + x[:, :1]), "^getitem: the attack does not know"),
     "another axis": (
@@ -187,7 +187,7 @@ REFUSED = {
     "no head": (lambda m, x: x.flatten(1), "no Linear layer"),
     "two values": (lambda m, x: (head(m, x), x), "Code returns more than one tensor"),
     "branching code": (lambda m, x: head(m, x) if x.sum() > 0 else x, "cannot be traced"),
-    "around the head": (lambda m, x: head(m, x) + x.mean(), "^mean: .*know"),
+    "around the head": (lambda m, x: head(m, x) + x.mean(), "^mean: takes conv.* around fc"),
     "in place": (changed_in_place, "in place after another step"),
     "behind a flatten": (lambda m, x: m.other(x.flatten(1).flatten(1)), "takes no image of the"),
 }
@@ -364,3 +364,59 @@ def test_a_sum_less_one_term_is_the_other():
     torch.testing.assert_close(told.value, x)
     assert torch.equal(told.weight, some)
     assert told.error.tolist() == [pytest.approx([5e-4, 5e-4])]
+
+
+# What may stand anywhere
+
+
+class Options(Chain):
+    """Its forward has further arguments, with defaults."""
+
+    def forward(self, x, negative=False, mask=None):
+        x = self.activation(self.second(self.activation(self.first(x))))
+        x = -x if negative else x
+        return self.head((x if mask is None else mask * x).flatten(1))
+
+
+def test_arguments_with_defaults_have_them():
+    assert len(read(seeded(Options), (1, 8, 8)).stages) == 2
+
+    class More(Chain):
+        def forward(self, x, y):
+            return super().forward(x)
+
+    with pytest.raises(UnsupportedModelError, match="More: forward must take images and nothing"):
+        read(seeded(More), (1, 8, 8))
+
+
+TAILS = {
+    "softmax": (lambda z: functional.log_softmax(z, dim=1), "head"),
+    "any function": (lambda z: z.squeeze(1).sin() * 2 + 1, None),
+    "nothing": (lambda z: z, "head"),
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_behind_the_first_linear_any_code_may_stand(name):
+    tail, logits = TAILS[name]
+
+    class Tailed(Chain):
+        def forward(self, x):
+            return tail(super().forward(x))
+
+    assert read(seeded(Tailed), (1, 8, 8)).head.logits == logits
+
+
+def test_a_layer_whose_gradient_is_cut_is_not_called_unique():
+    """A trace does not see `torch.no_grad`; the certificate does."""
+
+    class Cut(Chain):
+        def forward(self, x):
+            with torch.no_grad():
+                x = self.first(x).relu()
+            return self.head(self.second(x).relu().flatten(1))
+
+    model, x = seeded(Cut), uniform(1, 1, 8, 8)
+    result = Attack(model, (1, 8, 8))(observe(model, x))
+    assert relative_error(result.images, x) > 0.1
+    assert not result.unique

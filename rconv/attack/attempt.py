@@ -12,7 +12,7 @@ from rconv.attack.labels import told_labels
 from rconv.attack.plan import LayerPlan
 from rconv.attack.recursion import recursion
 from rconv.attack.report import Reconstruction
-from rconv.attack.verdict import expected_error, layer_levels, revealed_noise
+from rconv.attack.verdict import expected_error, layer_levels, layer_names, revealed_noise
 from rconv.model.nodes import Head, Network
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
@@ -67,6 +67,10 @@ def attempt(
     images, reports, spread = recursion(network, plans, head, scaled, noise, unit, frugal=frugal)
     error = expected_error(images, reports, spread, value_range)
     own = recomputed(model, network.head.name, images, head.cotangent)
+    # A layer that the model cuts off from the loss has no gradient; what was read has one.
+    for names in layer_names(network, scaled):
+        for name in names:
+            own.setdefault(name, torch.zeros_like(scaled[name]))
     levels = layer_levels(network, scaled, noise, unit)
     candidates = Reconstruction(
         images,

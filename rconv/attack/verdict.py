@@ -14,7 +14,7 @@ from torch import Tensor
 from rconv.attack.certificate import distance
 from rconv.attack.report import LayerReport
 from rconv.linalg.solution import root_mean_square
-from rconv.model.nodes import Network
+from rconv.model.nodes import Affine, Network
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 
@@ -34,10 +34,13 @@ estimate is one of size, and good to about this factor."""
 
 
 def layer_names(network: Network, parameters: Gradients) -> list[list[str]]:
-    """Names of the parameters of each layer, in the order of the reports: head first."""
+    """Names of the parameters of each layer, head first, then the convolutions backwards."""
     head = [f"{network.head.name}.weight", f"{network.head.name}.bias"]
     layers = [head, *(stage.parameters for stage in reversed(network.stages))]
-    return [[name for name in names if name in parameters] for names in layers]
+    norms = [node.name for node in network.nodes if isinstance(node.does, Affine)]
+    layers += [[f"{name}.weight", f"{name}.bias"] for name in norms]
+    found = [[name for name in names if name in parameters] for names in layers]
+    return [names for names in found if names]
 
 
 def expected_error(

@@ -74,6 +74,8 @@ class _Builder:
     def take(self, step: int) -> None:
         own = self.steps[step]
         what, flat = own.what, not self.flat.isdisjoint(own.inputs)
+        if isinstance(what, str) and what not in (SUM, CONCATENATION):
+            raise own.refusal(what)
         if type(what) is nn.Flatten:
             if what.start_dim != 1 or what.end_dim != -1:
                 raise own.refusal("Flatten must keep the batch axis and no other")

@@ -60,7 +60,8 @@ def read_function(
 
 
 def _same(module: Callable[..., nn.Module], node: fx.Node) -> tuple[nn.Module, list] | str:
-    options = {k: v for k, v in node.kwargs.items() if k not in ("input", "_stacklevel")}
+    plain = ("input", "_stacklevel", "dtype")
+    options = {k: v for k, v in node.kwargs.items() if k not in plain or (k == "dtype" and v)}
     source = [*node.args[:1], node.kwargs.get("input")][0]
     try:
         return module(*node.args[1:], **options), [source]

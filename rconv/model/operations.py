@@ -24,7 +24,7 @@ class Operation:
         Of the layer, or of the step where it is none.
     what : Module or str or None
         The module that computes it, of PyTorch's own class or unknown; SUM or CONCATENATION;
-        None for the image.
+        None for the image. Any other text says why it is not known.
     inputs : tuple of int
         The steps that it takes, as indices into the list of all.
     line : str

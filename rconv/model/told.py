@@ -4,6 +4,8 @@ A map is told where a convolution or the head takes it, since their gradients ar
 or where what is made of it tells it: a concatenation its parts, a sum its last unknown term.
 """
 
+import torch
+
 from rconv.model.activations import Activation
 from rconv.model.nodes import CONCATENATION, SUM, Affine, Network, UnsupportedModelError
 
@@ -59,6 +61,8 @@ def _inverts(network: Network, maker: int, node: int, whole: set[int]) -> bool:
     does = network.nodes[maker].does
     if isinstance(does, Affine):
         return bool((does.scale != 0).all())
+    if isinstance(does, Activation):  # one that never saturates
+        return does.low == -torch.inf and does.high == torch.inf
     others = [other for other in network.nodes[maker].inputs if other != node]
     return does == CONCATENATION or (
         does == SUM and all(_can_be_computed(network, other, whole) for other in others)

@@ -36,15 +36,14 @@ def traced(model: nn.Module, shape: tuple[int, int, int]) -> list[Operation]:
     Raises
     ------
     UnsupportedModelError
-        At a step that is not known, with its name and its line; or if the model cannot be traced,
-        or does not take such images.
+        If the model cannot be traced, with the line, or does not take such images.
     """
     graph = _graph(model)
-    values = _values(model, graph, shape)
+    needed = _needed(graph)
+    values = _values(model, needed, shape)
     operations: list[Operation] = []
     place: dict[fx.Node, int] = {}
-    needed = _needed(graph)
-    for node in graph.nodes:
+    for node in needed:
         if node.op == "output":
             if not isinstance(node.args[0], fx.Node):
                 raise UnsupportedModelError(f"{_name(model)} returns more than one tensor")
@@ -52,7 +51,7 @@ def traced(model: nn.Module, shape: tuple[int, int, int]) -> list[Operation]:
         elif node.op == "placeholder" and not place:
             place[node] = 0
             operations.append(Operation("the image", None, ()))
-        elif node in needed and torch.is_tensor(values[node]):
+        elif torch.is_tensor(values[node]):
             own = _operation(model, node, values, place)
             place[node] = len(operations)
             operations.append(own)
@@ -75,6 +74,9 @@ class _Tracer(fx.Tracer):
 def _graph(model: nn.Module) -> fx.Graph:
     arguments = list(inspect.signature(model.forward).parameters.values())[1:]
     fixed = {a.name: a.default for a in arguments if a.default is not a.empty}
+    named = [a for a in arguments if a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
+    if len(named) > len(fixed):
+        raise UnsupportedModelError(f"{_name(model)}: forward must take images and nothing else")
     try:
         graph = _Tracer().trace(model, concrete_args=fixed or None)
     except Exception as error:  # whatever the model's own code does with symbols
@@ -83,31 +85,29 @@ def _graph(model: nn.Module) -> fx.Graph:
         raise UnsupportedModelError(
             f"{_name(model)} cannot be traced: {_first_line(error)}{place}"
         ) from None
-    images = [node for node in graph.nodes if node.op == "placeholder"]
-    if len([node for node in images if node.users or node is images[0]]) != 1:
-        raise UnsupportedModelError(f"{_name(model)}: forward must take images and nothing else")
     return graph
 
 
-def _needed(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes that the output depends on."""
+def _needed(graph: fx.Graph) -> list[fx.Node]:
+    """The image, and the nodes that the output depends on, in order."""
     waiting, found = [node for node in graph.nodes if node.op == "output"], set()
     while waiting:
         node = waiting.pop()
         if node not in found:
             found.add(node)
             waiting.extend(node.all_input_nodes)
-    return found
+    image = next(node for node in graph.nodes if node.op == "placeholder")
+    return [node for node in graph.nodes if node in found or node is image]
 
 
-def _values(model: nn.Module, graph: fx.Graph, shape: tuple[int, ...]) -> dict[fx.Node, Any]:
+def _values(model: nn.Module, nodes: list[fx.Node], shape: tuple[int, ...]) -> dict[fx.Node, Any]:
     """What every step gives on a batch."""
     values: dict[fx.Node, Any] = {}
     example = next(model.parameters(), torch.empty(0))
     batch = torch.zeros(BATCH, *shape, dtype=example.dtype, device=example.device)
     try:
         with torch.no_grad():
-            for node in graph.nodes:
+            for node in nodes:
                 values[node] = _run(model, node, values, batch)
     except RuntimeError as error:
         raise UnsupportedModelError(
@@ -137,15 +137,17 @@ def _operation(
 ) -> Operation:
     line = node.meta.get("line", "")
     if node.op == "call_module":
-        name, what, sources = node.target, model.get_submodule(node.target), list(node.args)
+        name, found = node.target, (model.get_submodule(node.target), list(node.args))
+    elif node.op == "get_attr":
+        name, found = node.target, "a tensor of the model itself is no map that the attack knows"
     else:
-        name = _path(node)
-        found = f"{node.op} is not known" if node.op == "get_attr" else read_function(node, values)
-        if isinstance(found, str):
-            raise Operation(name, None, (), line).refusal(found)
+        name, found = _path(node), read_function(node, values)
+    if isinstance(found, str):
+        what, sources = found, [own for own in node.all_input_nodes if own in place]
+    else:
         what, sources = found
     if any(source not in place for source in sources):
-        raise Operation(name, None, (), line).refusal("takes something that is made of no image")
+        what, sources = "takes something that is made of no image", []
     return Operation(name, what, tuple(place[source] for source in sources), line)
 
 
