@@ -420,3 +420,26 @@ def test_a_layer_whose_gradient_is_cut_is_not_called_unique():
     result = Attack(model, (1, 8, 8))(observe(model, x))
     assert relative_error(result.images, x) > 0.1
     assert not result.unique
+
+
+class ResNet(nn.Module):
+    """A stem of stride 2 and two residual blocks, BatchNorm behind every 3×3 convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = conv(3, 32, 5, 2, bias=False), nn.BatchNorm2d(32)
+        self.one = Block("residual", torch.relu, 32, 32, 1, True, False)
+        self.two = Block("residual", torch.relu, 32, 64, 2, True, False)
+        self.fc = nn.Linear(4096, 10)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x)).relu()
+        return self.fc(self.two(self.one(x)).flatten(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_residual_network_of_usual_width(dtype):
+    model, x = seeded(ResNet).to(dtype), uniform(1, 3, 32, 32)
+    result = Attack(model, (3, 32, 32))(observe(model, x.to(dtype)))
+    assert result.unique.all(), result.doubts
+    assert relative_error(result.images, x) < (1e-9 if dtype == torch.float64 else 1e-4)

@@ -25,11 +25,11 @@ class LayerReport:
     Parameters
     ----------
     name : str
-        The layer.
+        The layer; several convolutions that take one map are joined by "and".
     unknowns : int
         Entries of its input.
     gradient_rows, weight_rows : Tensor
-        (N,) equations of each kind that were used.
+        (N,) equations of each kind that were used; entries that are known count among the latter.
     rank : Tensor
         (N,), at most `unknowns`.
     condition : Tensor
