@@ -14,6 +14,7 @@ from rconv.audit import audit as audit_model
 from rconv.model.read import UnsupportedModelError
 from rconv.observe.noise import Noise
 from rconv.observe.observation import per_sample_gradients
+from rconv.observe.update import gradients_from_update
 
 __version__ = version("rconv")
 
@@ -24,5 +25,6 @@ __all__ = [
     "ShortRankError",
     "UnsupportedModelError",
     "audit_model",
+    "gradients_from_update",
     "per_sample_gradients",
 ]

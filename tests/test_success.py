@@ -8,7 +8,8 @@ from rconv.data import datasets
 from rconv.lab import cells, metrics, sent, success
 from rconv.lab.experiment import client_gradients
 from rconv.lab.records import SUCCESS, write_json
-from rconv.lab.updates import gradients_from_weights, sgd_step
+from rconv.lab.updates import sgd_step
+from rconv.observe.update import gradients_from_update
 
 NONE = [0, 0]
 SAMPLES = {
@@ -108,7 +109,7 @@ def test_the_attacker_of_updates_knows_their_precision(seen):
     before = {name: p.detach() for name, p in single.named_parameters()}
     for rate, key in zip(sent.RATES, sent.SENT[2:], strict=True):
         after = sgd_step(single, seen["float32"].gradients, rate)
-        gradients, noise = gradients_from_weights(before, after, rate)
+        gradients, noise = gradients_from_update(before, after, rate)
         for name, told in noise.deviations.items():
             assert torch.equal(seen[key].noise.deviations[name], told)
         assert torch.equal(seen[key].gradients["fc.weight"], gradients["fc.weight"])

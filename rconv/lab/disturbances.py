@@ -56,14 +56,16 @@ def averaged(gradients: Gradients, model: nn.Module, images: Tensor, labels: Ten
     return {name: (g + g.roll(1, 0)) / 2 for name, g in gradients.items()}
 
 
-def steps(gradients: Gradients, model: nn.Module, images: Tensor, labels: Tensor) -> Gradients:
-    """Each client takes two steps with the learning rate 0.01, and sends their sum."""
+def steps(
+    gradients: Gradients, model: nn.Module, images: Tensor, labels: Tensor, rate: float = 0.01
+) -> Gradients:
+    """Each client takes two steps with a learning rate, and sends their sum."""
     sent = {name: g.clone() for name, g in gradients.items()}
     for n in range(len(images)):
         moved = copy.deepcopy(model)
         with torch.no_grad():
             for name, parameter in moved.named_parameters():
-                parameter -= 0.01 * gradients[name][n]
+                parameter -= rate * gradients[name][n]
         one = slice(n, n + 1)
         for name, g in per_sample_gradients(moved, images[one], labels[one]).items():
             sent[name][n] += g[0]

@@ -9,9 +9,10 @@ from rconv.attack.attack import Attack
 from rconv.attack.report import Reconstruction
 from rconv.data.datasets import Images
 from rconv.lab.experiment import client_gradients
-from rconv.lab.updates import gradients_from_weights, sgd_step
+from rconv.lab.updates import sgd_step
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
+from rconv.observe.update import gradients_from_update
 
 RATES = (0.1, 0.01, 0.001)
 """Learning rates of the clients that send weights: what people use for plain SGD."""
@@ -70,7 +71,7 @@ def observe(model: nn.Sequential, architecture: str, truth: Images) -> dict[str,
     ]
     for rate in RATES:
         after = sgd_step(single, gradients, rate)
-        seen.append(Observation(single, *gradients_from_weights(before, after, rate)))
+        seen.append(Observation(single, *gradients_from_update(before, after, rate)))
     return dict(zip(SENT, seen, strict=True))
 
 

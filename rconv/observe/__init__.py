@@ -1,5 +1,5 @@
 """What a client computes and sends.
 
-Gradients of one step, what is known of their errors, the checks before they are used, and the
-files in which they travel. Nothing here reconstructs.
+Gradients of one step, or the weights after it; what is known of their errors, the checks before
+they are used, and the files in which they travel. Nothing here reconstructs.
 """

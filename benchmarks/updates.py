@@ -1,0 +1,84 @@
+"""Clients that send weights in place of gradients, as one table.
+
+    RCONV_DATA=… python benchmarks/updates.py [--images 10] [--rates 0.1 0.01 0.001]
+
+Each line is one activation of `lenet_main` with the published initialisation, in float32. "near"
+have a true error within a factor of ten of the expected one; "wrong" are called unique, have a
+larger error than that, and a PSNR below 40 dB. The ratios are of the true error to the expected.
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from rconv.data import datasets
+from rconv.lab import hunt
+from rconv.lab.architectures import ACTIVATIONS
+from rconv.lab.experiment import client_gradients, shared_model
+from rconv.lab.records import Record, table
+from rconv.lab.sent import Observation, reconstruct
+from rconv.lab.updates import sgd_step
+from rconv.observe.update import gradients_from_update
+
+HEADER = (
+    *("rate", "activation", "images", "near", "unique", "wrong", "PSNR median", "min", "max"),
+    *("ratio median", "min", "max", "s / image"),
+)
+
+
+def judged(activation: str, rate: float, truth: datasets.Images) -> list[Record]:
+    """Every image attacked and judged, with CPU seconds."""
+    model = shared_model(truth.name, "lenet_main", activation, dtype="float32")
+    before = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    after = sgd_step(model, client_gradients(model, "lenet_main", truth, "float32"), rate)
+    records = []
+    for n in range(len(truth)):
+        sent = {name: w[n] for name, w in after.items()}
+        start = time.process_time()
+        seen = Observation(model, *gradients_from_update(before, sent, rate))
+        found = reconstruct(seen, tuple(truth.images.shape[1:]), "auto")
+        seconds = time.process_time() - start
+        records += hunt.judge(found, truth.images[n : n + 1].double(), {"seconds": seconds})
+    return records
+
+
+def line(activation: str, rate: float, records: list[Record]) -> tuple:
+    """One row of the table."""
+    psnr = [r["psnr"] for r in records]
+    ratios = [r["error"] / r["expected_error"] for r in records]
+    return (
+        f"{rate:g}",
+        activation,
+        len(records),
+        sum(0.1 <= ratio <= 10 for ratio in ratios),
+        sum(r["unique"] for r in records),
+        sum(r["false"] for r in records),
+        f"{statistics.median(psnr):.1f}",
+        f"{min(psnr):.1f}",
+        f"{max(psnr):.1f}",
+        f"{statistics.median(ratios):.2g}",
+        f"{min(ratios):.2g}",
+        f"{max(ratios):.2g}",
+        f"{statistics.median(r['seconds'] for r in records):.2f}",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=10)
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.1, 0.01, 0.001])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    truth = datasets.load("CIFAR10", range(arguments.images))
+    rows = []
+    for rate in arguments.rates:
+        for activation in ACTIVATIONS:
+            rows.append(line(activation, rate, judged(activation, rate, truth)))
+            print("  ".join(map(str, rows[-1])), flush=True)
+    print(table(HEADER, rows))
+
+
+if __name__ == "__main__":
+    main()
