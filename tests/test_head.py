@@ -205,6 +205,14 @@ def test_with_two_classes_or_one_logit_the_truth_is_among_the_candidates(
     check_candidates(found, head, gradients)
 
 
+@pytest.mark.parametrize(
+    ("seed", "exponent", "label"), [(0, 2.0**-24, 0), (157460, -0.14862323998774407, 0)]
+)
+def test_a_root_is_found_where_lamberts_w_does_not_settle_in_the_last_digit(seed, exponent, label):
+    head, v, back, _ = two_classes(seed, exponent, label)
+    assert nearest(head_input(head, {"fc.weight": (back[:, None] * v)[None]}), v) < 1e-9
+
+
 @CASES
 @pytest.mark.parametrize("distance", [1e-3, 1e-4])
 def test_roots_that_nearly_meet_are_both_found(case, distance):

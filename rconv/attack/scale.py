@@ -71,16 +71,22 @@ def _closed_roots(difference: Tensor, size: float) -> list[float]:
     Two where d < 0, on the branches 0 and -1, which meet at -1/e; where noise has left none, the
     place where they meet.
     """
-    from scipy.special import lambertw  # slow to import, and few heads have no bias
-
     d = float(difference[0])
     if d == 0:
         return [2 * size]
     exponent = min(-size * d, 700.0)
     argument = max(size * d * math.exp(exponent), -math.exp(-1))
     branches = (0,) if d > 0 else (0, -1)
-    roots = [size + float(lambertw(argument, k, tol=1e-15).real) / d for k in branches]
+    roots = [size + _lambert_w(argument, k) / d for k in branches]
     return [t for t in dict.fromkeys(roots) if 0 < t < math.inf]
+
+
+def _lambert_w(argument: float, branch: int) -> float:
+    """W to the last digits; where its iteration circles around them, to a few less."""
+    from scipy.special import lambertw  # slow to import, and few heads have no bias
+
+    found = (float(lambertw(argument, branch, tol=tol).real) for tol in (1e-15, 1e-14, 1e-12, 1e-8))
+    return next((w for w in found if not math.isnan(w)), math.nan)
 
 
 def _searched_roots(difference: Tensor, size: float) -> list[float]:
