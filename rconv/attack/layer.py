@@ -14,7 +14,7 @@ from rconv.attack.solve import Known, by_gradient, by_weight, stacked
 from rconv.linalg.solution import Solution
 from rconv.model.geometry import Stage
 
-ERROR_LIMIT = 1e-7
+ERROR_LIMIT = 2.5e-8
 MILD = 2.0
 NOISY = 1e-6
 """`auto` takes hybrid constraints where the expected relative error of the layer's input passes
