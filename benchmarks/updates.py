@@ -33,11 +33,12 @@ def judged(activation: str, rate: float, truth: datasets.Images) -> list[Record]
     model = shared_model(truth.name, "lenet_main", activation, dtype="float32")
     before = {name: parameter.detach() for name, parameter in model.named_parameters()}
     after = sgd_step(model, client_gradients(model, "lenet_main", truth, "float32"), rate)
+    gradients, noise = gradients_from_update(before, after, rate)
     records = []
     for n in range(len(truth)):
-        sent = {name: w[n] for name, w in after.items()}
+        own = {name: g[n : n + 1] for name, g in gradients.items()}
         start = time.process_time()
-        seen = Observation(model, *gradients_from_update(before, sent, rate))
+        seen = Observation(model, own, noise.select(slice(n, n + 1), gradients))
         found = reconstruct(seen, tuple(truth.images.shape[1:]), "auto")
         seconds = time.process_time() - start
         records += hunt.judge(found, truth.images[n : n + 1].double(), {"seconds": seconds})
