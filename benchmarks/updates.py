@@ -1,17 +1,21 @@
 """Clients that send weights in place of gradients, as one table.
 
-    RCONV_DATA=… python benchmarks/updates.py [--images 10] [--rates 0.1 0.01 0.001]
+    RCONV_DATA=… python benchmarks/updates.py [--images 10] [--rates 0.1 0.01 0.001] [--steps 1 2]
 
-Each line is one activation of `lenet_main` with the published initialisation, in float32. "near"
-have a true error within a factor of ten of the expected one; "wrong" are called unique, have a
-larger error than that, and a PSNR below 40 dB. The ratios are of the true error to the expected.
+The attacker takes what comes for one step. Each line is one activation of `lenet_main` with the
+published initialisation, in float32. "near" have a true error within a factor of ten of the
+expected one; "wrong" are called unique, have a larger error than that, and a PSNR below 40 dB. The
+ratios are of the true error to the expected.
 """
 
 import argparse
+import copy
+import itertools
 import statistics
 import time
 
 import torch
+from torch import Tensor, nn
 
 from rconv.data import datasets
 from rconv.lab import hunt
@@ -23,32 +27,59 @@ from rconv.lab.updates import sgd_step
 from rconv.observe.update import gradients_from_update
 
 HEADER = (
-    *("rate", "activation", "images", "near", "unique", "wrong", "PSNR median", "min", "max"),
+    *(
+        "steps",
+        "rate",
+        "activation",
+        "images",
+        "near",
+        "unique",
+        "wrong",
+        "PSNR median",
+        "min",
+        "max",
+    ),
     *("ratio median", "min", "max", "s / image"),
 )
 
 
-def judged(activation: str, rate: float, truth: datasets.Images) -> list[Record]:
+def weights_sent(
+    model: nn.Sequential, truth: datasets.Images, rate: float, steps: int
+) -> dict[str, Tensor]:
+    """Name → `(N, *parameter shape)`: weights of clients after steps on one image each."""
+    sent = []
+    for n in range(len(truth)):
+        own, alone = copy.deepcopy(model), datasets.load(truth.name, [n])
+        for _ in range(steps):
+            gradients = client_gradients(own, "lenet_main", alone, "float32")
+            step = sgd_step(own, gradients, rate)
+            own.load_state_dict({name: w[0] for name, w in step.items()})
+        sent.append(own.state_dict())
+    return {name: torch.stack([own[name] for own in sent]) for name in sent[0]}
+
+
+def judged(activation: str, rate: float, steps: int, truth: datasets.Images) -> list[Record]:
     """Every image attacked and judged, with CPU seconds."""
     model = shared_model(truth.name, "lenet_main", activation, dtype="float32")
-    before = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    after = sgd_step(model, client_gradients(model, "lenet_main", truth, "float32"), rate)
+    before, after = model.state_dict(), weights_sent(model, truth, rate, steps)
+    gradients, noise = gradients_from_update(before, after, rate)
     records = []
     for n in range(len(truth)):
-        sent = {name: w[n] for name, w in after.items()}
+        own = {name: g[n : n + 1] for name, g in gradients.items()}
         start = time.process_time()
-        seen = Observation(model, *gradients_from_update(before, sent, rate))
+        seen = Observation(model, own, noise.select(slice(n, n + 1), gradients))
         found = reconstruct(seen, tuple(truth.images.shape[1:]), "auto")
         seconds = time.process_time() - start
         records += hunt.judge(found, truth.images[n : n + 1].double(), {"seconds": seconds})
     return records
 
 
-def line(activation: str, rate: float, records: list[Record]) -> tuple:
+def line(activation: str, rate: float, steps: int, records: list[Record]) -> tuple:
     """One row of the table."""
     psnr = [r["psnr"] for r in records]
     ratios = [r["error"] / r["expected_error"] for r in records]
     return (
+        steps,
         f"{rate:g}",
         activation,
         len(records),
@@ -69,14 +100,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=10)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.1, 0.01, 0.001])
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     truth = datasets.load("CIFAR10", range(arguments.images))
     rows = []
-    for rate in arguments.rates:
-        for activation in ACTIVATIONS:
-            rows.append(line(activation, rate, judged(activation, rate, truth)))
-            print("  ".join(map(str, rows[-1])), flush=True)
+    for case in itertools.product(arguments.steps, arguments.rates, ACTIVATIONS):
+        steps, rate, activation = case
+        rows.append(line(activation, rate, steps, judged(activation, rate, steps, truth)))
+        print("  ".join(map(str, rows[-1])), flush=True)
     print(table(HEADER, rows))
 
 

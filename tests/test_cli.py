@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from rconv.cli import main
 from rconv.cli.commands import COMMANDS
-from rconv.lab.experiment import shared_model
+from rconv.data import datasets
+from rconv.lab.experiment import client_gradients, shared_model
 
 KEYS = (
     "dataset index label architecture activation seed dtype constraints mse psnr ssim "
@@ -68,6 +69,62 @@ def test_gradients_travel_through_files(tmp_path, capsys):
     assert all(r["gradient_residual"] < 1e-9 and r["unique"] for r in records)
     assert picture.exists()
     assert "2 images: 2 unique" in capsys.readouterr().out
+
+
+def update(folder, rate=0.01, dtype=torch.float32):
+    """Files of the weights before and after a step on one digit; the options that name them."""
+    model = shared_model("Digits", "lenet_main", "Tanh", seed=3).to(dtype)
+    truth = datasets.load("Digits", [5])
+    gradients = client_gradients(model, "lenet_main", truth, str(dtype).removeprefix("torch."))
+    before, after = str(folder / "w0"), str(folder / "w1")
+    weights = model.state_dict()
+    save_file(weights, before)
+    save_file({name: w - rate * gradients[name][0] for name, w in weights.items()}, after)
+    return ["-d", "Digits", "-a", "Tanh", "--before", before, "--after", after, "--lr", str(rate)]
+
+
+def test_an_update_travels_through_files(tmp_path, capsys):
+    """The weights before and after are all that the attacker has; the model is the former."""
+    file = tmp_path / "x.json"
+    assert main([*update(tmp_path), "--json", str(file)]) == 0
+    (record,) = json.loads(file.read_text())
+    assert record["dtype"] == "float32" and record["learning_rate"] == 0.01
+    assert record["before"] == record["initialisation"] == str(tmp_path / "w0")
+    assert record["unique"] and record["gradient_residual"] < 1e-2
+    assert "1 images: 1 unique" in capsys.readouterr().out
+
+
+def test_a_decay_that_the_client_did_not_have_is_no_explanation(tmp_path, capsys):
+    assert main([*update(tmp_path, dtype=torch.float64), "--weight-decay", "0.01"]) == 0
+    assert "1 images: 0 unique" in capsys.readouterr().out
+
+
+HALF_UPDATES = {
+    "no weights before": (["--after", "w1", "--lr", "1"], "--before is missing"),
+    "no weights after": (["--before", "w0", "--lr", "1"], "--after is missing"),
+    "no rate": (["--before", "w0", "--after", "w1"], "--lr is missing"),
+    "a decay alone": (["--weight-decay", "1e-4"], "--before is missing"),
+    "a rate that is none": (["--before", "w0", "--after", "w1", "--lr", "x"], "invalid float"),
+    "a rate of zero": (["--before", "w0", "--after", "w1", "--lr", "0"], "positive and finite"),
+    "two models": (["--before", "w0", "--after", "w1", "--lr", "1", "--weights", "w0"], "model's"),
+    "gradients as well": (["--gradients", "w0", "--after", "w1"], "not allowed with"),
+    "no step": (["--before", "w0", "--after", "w0", "--lr", "1"], "are the same"),
+    "no file": (["--before", "w0", "--after", "w2", "--lr", "1"], "no such file"),
+    "over the weights": (["--before", "w0", "--after", "w1", "--lr", "1", "--json", "w1"],
+        "--json and --after are one"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments, hint", HALF_UPDATES.values(), ids=HALF_UPDATES)
+def test_what_is_no_update_is_refused_before_the_work(
+    arguments, hint, tmp_path, monkeypatch, capsys
+):
+    update(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rconv.cli.commands.Attack", lambda *a, **k: pytest.fail("attacked"))
+    monkeypatch.setattr("rconv.cli.commands.run", lambda *a, **k: pytest.fail("attacked"))
+    code, error = refusal(arguments, capsys)
+    assert code == 2 and error.count("\n") == 1 and hint in error
 
 
 @pytest.mark.parametrize("option", ["--gradients", "--save-weights"])

@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from small import SEEDS, normal, relative_error
+from small import SEEDS, normal, relative_error, uniform
 
 from rconv.attack.head import head_input
 from rconv.model.nodes import Head
+from rconv.observe.noise import Noise
 
 
 def head_of(classes, features, bias=True, seed=0):
@@ -250,3 +251,33 @@ def test_candidates_of_several_images_name_their_image():
     for i in range(3):
         own = found.value[found.image == i]
         assert min(relative_error(value, v[i]) for value in own) < 1e-9
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_with_a_noise_of_their_own_are_weighted_by_it(seed):
+    """The standard deviation of each entry is that of the error; without weights it is larger."""
+    head, v, back = head_of(10, 400), normal(1, 400, seed=seed), normal(1, 10, seed=seed + 9)
+    exact = with_bias(v, back)
+    deviations = {
+        name: 1e-6 * 10 ** (2 * uniform(*g.shape, seed=seed + n)) for n, (name, g) in
+        enumerate(exact.items())
+    }  # fmt: skip
+    sent = {n: g + deviations[n] * normal(*g.shape, seed=seed + 5) for n, g in exact.items()}
+    found = head_input(head, sent, Noise(deviations=deviations))
+    error, alone = found.value - v, head_input(head, sent).value - v
+    assert 0.8 < (error / found.error).square().mean().sqrt() < 1.25
+    assert alone.norm() > 2 * error.norm()
+
+
+def test_a_noise_of_one_size_is_no_reason_to_weigh():
+    gradients = with_bias(normal(1, 6), normal(1, 4, seed=1))
+    found = head_input(head_of(4, 6), gradients, Noise(spread=1e-3))
+    assert found.error is None
+    assert torch.equal(found.value, head_input(head_of(4, 6), gradients).value)
+
+
+def test_gradients_of_nothing_but_noise_tell_nothing():
+    gradients = {name: g * 0 for name, g in with_bias(normal(1, 6), normal(1, 4)).items()}
+    told = {name: torch.full_like(g, 1e-3) for name, g in gradients.items()}
+    found = head_input(head_of(4, 6), gradients, Noise(deviations=told))
+    assert not found.known.any() and not found.value.any() and found.error.isfinite().all()

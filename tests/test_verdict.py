@@ -193,7 +193,7 @@ def test_each_image_may_have_a_noise_of_its_own(monkeypatch):
     parts = attack(gradients, noise=noise)
     torch.testing.assert_close(parts.expected_error, whole.expected_error, rtol=1e-6, atol=0)
     assert whole.expected_error[1] > 10 * whole.expected_error[0]
-    assert whole.expected_error[0] > 10 * whole.expected_error[2]
+    assert whole.expected_error[0] > 5 * whole.expected_error[2]
     spoiled = attack(noisy(gradients, 1e-4), noise=noise)
     assert (spoiled.revealed_noise[[0, 2]] > 1e-5).all() and honest(spoiled)
 

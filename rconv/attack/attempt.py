@@ -54,7 +54,7 @@ def attempt(
     image : Tensor
         (M,), int64, the image that each candidate explains.
     """
-    head = head_input(network.head, gradients)
+    head = head_input(network.head, gradients, noise)
     # Relative to the largest entry: gradients of 1e-200, of a saturated softmax, are sound,
     # but have no square.
     unit = largest_entry(gradients)[head.image]

@@ -1,8 +1,9 @@
 """The input of the first Linear, z = V v + c, from its gradients.
 
 ∂ℓ/∂V = z̄ vᵀ and ∂ℓ/∂c = z̄ (R-CONV, "fully connected layer"; Phong et al., 2018). With a bias,
-v follows by least squares over all rows. Without one, only the direction of v is known, and the
-loss itself gives the scale, provided that this Linear is the last layer.
+v follows by least squares over all rows, each entry of a row weighted by its own noise where that
+is told. Without a bias, only the direction of v is known, and the loss itself gives the scale,
+provided that this Linear is the last layer.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 from rconv.attack.scale import scales
 from rconv.linalg.solution import relative
 from rconv.model.nodes import Head
+from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 
 
@@ -33,6 +35,8 @@ class HeadInput:
         the mismatch of cross-entropy where that is larger.
     known : Tensor
         (M,), bool, False where the gradients are zero and tell nothing.
+    error : Tensor or None
+        (M, n), standard deviation of each value where every gradient's own noise is told.
     """
 
     value: Tensor
@@ -40,9 +44,10 @@ class HeadInput:
     image: Tensor
     residual: Tensor
     known: Tensor
+    error: Tensor | None = None
 
 
-def head_input(head: Head, gradients: Gradients) -> HeadInput:
+def head_input(head: Head, gradients: Gradients, noise: Noise | None = None) -> HeadInput:
     """Candidates for v and z̄ from the gradients of the first Linear.
 
     Parameters
@@ -51,6 +56,8 @@ def head_input(head: Head, gradients: Gradients) -> HeadInput:
         The first Linear.
     gradients : dict of str to Tensor
         Name → (N, *parameter shape), float64.
+    noise : Noise, optional
+        What is known of their errors: weighs the rows where it says each entry's own.
 
     Returns
     -------
@@ -66,9 +73,26 @@ def head_input(head: Head, gradients: Gradients) -> HeadInput:
     z = cotangent / unit[:, None]
     g = weight_gradient / unit[:, None, None]
     value = (g.mT @ z[..., None])[..., 0] / _unit(z.square().sum(dim=1))[:, None]
+    spread, error = noise and noise.rows(f"{head.name}.weight", g, unit), None
+    if spread is not None:
+        own = noise.deviation(f"{head.name}.bias", z, unit)
+        value, error = _weighted(g, z, spread, own[:, :, None] * value[:, None, :])
+        # Rounding of one image is no independent error of every row.
+        error = error.maximum(noise.relative * value.abs())
     residual = relative(g - z[:, :, None] * value[:, None, :], g)
     known = cotangent.abs().amax(dim=1) > 0
-    return HeadInput(value, cotangent, torch.arange(len(z), device=z.device), residual, known)
+    image = torch.arange(len(z), device=z.device)
+    return HeadInput(value, cotangent, image, residual, known, error)
+
+
+def _weighted(g: Tensor, z: Tensor, spread: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """v from g = z vᵀ with the errors `spread` of g and `other` of z vᵀ; its standard deviations.
+
+    All but z, (N, K), and the results, (N, n), are (N, K, n).
+    """
+    z, variance = z[:, :, None], (spread.square() + other.square()).clamp(min=1e-300)
+    worth = _unit((z.square() / variance).sum(dim=1))
+    return (z * g / variance).sum(dim=1) / worth, worth.rsqrt()
 
 
 def _without_bias(weight: Tensor, weight_gradient: Tensor) -> HeadInput:

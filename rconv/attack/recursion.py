@@ -127,21 +127,33 @@ def _from_head(
 ) -> tuple[Told, Cotangent]:
     """What the first Linear says of the map below it."""
     value = head.value.reshape(-1, *shape)
-    names = [f"{linear.name}.weight", f"{linear.name}.bias"]
-    levels = [noise.level(n, gradients[n], unit) for n in names if n in gradients]
-    level = torch.stack(levels).norm(dim=0).clamp(max=1.0)
-    cotangent = head.cotangent @ linear.weight
-    # Each z̄ carries its own error; where the rows of V cancel, so that v̄ is small, it weighs more.
-    spread = level[:, None] * (head.cotangent.abs() @ linear.weight.abs())
-    if noise.spread or noise.deviations:
-        own = level * root_mean_square(head.cotangent)
-        spread = torch.hypot(spread, own[:, None] * linear.weight.norm(dim=0))
+    cotangent, sizes = head.cotangent @ linear.weight, head.cotangent.abs() @ linear.weight.abs()
+    if head.error is None:
+        level = _head_level(linear, gradients, noise, unit)
+        error = _errors(value, level, ("gradient",) * len(value), noise)
+        # Each z̄ carries its own error; where the rows of V cancel, so that v̄ is small, it weighs
+        # more.
+        spread = level[:, None] * sizes
+        if noise.spread or noise.deviations:
+            own = level * root_mean_square(head.cotangent)
+            spread = torch.hypot(spread, own[:, None] * linear.weight.norm(dim=0))
+    else:
+        error = head.error.reshape(value.shape).flatten(2).square().mean(dim=2).sqrt()
+        own = noise.deviation(f"{linear.name}.bias", head.cotangent, unit)
+        spread = (own.square() @ linear.weight.square()).sqrt()
+        spread = torch.hypot(spread, noise.relative * sizes)
     size = root_mean_square(cotangent)
     relative = root_mean_square(spread) / torch.where(size > 0, size, 1.0)
-    error = _errors(value, level, ("gradient",) * len(value), noise)
     return Told.whole(value, error), Cotangent(
         cotangent.reshape(value.shape), relative.clamp(max=1.0)
     )
+
+
+def _head_level(linear: Head, gradients: Gradients, noise: Noise, unit: Tensor) -> Tensor:
+    """(N,): relative noise of the first Linear's gradients, weight and bias together."""
+    names = [f"{linear.name}.weight", f"{linear.name}.bias"]
+    levels = [noise.level(n, gradients[n], unit) for n in names if n in gradients]
+    return torch.stack(levels).norm(dim=0).clamp(max=1.0)
 
 
 def _errors(value: Tensor, error: Tensor, kinds: Sequence[str], noise: Noise) -> Tensor:

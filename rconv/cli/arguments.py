@@ -48,15 +48,26 @@ def _add_attack(commands: argparse._SubParsersAction) -> None:
         default="auto",
         help="auto (default), paper, gradient, weight, hybrid, or a list with one per convolution",
     )
-    attack.add_argument(
-        "--gradients", type=_path, help="attack a .safetensors file of gradients instead"
-    )
+    _add_received(attack)
     attack.add_argument("--strict", action="store_true", help="fail where an image is not unique")
     attack.add_argument(
         "--out", type=_path, help="picture: original, reconstruction and magnified error"
     )
     attack.add_argument("--json", type=_path, help="write one record per image")
     attack.set_defaults(command="attack")
+
+
+def _add_received(attack: argparse.ArgumentParser) -> None:
+    sent = attack.add_mutually_exclusive_group()
+    sent.add_argument(
+        "--gradients", type=_path, help="attack a .safetensors file of gradients instead"
+    )
+    sent.add_argument(
+        "--after", type=_path, help="or one of the weights that a client sent after a step of SGD"
+    )
+    attack.add_argument("--before", type=_path, help="with --after: the weights before the step")
+    attack.add_argument("--lr", type=float, help="with --after: the learning rate of the step")
+    attack.add_argument("--weight-decay", type=float, help="with --after: of the step (default 0)")
 
 
 def _add_audit(commands: argparse._SubParsersAction) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rconv.attack.attack import Attack
 from rconv.audit import audit, overall
 from rconv.cli.paths import check_files
+from rconv.cli.received import check_update, read_received
 from rconv.cli.terminal import say
 from rconv.data import datasets
 from rconv.lab import architectures
@@ -18,21 +19,23 @@ from rconv.lab.records import Record, make_records, summary, table, write_json
 from rconv.lab.trial import trial
 from rconv.model.weights import check_weights
 from rconv.observe.check import check_gradients
-from rconv.observe.exchange import read_tensors, write_tensors
+from rconv.observe.exchange import write_tensors
 
 
 def attack(arguments: argparse.Namespace) -> None:
     """Reconstruct, from a dataset's images or a file of gradients; write what is asked for."""
     a = arguments
+    check_update(a)
+    names = ("gradients", "weights", "before", "after")
     check_files(
-        {"--out": a.out, "--json": a.json}, {"--gradients": a.gradients, "--weights": a.weights}
+        {"--out": a.out, "--json": a.json}, {f"--{name}": getattr(a, name) for name in names}
     )
     if a.out is not None:
         from rconv.show import figures  # matplotlib, which only a picture needs
 
         figures.picture_format(a.out)
     constraints = a.constraints.split(",") if "," in a.constraints else a.constraints
-    attacked = _attack_images if a.gradients is None else _attack_file
+    attacked = _attack_images if a.gradients is None and a.after is None else _attack_file
     records, images, originals = attacked(a, constraints)
     try:
         if a.json is not None:
@@ -69,17 +72,23 @@ def _attack_images(arguments: argparse.Namespace, constraints: str | list[str]) 
 
 
 def _attack_file(arguments: argparse.Namespace, constraints: str | list[str]) -> Attacked:
-    gradients = read_tensors(arguments.gradients)
-    dtype = _dtype_of(gradients)
-    model = _model(arguments, dtype)
+    received = read_received(arguments)
+    if arguments.before is not None:
+        arguments.weights = arguments.before
+    model = _model(arguments, received.dtype)
     prepared = Attack(model, (model[0].in_channels, 32, 32), constraints=constraints)
     start = time.perf_counter()
-    reconstruction = prepared(gradients, strict=arguments.strict, progress=_watched())
+    reconstruction = prepared(
+        received.gradients,
+        noise=received.noise,
+        strict=arguments.strict,
+        progress=_watched(),
+    )
     settings = {
         **model_settings(arguments.architecture, arguments.activation, **_options(arguments)),
-        "dtype": dtype,
+        "dtype": received.dtype,
         "constraints": arguments.constraints,
-        "gradients": arguments.gradients,
+        **received.settings,
         "seconds": (time.perf_counter() - start) / len(reconstruction.images),
     }
     return make_records(reconstruction, settings), reconstruction.images, None
@@ -108,12 +117,6 @@ def _options(arguments: argparse.Namespace) -> dict:
     names = ("seed", "filters", "initialisation", "weights")
     given = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
-
-
-def _dtype_of(gradients: dict[str, Tensor]) -> str:
-    if not gradients:
-        raise ValueError("the file of gradients is empty")
-    return str(next(iter(gradients.values())).dtype).removeprefix("torch.")
 
 
 def judge(arguments: argparse.Namespace) -> None:
