@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import SEEDS, normal
+from small import SEEDS, normal, relative_error
 from torch import nn
 
 from rconv.attack.backward import settle_sides, through_activation
@@ -344,6 +344,24 @@ def test_noise_of_the_bias_gradient_alone_reaches_the_input_of_the_first_linear(
         for told in ({"fc.bias": 1e-3}, {"fc.weight": 1e-3}, {})
     ]  # fmt: skip
     assert min(found[:2]) > 1e-4 and found[2] < 1e-12
+
+
+def test_the_noise_of_every_entry_reaches_what_the_first_linear_says():
+    """Channels whose entries are noisier have the larger error; v̄ has the noise of the bias."""
+    weight, z, v = normal(10, 800, seed=4), normal(1, 10, seed=1), normal(1, 800, seed=3)
+    linear = Head("fc", weight, True, True, "fc.bias")
+    exact = {"fc.weight": z[:, :, None] * v[:, None, :], "fc.bias": z}
+    told = {"fc.weight": torch.full((1, 10, 800), 1e-3), "fc.bias": torch.full((1, 10), 1e-5)}
+    told["fc.weight"][:, :, 400:] *= 10
+    noise = Noise(deviations=told)
+    sent = {n: g + told[n] * normal(*g.shape, seed=k) for k, (n, g) in enumerate(exact.items())}
+    head = head_input(linear, sent, noise)
+    value, cotangent = _from_head(linear, head, sent, noise, torch.ones(1).double(), (2, 20, 20))
+    measured = (value.value - v.reshape(1, 2, 20, 20)).square().mean(dim=(2, 3)).sqrt()
+    torch.testing.assert_close(value.error, measured, rtol=0.2, atol=0)
+    assert (measured[0, 1] / measured[0, 0]).item() == pytest.approx(10, rel=0.2)
+    own, right = cotangent.value.flatten(), (z @ weight).flatten()
+    assert cotangent.noise.item() == pytest.approx(relative_error(own, right), rel=0.5)
 
 
 @pytest.mark.parametrize("module", [nn.Sigmoid(), nn.Tanh()], ids=repr)
