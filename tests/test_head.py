@@ -117,7 +117,8 @@ def no_bias_error(classes, seed, spread, label):
     errors = [relative_error(value, v) for value in found.value]
     best = errors.index(min(errors))
     assert found.image.tolist() == [0] * len(errors)
-    assert found.residual.max().item() < 1e-13
+    # A softmax of logits of a thousand is right to a thousand roundings.
+    assert found.residual.max().item() < 1e-12
     assert relative_error(found.cotangent[best], back) < 1e-9
     return errors[best]
 

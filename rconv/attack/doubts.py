@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from rconv.attack.report import CLEAR, Reconstruction
+from rconv.attack.report import CLEAR, LayerReport, Reconstruction
 from rconv.model.nodes import Head
 from rconv.observe.observation import Gradients
 
@@ -53,12 +53,16 @@ def with_doubts(
     assumed |= (result.revealed_noise > 0) & (not head.has_bias)
     assumed |= _outside(result, value_range) & (head.weight.shape[0] == 1)
     factors = _factors(result, head, model, gradients)
-    signs = [bool(((g == 0) | (g.abs() == g.abs().max())).all())
-             for g in gradients[f"{head.name}.weight"]]  # fmt: skip
+    opened = [layer.open > 0 for layer in result.layers]
+    short = [[layer for layer, own in zip(result.layers, row, strict=True) if own]
+             for row in torch.stack(opened, dim=1).tolist()]  # fmt: skip
+    sizes = gradients[f"{head.name}.weight"].flatten(1).abs()
+    signs = ((sizes == 0) | (sizes == sizes.amax(dim=1, keepdim=True))).all(dim=1)
+    signs &= result.revealed_noise > 0
     reasons = tuple(
-        SIGNS if signs[i] and result.revealed_noise[i] > 0
-        else _reason(result, i, bool(assumed[i]), stated) or _remark(factors[i])
-        for i in range(len(signs))
+        SIGNS if own
+        else _reason(result, i, short[i], bool(assumed[i]), stated) or _remark(factors[i])
+        for i, own in enumerate(signs.tolist())
     )  # fmt: skip
     return replace(result, doubts=reasons, assumed=assumed)
 
@@ -69,8 +73,9 @@ def _factors(
     """How many times the gradient of cross-entropy each observed one is; NaN where unknown."""
     if not (head.last and head.has_bias and head.logits and head.weight.shape[0] > 1):
         return [float("nan")] * len(result.images)
-    with torch.no_grad():
-        expected = torch.softmax(model(result.images), dim=1)
+    # The input of a head that is the last layer is in its report: both ends are its value.
+    bias = model.get_parameter(f"{head.name}.bias").detach()
+    expected = torch.softmax(result.layers[0].low @ head.weight.T + bias, dim=1)
     expected[torch.arange(len(expected)), result.labels] -= 1
     sizes = expected.norm(dim=1)
     ratio = gradients[f"{head.name}.bias"].norm(dim=1) / sizes
@@ -92,7 +97,9 @@ def _outside(result: Reconstruction, value_range: tuple[float, float]) -> Tensor
     return (pixels.amin(dim=1) < low - room) | (pixels.amax(dim=1) > high + room)
 
 
-def _reason(result: Reconstruction, i: int, assumed: bool, stated: bool) -> str:
+def _reason(
+    result: Reconstruction, i: int, short: list[LayerReport], assumed: bool, stated: bool
+) -> str:
     """Why image i may not be what the client had, or what is odd about its gradients."""
     head = result.layers[0]
     revealed = float(result.revealed_noise[i])
@@ -103,7 +110,6 @@ def _reason(result: Reconstruction, i: int, assumed: bool, stated: bool) -> str:
             f"the head's gradient is no single outer product (residual "
             f"{float(head.residual[i]):.0e}): several images, several steps, or noise"
         )
-    short = [layer for layer in result.layers if layer.open[i] > 0]
     if short:
         return f"{short[0].name} has rank {int(short[0].rank[i])} of {short[0].unknowns}"
     if revealed > 0:

@@ -92,6 +92,8 @@ def _closed(
     """What the range of the input adds, and what it leaves: the end of the report's fields."""
     closed, guess = torch.zeros_like(solved.rank), torch.zeros_like(solved.value)
     short = solved.rank < plan.stage.geometry.unknowns
+    if not short.any():
+        return solved, (closed, guess, solved.value, solved.value)
     low, high = (torch.where(short[:, None], end, solved.value) for end in plan.bounds)
     if plan.kind == "auto" and plan.affordable and plan.signs:
         some = (known.passed.weight > 0).flatten(1).any(dim=1)

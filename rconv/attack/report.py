@@ -71,6 +71,8 @@ class LayerReport:
     def under(self, above: Sequence["LayerReport"], bounds: tuple[float, float]) -> "LayerReport":
         """The same with nothing but the range for an interval where a layer above is open."""
         opened = (sum(report.open for report in above) > 0)[:, None]
+        if not opened.any():
+            return self
         low, high = (
             torch.where(opened, end, own)
             for end, own in zip(bounds, (self.low, self.high), strict=True)
