@@ -136,7 +136,13 @@ def rank_one(g: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not g.any():
         return g[:, 0], torch.zeros_like(g[0])
-    u = torch.linalg.eigh(g @ g.T).eigenvectors[:, -1]
+    gram = g @ g.T
+    try:
+        u = torch.linalg.eigh(gram).eigenvectors[:, -1]
+    except torch.linalg.LinAlgError:
+        # LAPACK's iteration at times does not end where all eigenvalues but one are rounding. The
+        # column of the largest entry is the vector then, up to rounding.
+        u = gram @ gram[:, gram.diagonal().argmax()]
     direction = g.T @ u
     direction = direction / direction.norm()
     left = g @ direction

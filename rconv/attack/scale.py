@@ -100,8 +100,9 @@ def _searched_roots(difference: Tensor, size: float) -> list[float]:
         margin = torch.logsumexp(log_t.exp()[..., None] * difference, dim=-1)
         return log_t + torch.nn.functional.logsigmoid(margin) - log_size
 
-    slope = max(float(difference.abs().max()), 1e-300)
-    # Beyond margins of ±1500 the sigmoid is 0 or 1 to the last bit, and nothing changes sign.
+    # Far out the largest difference alone makes the margin. Beyond ±1500 the sigmoid is 0 or 1 to
+    # the last bit, and nothing changes sign.
+    slope = max(abs(float(difference.max())), 1e-300)
     top = max(log_size + 1.0, math.log(1500 / slope))
     grid = torch.linspace(log_size - 1e-6, top, GRID, dtype=torch.float64)
     values = equation(grid)
