@@ -8,8 +8,8 @@ convolution alive; of these, "good" reach the PSNR of the bar. "wrong" are calle
 """
 
 import argparse
+import math
 import statistics
-import time
 
 import torch
 from tqdm import tqdm
@@ -18,7 +18,8 @@ from rconv.attack.attack import Attack
 from rconv.data import datasets
 from rconv.lab import architectures, hunt
 from rconv.lab.experiment import client_gradients, shared_model
-from rconv.lab.records import Record, table
+from rconv.lab.openings import attacked
+from rconv.lab.records import Record, table, value
 from rconv.lab.training import train
 from rconv.observe.observation import features
 
@@ -37,29 +38,25 @@ def judged(model, architecture, truth, dtype) -> list[Record]:
     maps = features(model.double(), truth.images.double())["act4"].flatten(2)
     records = []
     for n in range(len(truth)):
-        start = time.process_time()
-        found = attack({name: g[n : n + 1] for name, g in sent.items()})
-        seconds = time.process_time() - start
-        (record,) = hunt.judge(found, truth.images[n : n + 1].double(), {"seconds": seconds})
-        records.append({**record, "live": int((maps[n] > 0).any(dim=1).sum())})
+        live = int((maps[n] > 0).any(dim=1).sum())
+        records.append(attacked(attack, sent, truth, n, {"live": live}))
     return records
 
 
 def line(setting: str, bar: float, records: list[Record]) -> tuple:
     """One row of the table."""
     live = [r for r in records if r["live"] >= 2]
-    psnr = [float("inf") if r["psnr"] is None else r["psnr"] for r in records]
-    near = sum(0.1 <= r["error"] / r["expected_error"] <= 10 for r in records)
+    psnr = [value(r["psnr"], math.inf) for r in records]
     return (
         setting,
         len(records),
         len(live),
         f"{bar:.0f}",
-        sum(r["psnr"] is None or r["psnr"] >= bar for r in live),
+        sum(value(r["psnr"], math.inf) >= bar for r in live),
         sum(r["unique"] for r in records),
         sum(r["unique"] and not r["right"] for r in records),
         sum(p < 5 for p in psnr),
-        near,
+        sum(hunt.near(r) for r in records),
         f"{statistics.median(psnr):.1f}",
         f"{min(psnr):.1f}",
         f"{statistics.median(r['seconds'] for r in records):.2f}",

@@ -22,6 +22,7 @@ from rconv.attack.backward import through_activation
 from rconv.attack.head import head_input
 from rconv.attack.layer import solve_layer
 from rconv.attack.plan import LayerPlan
+from rconv.attack.solve import Known
 from rconv.data import datasets
 from rconv.equations.gradient import gradient_matrix, gradient_rhs
 from rconv.equations.weight import weight_matrix
@@ -62,7 +63,8 @@ def layer_systems(attack: Attack, gradients: dict, count: int) -> list[tuple]:
         weight_gradient = gradients[f"{stage.name}.weight"]
         matrix = gradient_matrix(passed.cotangent, stage.geometry)
         systems.append((matrix, gradient_rhs(weight_gradient)))
-        solved, _ = solve_layer(LayerPlan(stage, "gradient"), passed, weight_gradient, noise)
+        known = Known(stage, passed, weight_gradient, noise)
+        solved, _ = solve_layer(LayerPlan(stage, "gradient"), known)
         output, cotangent = solved.value, stage.transpose(passed.cotangent)
     return systems
 

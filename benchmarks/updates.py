@@ -83,7 +83,7 @@ def line(activation: str, rate: float, steps: int, records: list[Record]) -> tup
         f"{rate:g}",
         activation,
         len(records),
-        sum(0.1 <= ratio <= 10 for ratio in ratios),
+        sum(hunt.near(r) for r in records),
         sum(r["unique"] for r in records),
         sum(r["false"] for r in records),
         f"{statistics.median(psnr):.1f}",

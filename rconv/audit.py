@@ -87,7 +87,7 @@ def audit(
     network = read(model, input_shape).required_chain("the audit")
     generator = torch.Generator().manual_seed(seed)
     layers = [_judge_head(network.head)]
-    for plan in reversed(make_plan(network.stages, "auto")):
+    for plan in reversed(make_plan(network, "auto")):
         layers.append(_judge(plan, active, generator))
     return layers
 

@@ -54,12 +54,18 @@ def intervals(matrix, x):
     return np.array(ends)
 
 
-@given(SEEDS, st.integers(4, 9), st.data())
+@st.composite
+def families(draw):
+    """A short system of 4 to 9 unknowns and one of its non-negative solutions."""
+    seed, n = draw(SEEDS), draw(st.integers(4, 9))
+    return family(seed, n, draw(st.integers(1, n - 1)), draw(st.integers(0, n)))
+
+
+@given(families())
 @settings(max_examples=60, deadline=None)
-def test_what_is_forced_is_what_every_point_has(seed, n, data):
+def test_what_is_forced_is_what_every_point_has(drawn):
     """Against two linear programs per entry: forced entries are zero at every point."""
-    rows, zeros = data.draw(st.integers(1, n - 1)), data.draw(st.integers(0, n))
-    matrix, x = family(seed, n, rows, zeros)
+    matrix, x = drawn
     basis = null_space(matrix.T @ matrix)
     assert np.abs(matrix @ basis).max() < 1e-6
     start = np.linalg.pinv(matrix) @ matrix @ x
@@ -74,23 +80,22 @@ def test_what_is_forced_is_what_every_point_has(seed, n, data):
     assert at.left > 0 or (width < 1e-5).all()
 
 
-@given(SEEDS, st.integers(4, 9), st.data())
+@given(families())
 @settings(max_examples=40, deadline=None)
-def test_extremes_are_those_of_two_programs_over_all_unknowns(seed, n, data):
+def test_extremes_are_those_of_two_programs_over_all_unknowns(drawn):
     """Here in the open directions, there in the unknowns with the equations as they are."""
-    rows, zeros = data.draw(st.integers(1, n - 1)), data.draw(st.integers(0, n))
-    matrix, x = family(seed, n, rows, zeros)
+    matrix, x = drawn
     basis = null_space(matrix.T @ matrix)
     low, high = extremes(x, basis, np.r_[x, 50 - x], np.r_[basis, -basis], (0.0, 50.0))
     np.testing.assert_allclose(np.c_[low, high], intervals(matrix, x), atol=1e-5)
 
 
-@given(SEEDS, st.integers(4, 9), st.data())
+@given(families())
 @settings(max_examples=300, deadline=None)
-def test_a_null_space_has_every_open_direction(seed, n, data):
+def test_a_null_space_has_every_open_direction(drawn):
     """Where rounding fills a singular normal matrix up, a direction would count as known."""
-    rows = data.draw(st.integers(1, n - 1))
-    matrix, _ = family(seed, n, rows, 0)
+    matrix, _ = drawn
+    rows, n = matrix.shape
     assert null_space(matrix.T @ matrix).shape == (n, n - rows)
 
 

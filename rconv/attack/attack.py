@@ -78,10 +78,7 @@ class Attack:
         self.model = copy.deepcopy(model).double()
         self.value_range, self.loss = check_value_range(value_range), loss
         options = {"signs": signs, "prior": signs and prior, "exact": exact}
-        ranges = self.network.input_ranges
-        self.plans = make_plan(
-            self.network.stages, constraints, self.value_range, ranges, **options
-        )
+        self.plans = make_plan(self.network, constraints, self.value_range, **options)
 
     @torch.inference_mode(False)
     def __call__(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rconv.attack.certificate import distance, recomputed
 from rconv.attack.head import HeadInput, head_input, rank_one
-from rconv.attack.labels import told_labels
+from rconv.attack.labels import own_logits, told_labels
 from rconv.attack.plan import LayerPlan
 from rconv.attack.recursion import recursion
 from rconv.attack.report import Reconstruction
@@ -95,9 +95,7 @@ def _labels(
     if logit_gradient is None:
         return torch.full_like(head.image, -1)
     if linear.last and head.known.all():
-        logits = head.value @ linear.weight.T
-        if linear.has_bias:
-            logits = logits + model.get_parameter(f"{linear.name}.bias").detach()
+        logits = own_logits(model, linear, head.value)
     else:
         with torch.no_grad():
             logits = model(images)

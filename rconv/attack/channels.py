@@ -8,7 +8,7 @@ from torch import Tensor
 from rconv.attack.signal import Told
 from rconv.attack.solve import Known, gradient_errors
 from rconv.equations.gradient import gradient_matrix, gradient_rhs
-from rconv.linalg.equations import TRUST
+from rconv.linalg.equations import worth
 from rconv.linalg.shared import SharedRows
 
 
@@ -37,13 +37,10 @@ def shared_rows(known: Sequence[Known], told: Told | None, least: float = torch.
     value, spread = (part.to(blocks[0][0]) for part in (value, spread))
     least = min([least, *(float(error.min()) for _, _, error in blocks), float(spread.min())])
 
-    def worth(error: Tensor) -> Tensor:
-        return (least / error).clamp(min=1 / TRUST) if least > 0 else torch.ones_like(error)
-
-    matrix = torch.cat([a * worth(error) for a, _, error in blocks])
-    rhs = torch.cat([b * worth(error) for _, b, error in blocks])
-    deviation = torch.cat([worth(error) * error for _, _, error in blocks])
-    diagonal = torch.where(spread < torch.inf, worth(spread), 0.0)
+    matrix = torch.cat([a * worth(error, least) for a, _, error in blocks])
+    rhs = torch.cat([b * worth(error, least) for _, b, error in blocks])
+    deviation = torch.cat([worth(error, least) * error for _, _, error in blocks])
+    diagonal = torch.where(spread < torch.inf, worth(spread, least), 0.0)
     # An entry that is not known has no error; its row must not lower the mean of the others'.
     own = torch.where(spread < torch.inf, diagonal * spread, deviation.mean())
     columns = deviation.T.expand(len(value), -1)

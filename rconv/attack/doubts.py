@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from rconv.attack.labels import own_logits
 from rconv.attack.report import CLEAR, LayerReport, Reconstruction
 from rconv.model.nodes import Head
 from rconv.observe.observation import Gradients
@@ -74,8 +75,7 @@ def _factors(
     if not (head.last and head.has_bias and head.logits and head.weight.shape[0] > 1):
         return [float("nan")] * len(result.images)
     # The input of a head that is the last layer is in its report: both ends are its value.
-    bias = model.get_parameter(f"{head.name}.bias").detach()
-    expected = torch.softmax(result.layers[0].low @ head.weight.T + bias, dim=1)
+    expected = torch.softmax(own_logits(model, head, result.layers[0].low), dim=1)
     expected[torch.arange(len(expected)), result.labels] -= 1
     sizes = expected.norm(dim=1)
     ratio = gradients[f"{head.name}.bias"].norm(dim=1) / sizes

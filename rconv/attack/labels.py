@@ -1,7 +1,30 @@
 """The label, from the sign of the logit gradient (iDLG, arXiv 2001.02610)."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from rconv.model.nodes import Head
+
+
+def own_logits(model: nn.Module, head: Head, v: Tensor) -> Tensor:
+    """Logits V v + c of a head that is the last layer, without a forward pass.
+
+    Parameters
+    ----------
+    model : Module
+        The shared model, float64.
+    head : Head
+        Its first and last Linear.
+    v : Tensor
+        (N, n), the head's input.
+
+    Returns
+    -------
+    Tensor
+        (N, K).
+    """
+    logits = v @ head.weight.T
+    return logits + model.get_parameter(f"{head.name}.bias").detach() if head.has_bias else logits
 
 
 def told_labels(logit_gradient: Tensor, logits: Tensor | None = None) -> Tensor:

@@ -23,13 +23,7 @@ passes NOISY: there every equation helps, unless all is lost above."""
 
 
 def solve_layer(
-    plan: LayerPlan,
-    passed: Passed,
-    weight_gradient: Tensor,
-    precision: Tensor,
-    *,
-    spread: Tensor | None = None,
-    frugal: bool = False,
+    plan: LayerPlan, known: Known, *, frugal: bool = False
 ) -> tuple[Solution, LayerReport]:
     """Solve for the input of a convolution.
 
@@ -41,15 +35,8 @@ def solve_layer(
     ----------
     plan : LayerPlan
         The convolution, and the equations that it uses.
-    passed : Passed
-        Its output and the output's cotangent.
-    weight_gradient : Tensor
-        ∂ℓ/∂W, (N, D, C, kh, kw).
-    precision : Tensor
-        (N,), relative error of the weight gradient, both as root mean squares.
-    spread : Tensor, optional
-        Shaped as the weight gradient: standard deviation of each entry, where `precision` is not
-        that of all.
+    known : Known
+        What is known of it, for N images.
     frugal : bool
         With `auto`, keep what was tried first.
 
@@ -60,11 +47,10 @@ def solve_layer(
     LayerReport
         How well it is determined.
     """
-    known = Known(plan.stage, passed, weight_gradient, precision, spread)
-    some, noise = (passed.weight > 0).flatten(1).any(dim=1), known.output_noise
-    kinds, by_model = _cheapest(plan, passed, noise)
+    noise = known.output_noise
+    kinds, by_model = _cheapest(plan, known, noise)
     order, parts = [], []
-    for kind, sparse, where in _groups(kinds, by_model, passed.cotangent.device):
+    for kind, sparse, where in _groups(kinds, by_model, noise.device):
         own = known.select(where)
         if kind == "gradient":
             parts.append(by_gradient(own))
@@ -75,7 +61,7 @@ def solve_layer(
         order.append(where)
     solved = Solution.concatenate(parts).select(torch.cat(order).argsort())
     if plan.kind == "auto" and plan.affordable:
-        unsure = is_unsure(solved, plan.stage.geometry.unknowns, noise) & some
+        unsure = is_unsure(solved, plan.stage.geometry.unknowns, noise) & known.some
         for i in [] if frugal else unsure.nonzero()[:, 0].tolist():
             if kinds[i] == "hybrid":
                 continue
@@ -83,7 +69,7 @@ def solve_layer(
             if is_better(other, solved, i):
                 solved, kinds[i] = solved.replace(i, other), "hybrid"
     solved, left = _closed(plan, known, solved)
-    return solved, _report(plan.stage, solved, passed, kinds, left)
+    return solved, _report(plan.stage, solved, known.passed, kinds, left)
 
 
 def _closed(
@@ -96,25 +82,23 @@ def _closed(
         return solved, (closed, guess, solved.value, solved.value)
     low, high = (torch.where(short[:, None], end, solved.value) for end in plan.bounds)
     if plan.kind == "auto" and plan.affordable and plan.signs:
-        some = (known.passed.weight > 0).flatten(1).any(dim=1)
         for i in short.nonzero()[:, 0].tolist():
             own = known.select([i]), solved.select([i])
-            done = by_signs(plan, *own) if some[i] else by_signs_apart(plan, *own)
+            done = by_signs(plan, *own) if known.some[i] else by_signs_apart(plan, *own)
             solved = solved.replace(i, done.solution)
             closed[i], guess[i], low[i], high[i] = done.closed, done.guess, done.low, done.high
     return solved, (closed, guess, low, high)
 
 
-def _cheapest(plan: LayerPlan, passed: Passed, noise: Tensor) -> tuple[list[str], list[bool]]:
+def _cheapest(plan: LayerPlan, known: Known, noise: Tensor) -> tuple[list[str], list[bool]]:
     """Of each image the kind to try first, and whether it is solved by the model's own factors."""
-    used = (passed.weight > 0).flatten(1)
-    told, some = used.all(dim=1), used.any(dim=1)
-    each = zip(told.tolist(), some.tolist(), noise.tolist(), strict=True)
+    told = (known.passed.weight > 0).flatten(1).all(dim=1).tolist()
+    each = zip(told, known.some.tolist(), noise.tolist(), strict=True)
     # Where no output is known, as below a sum, there is no choice.
     kinds = [plan.cheapest(whole, own_noise) if own or plan.kind != "auto" else "gradient"
              for whole, own, own_noise in each]  # fmt: skip
     by_model = [k and kind == "weight" and plan.system is not None
-                for k, kind in zip(told.tolist(), kinds, strict=True)]  # fmt: skip
+                for k, kind in zip(told, kinds, strict=True)]  # fmt: skip
     return kinds, by_model
 
 

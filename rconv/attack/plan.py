@@ -9,6 +9,7 @@ from rconv.linalg import dense
 from rconv.linalg.equations import FREE
 from rconv.linalg.sparse import SparseSystem
 from rconv.model.geometry import Geometry, Stage
+from rconv.model.nodes import Network
 
 KINDS = ("auto", "gradient", "weight", "hybrid")
 
@@ -117,24 +118,21 @@ def gradients_suffice(geometry: Geometry) -> bool:
 
 
 def make_plan(
-    stages: Sequence[Stage],
+    network: Network,
     constraints: str | Sequence[str],
     value_range: tuple[float, float] = FREE,
-    ranges: Sequence[tuple[float, float] | None] | None = None,
     **options: bool,
 ) -> tuple[LayerPlan, ...]:
     """One plan per convolution, in the order of the forward pass.
 
     Parameters
     ----------
-    stages : sequence of Stage
-        The convolutions.
+    network : Network
+        The model as it was read.
     constraints : str or sequence of str
         As `Attack` takes them.
     value_range : tuple of float
         Of the image's pixels.
-    ranges : sequence of tuple of float or None, optional
-        Of each convolution's input, None for the image; by default those of a chain.
     **options : bool
         As `LayerPlan` takes them.
 
@@ -143,13 +141,10 @@ def make_plan(
     ValueError
         Unknown constraints, or a dense system that is too large.
     """
-    kinds = kinds_per_layer(constraints, len(stages))
-    if ranges is None:
-        below = [stage.activation for stage in stages[:-1]]
-        ranges = [None, *((activation.low, activation.high) for activation in below)]
+    kinds = kinds_per_layer(constraints, len(network.stages))
     return tuple(
         LayerPlan(stage, kind, first=own is None, bounds=own or value_range, **options)
-        for stage, kind, own in zip(stages, kinds, ranges[: len(kinds)], strict=True)
+        for stage, kind, own in zip(network.stages, kinds, network.input_ranges, strict=True)
     )
 
 

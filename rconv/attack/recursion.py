@@ -15,7 +15,7 @@ from rconv.attack.signal import Cotangent, Told
 from rconv.attack.solve import Known
 from rconv.attack.walk import Walk
 from rconv.linalg.equations import FREE
-from rconv.linalg.solution import Solution, root_mean_square
+from rconv.linalg.solution import root_mean_square
 from rconv.model.geometry import Stage
 from rconv.model.nodes import Head, Network
 from rconv.model.told import backward_order
@@ -72,7 +72,7 @@ def recursion(
             known = [_known(stage, walk.passed[i], gradients, noise, unit) for i, stage in taken]
             told = walk.told(node)
             if told is None and len(own) == 1:
-                solved, report = _alone(own[0], known[0], frugal)
+                solved, report = solve_layer(own[0], known[0], frugal=frugal)
             else:
                 solved, report = solve_joint(own, known, told, frugal=frugal)
             reports.append(report.under(reports, own[0].bounds))
@@ -89,12 +89,6 @@ def _known(stage: Stage, passed: Passed, gradients: Gradients, noise: Noise, uni
     gradient = gradients[name]
     precision = noise.level(name, gradient, unit)
     return Known(stage, passed, gradient, precision, noise.rows(name, gradient, unit))
-
-
-def _alone(plan: LayerPlan, known: Known, frugal: bool) -> tuple[Solution, LayerReport]:
-    """The input of the only convolution that takes it."""
-    own = known.passed, known.gradient, known.precision
-    return solve_layer(plan, *own, spread=known.spread, frugal=frugal)
 
 
 def head_report(name: str, head: HeadInput) -> LayerReport:

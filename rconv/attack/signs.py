@@ -12,9 +12,9 @@ from rconv.attack.solve import Known, systems
 from rconv.equations.bounds import Bounds
 from rconv.linalg.dense import null_space, solve_stacked
 from rconv.linalg.equations import FREE
-from rconv.linalg.extremes import extremes, moving
+from rconv.linalg.extremes import extremes
 from rconv.linalg.margin import FEW, PROGRAM
-from rconv.linalg.signs import Forced, forced, forced_at, nonnegative
+from rconv.linalg.signs import Forced, forced, forced_at, moving, nonnegative
 from rconv.linalg.solution import Solution, root_mean_square
 
 SURE = 6.0
@@ -79,14 +79,11 @@ def by_signs(plan: LayerPlan, known: Known, solution: Solution, *, scale: float 
     basis = null_space(gram)
     margins, slopes = bounds.along(value.cpu().numpy(), basis)
     noise = SURE * float(solution.error[0])
-    found = None
-    if basis.shape[1] <= FEW:
-        found = forced(margins / scale, slopes, noise)
-    elif np.isfinite(plan.bounds[0]):
-        point = nonnegative(gram, value.cpu().numpy() - plan.bounds[0])
-        if point is not None:
-            at = bounds.along(point + plan.bounds[0], basis)[0] / scale
-            found = forced_at(at, slopes, noise)
+    few = basis.shape[1] <= FEW
+    lowest = None if few else _lowest(plan, gram, value)
+    found = forced(margins / scale, slopes, noise) if few else None
+    if lowest is not None:
+        found = forced_at(bounds.along(lowest, basis)[0] / scale, slopes, noise)
     if found is not None and found.active.any():
         done = _closed(bounds, found, solution, float(known.precision[0]))
         if done is None:
@@ -95,7 +92,16 @@ def by_signs(plan: LayerPlan, known: Known, solution: Solution, *, scale: float 
     as_is = _left(plan, bounds, basis, as_is, noise, scale)
     if not basis.shape[1] or not plan.prior:
         return as_is
-    return _chosen(plan, gram, basis, as_is)
+    if few and not plan.first:
+        lowest = _lowest(plan, gram, value)
+    return _chosen(plan, basis, as_is, lowest)
+
+
+def _lowest(plan: LayerPlan, gram: np.ndarray, value: Tensor) -> np.ndarray | None:
+    """One of the family's points with many entries at the low end of the range, (n,)."""
+    low = plan.bounds[0]
+    point = nonnegative(gram, value.cpu().numpy() - low) if np.isfinite(low) else None
+    return None if point is None else point + low
 
 
 def _left(
@@ -149,20 +155,18 @@ def _closed(
     return Completed(answer, gained, guess, whole[0], whole[0]), basis
 
 
-def _chosen(plan: LayerPlan, gram: np.ndarray, basis: np.ndarray, given: Completed) -> Completed:
-    """The same with a choice in the open directions, the columns of `basis`; `gram` is AᵀA."""
+def _chosen(
+    plan: LayerPlan, basis: np.ndarray, given: Completed, lowest: np.ndarray | None
+) -> Completed:
+    """The same with a choice in the open directions, the columns of `basis`."""
     value, error = given.solution.value[0], given.solution.error
     if plan.first:
         image, doubt = fill(value.reshape(plan.stage.geometry.input), basis, plan.bounds)
         guess = image.flatten() - value
         error = torch.hypot(error, doubt / root_mean_square(image[None])).clamp(max=1.0)
-    elif np.isfinite(plan.bounds[0]):
-        shift = value.cpu().numpy() - plan.bounds[0]
-        point = nonnegative(gram, shift)
-        if point is None:
-            return given
-        guess = torch.from_numpy(basis @ (basis.T @ (point - shift))).to(value)
-    else:
+    elif lowest is None:
         return given
+    else:
+        guess = torch.from_numpy(basis @ (basis.T @ (lowest - value.cpu().numpy()))).to(value)
     chosen = replace(given.solution, value=(value + guess)[None], error=error)
     return replace(given, solution=chosen, guess=guess)

@@ -54,6 +54,11 @@ class Known:
         return self.stage.unscaled(self.passed.cotangent)
 
     @property
+    def some(self) -> Tensor:
+        """(N,), bool, whether any output is known."""
+        return (self.passed.weight > 0).flatten(1).any(dim=1)
+
+    @property
     def noise(self) -> Tensor:
         """(N,), relative error of gradient constraints: of both of their sides."""
         return torch.hypot(self.precision, self.passed.cotangent_noise)

@@ -12,7 +12,7 @@ from rconv.attack.signal import Told
 from rconv.attack.solve import Known, at_least, systems
 from rconv.equations.system import StackedSystem
 from rconv.linalg.dense import solve_stacked
-from rconv.linalg.equations import TRUST, DenseRows
+from rconv.linalg.equations import DenseRows, worth
 from rconv.linalg.solution import Solution
 from rconv.linalg.split import Split, split
 
@@ -70,11 +70,8 @@ def _weak_rows(parts: list[StackedSystem], strong: Split, best: float) -> DenseR
         own = part.output_error.expand_as(part.output)
         deviations.append(torch.hypot(own, leak * factor)[used])
     matrix, b, deviation = torch.cat(matrices), torch.cat(rhs), torch.cat(deviations)
-    worth = torch.ones_like(deviation)
-    if best > 0:
-        worth = (best / deviation).clamp(min=1 / TRUST, max=1.0)
-    columns = (worth[:, None] * part for part in (matrix, b[:, None], deviation[:, None]))
-    return DenseRows(*(part[None] for part in columns))
+    rows = DenseRows(matrix[None], b[None, :, None], deviation[None, :, None])
+    return rows.weighed(worth(rows.deviation, best))
 
 
 def _outputs(part: StackedSystem, strong: Split) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rconv.equations.system import StackedSystem
-from rconv.linalg.equations import FREE, TRUST
+from rconv.linalg.equations import FREE, worth
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class JointSystem:
         least = min(rows, default=0.0)
         if least <= 0:
             return self.scaled()
-        worth = (least * self._size() / self.error).clamp(min=1 / TRUST, max=1.0)
+        factor = worth(self.error, least * self._size()) / self._size()
         parts = tuple(part.weighed_against(least) for part in self.parts)
-        return replace(self, parts=parts)._entries(worth / self._size())
+        return replace(self, parts=parts)._entries(factor)
 
     def _entries(self, factor: float | Tensor) -> "JointSystem":
         """The rows of the entries multiplied."""

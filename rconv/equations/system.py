@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rconv.equations.weight import weight_gram
-from rconv.linalg.equations import FREE, TRUST, UNKNOWN
+from rconv.linalg.equations import FREE, UNKNOWN, worth
 from rconv.model.geometry import Stage
 
 
@@ -122,8 +122,8 @@ class StackedSystem:
             return self.scaled()
         sizes = self._row_norms()
         errors = self.gradient_error / sizes[0], self.output_error / sizes[1]
-        worth = [(least / error).clamp(min=1 / TRUST, max=1.0) for error in errors]
-        return self.weighted(worth[0] / sizes[0], worth[1] / sizes[1])
+        factors = (worth(e, least) / size for e, size in zip(errors, sizes, strict=True))
+        return self.weighted(*factors)
 
     def weighted(self, gradient: float | Tensor, weight: float | Tensor) -> "StackedSystem":
         """Both blocks multiplied: by a factor, or row by row."""

@@ -97,6 +97,11 @@ def _nearer(found: Tensor, one: Tensor, other: Tensor) -> Tensor:
     return torch.where((errors[0] <= errors[1]).reshape(-1, 1, 1, 1), one, other)
 
 
+def near(record: Record) -> bool:
+    """Whether the true error of a record of `judge` is the expected one, within `FACTOR`."""
+    return 1 / FACTOR <= record["error"] / record["expected_error"] <= FACTOR
+
+
 def judge(
     found: Reconstruction, truth: Tensor, settings: Record, *, data_range: float = 1.0
 ) -> list[Record]:

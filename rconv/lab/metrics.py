@@ -71,6 +71,22 @@ def psnr(x: torch.Tensor, y: torch.Tensor, *, data_range: float) -> torch.Tensor
     return 20 * math.log10(data_range) - 10 * mse(x, y).log10()
 
 
+def flat(images: torch.Tensor) -> torch.Tensor:
+    """Each image's mean over channels and pixels at every place: a picture that shows nothing.
+
+    Parameters
+    ----------
+    images : Tensor
+        Axes (image N, channel C, row, column).
+
+    Returns
+    -------
+    Tensor
+        Shaped as `images`.
+    """
+    return images.mean(dim=(1, 2, 3), keepdim=True).expand_as(images)
+
+
 def gain(x: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     r"""Decibels above a flat mean-grey image, :math:`10 \log_{10} (\sigma^2 / \mathrm{MSE})`.
 
@@ -100,7 +116,7 @@ def gain(x: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         If the shapes differ or are not those of a batch of images.
     """
     error = mse(x, truth)
-    deviation = truth.double() - truth.double().mean(dim=(1, 2, 3), keepdim=True)
+    deviation = truth.double() - flat(truth.double())
     variance = deviation.square().mean(dim=(1, 2, 3))
     return 10 * (variance.log10() - error.log10())
 

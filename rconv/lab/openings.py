@@ -10,6 +10,7 @@ from rconv.data import datasets
 from rconv.lab import architectures, hunt, metrics
 from rconv.lab.experiment import client_gradients, model_settings, shared_model
 from rconv.lab.records import Record, finite
+from rconv.observe.observation import Gradients
 
 
 def openings(
@@ -73,19 +74,40 @@ def openings(
         attack = Attack(model, tuple(truth.images.shape[1:]), loss="cross-entropy")
         sent = client_gradients(model, architecture, truth, dtype)
         for n in range(len(truth)):
-            records.append(_one(attack, sent, truth, n, shared))
+            records.append(attacked(attack, sent, truth, n, shared))
     return records
 
 
-def _one(attack: Attack, sent: dict, truth: datasets.Images, n: int, shared: Record) -> Record:
-    """One image, attacked and judged."""
+def attacked(
+    attack: Attack, sent: Gradients, truth: datasets.Images, n: int, shared: Record
+) -> Record:
+    """One image, attacked and judged.
+
+    Parameters
+    ----------
+    attack : Attack
+        On the shared model.
+    sent : dict of str to Tensor
+        Name → (N, *parameter shape), gradients of N clients.
+    truth : Images
+        The N originals.
+    n : int
+        Which of them.
+    shared : Record
+        Entries of the record that are known already.
+
+    Returns
+    -------
+    Record
+        As `openings` says.
+    """
     start = time.process_time()
     found = attack({name: g[n : n + 1] for name, g in sent.items()})
     seconds = time.process_time() - start
-    image = truth.images[n : n + 1]
+    image = truth.images[n : n + 1].double()
     (judged,) = hunt.judge(found, image, shared)
     least = (found.images - found.guess).clamp(0, 1)
-    quality = {"least": least, "flat": image.mean(dim=(1, 2, 3), keepdim=True).expand_as(image)}
+    quality = {"least": least, "flat": metrics.flat(image)}
     return {
         **judged,
         "image": int(truth.indices[n]),

@@ -14,7 +14,7 @@ from rconv.attack.attack import Attack
 from rconv.attack.report import Reconstruction
 from rconv.lab.experiment import DTYPES
 from rconv.lab.hunt import judge
-from rconv.lab.metrics import psnr
+from rconv.lab.metrics import flat, psnr
 from rconv.lab.outcome import Trial
 from rconv.lab.photographs import photographs
 from rconv.model.read import read
@@ -96,7 +96,6 @@ def _judged(
     source: str, gradients: Gradients, truth: Tensor, found: Reconstruction, peak: float
 ) -> Trial:
     """The answer beside the truth, for pixels whose range is `peak` wide."""
-    grey = truth.mean(dim=(1, 2, 3), keepdim=True).expand_as(truth)
     reached = psnr(found.images, truth, data_range=peak)
     return Trial(
         source,
@@ -104,7 +103,7 @@ def _judged(
         truth,
         found,
         reached.nan_to_num(-math.inf, math.inf, -math.inf),
-        psnr(grey, truth, data_range=peak),
+        psnr(flat(truth), truth, data_range=peak),
         torch.tensor([r["false"] for r in judge(found, truth, {}, data_range=peak)]),
     )
 

@@ -92,11 +92,12 @@ class DenseRows:
         The columns share A, so that a row's error is the root mean square over them.
         """
         spread = self.deviation.expand_as(self.rhs).square().mean(dim=2, keepdim=True).sqrt()
-        least = spread.amin(dim=1, keepdim=True)
-        worth = torch.where(least > 0, least / spread.clamp(min=1e-300), 1.0)
-        worth = worth.clamp(min=1 / TRUST)
-        rhs, deviation = self.rhs * worth, self.deviation * worth
-        return DenseRows(self.matrix * worth, rhs, deviation, self.bounds)
+        return self.weighed(worth(spread, spread.amin(dim=1, keepdim=True)))
+
+    def weighed(self, weight: Tensor) -> "DenseRows":
+        """Rows multiplied by their weights, (N, m, 1)."""
+        rhs, deviation = self.rhs * weight, self.deviation * weight
+        return DenseRows(self.matrix * weight, rhs, deviation, self.bounds)
 
     def product(self, x: Tensor) -> Tensor:
         """A x: (N, n, k) → (N, m, k)."""
@@ -153,6 +154,26 @@ class SparseRows:
 
 def _applied(matrix: sparse.spmatrix, x: Tensor) -> Tensor:
     return torch.from_numpy((matrix @ x[..., 0].cpu().numpy().T).T)[..., None].to(x)
+
+
+def worth(error: Tensor, least: float | Tensor) -> Tensor:
+    """What rows with these errors count: those of the least error 1, no other below 1 / `TRUST`.
+
+    Parameters
+    ----------
+    error : Tensor
+        Of each row, any shape.
+    least : float or Tensor
+        That of the best one, broadcasts to `error`; 0 where it is unknown.
+
+    Returns
+    -------
+    Tensor
+        Shaped as `error`; 1 where `least` is 0.
+    """
+    least = torch.as_tensor(least, dtype=error.dtype, device=error.device)
+    own = torch.where(least > 0, least / error.clamp(min=1e-300), 1.0)
+    return own.clamp(min=1 / TRUST, max=1.0)
 
 
 def residual(equations: Equations, x: Tensor) -> Tensor:

@@ -5,15 +5,9 @@ from scipy.optimize import linprog
 from tqdm import tqdm
 
 from rconv.linalg.margin import MOST, OPTIONS, PROGRAM
-from rconv.linalg.signs import MOVES
+from rconv.linalg.signs import moving
 
 UNBOUNDED = 3  # linprog's status
-
-
-def moving(basis: np.ndarray) -> np.ndarray:
-    """(n,), bool: the entries that some open direction, a column of the basis (n, r), moves."""
-    sizes = np.linalg.norm(basis, axis=1)
-    return sizes > MOVES * sizes.max(initial=0.0)
 
 
 def extremes(

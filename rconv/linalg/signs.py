@@ -45,6 +45,25 @@ class Forced:
     margin: float
 
 
+def moving(directions: np.ndarray, size: float | None = None) -> np.ndarray:
+    """Which rows some open direction moves; the others are decided already.
+
+    Parameters
+    ----------
+    directions : np.ndarray
+        (m, r).
+    size : float, optional
+        The largest norm that a row can have; by default that of these.
+
+    Returns
+    -------
+    np.ndarray
+        (m,), bool.
+    """
+    size = _size(directions) if size is None else size
+    return np.linalg.norm(directions, axis=1) > MOVES * size
+
+
 def forced(values: np.ndarray, directions: np.ndarray, noise: float) -> Forced | None:
     """Which of the inequalities values + directions · z ≥ 0 leave no room, and what they leave.
 
@@ -63,9 +82,9 @@ def forced(values: np.ndarray, directions: np.ndarray, noise: float) -> Forced |
         None where the program is too large or fails.
     """
     active, margin = np.zeros(len(values), dtype=bool), np.inf
-    size = np.linalg.norm(directions, axis=1).max(initial=0.0)
+    size = _size(directions)
     while directions.shape[1]:
-        moved = _moved(directions, size)
+        moved = moving(directions, size)
         if not moved.any():
             break
         program = deepest(values[moved], directions[moved])
@@ -102,8 +121,7 @@ def forced_at(values: np.ndarray, directions: np.ndarray, noise: float) -> Force
     """
     if values.min(initial=0.0) < -noise - PROGRAM:
         return None
-    size = np.linalg.norm(directions, axis=1).max(initial=0.0)
-    tight = (values < noise + PROGRAM) & _moved(directions, size)
+    tight = (values < noise + PROGRAM) & moving(directions)
     active = np.zeros_like(tight)
     u, s, _ = np.linalg.svd(directions[tight], full_matrices=True)
     weights = u[:, int((s > MOVES * s.max(initial=0.0)).sum()) :] * np.sqrt(max(len(u), 1))
@@ -154,9 +172,8 @@ def nonnegative(gram: np.ndarray, start: np.ndarray) -> np.ndarray | None:
         return None
 
 
-def _moved(directions: np.ndarray, size: float) -> np.ndarray:
-    """(m,), which rows some open direction moves; the others are decided already."""
-    return np.linalg.norm(directions, axis=1) > MOVES * size
+def _size(directions: np.ndarray) -> float:
+    return np.linalg.norm(directions, axis=1).max(initial=0.0)
 
 
 def _reduced(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
+from rconv.lab import hunt
 from rconv.lab.records import Record, value
 
 WIDTH_HEADER = (
@@ -37,11 +38,11 @@ def width_rows(records: Sequence[Record]) -> list[tuple]:
     return rows
 
 
-def calibration_row(name: str, records: Sequence[Record], factor: float = 10.0) -> tuple:
+def calibration_row(name: str, records: Sequence[Record]) -> tuple:
     """A row under `CALIBRATION_HEADER`: how often the expected error is of the true one's size."""
-    ratios = [r["error"] / r["expected_error"] for r in records]
-    near = sum(1 / factor <= ratio <= factor for ratio in ratios)
-    return name, len(ratios), near, sum(ratio > factor for ratio in ratios)
+    near = sum(hunt.near(r) for r in records)
+    above = sum(r["error"] > hunt.FACTOR * r["expected_error"] for r in records)
+    return name, len(records), near, above
 
 
 def show_widths(ax: Axes, records: Sequence[Record]) -> Axes:
