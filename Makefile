@@ -64,7 +64,7 @@ html: $(READY)
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
 test: $(READY)
-	@$(RUN) pytest
+	@$(RUN) pytest --numprocesses auto --dist loadgroup
 
 notebooks: $(READY)
 	@$(RUN) jupytext --quiet --update --to ipynb notebooks/*.md

@@ -17,9 +17,11 @@ import jupytext
 import nbformat
 import papermill
 
-from rconv.files import replacing
-
 NOTEBOOKS = Path("notebooks")
+PATIENCE = 300
+"""Seconds that an output may take on its way from the kernel: on a machine that is busy with other
+work, a few are not enough, and a point of many minutes would be lost at its last cell."""
+
 RECORDS = "application/vnd.rconv.records+json"
 """Type of the output by which the notebook hands over its records; it is no part of the page."""
 
@@ -43,6 +45,7 @@ def execute(notebook, parameters):
         kernel_name="python3",
         progress_bar=False,
         cwd=NOTEBOOKS,
+        iopub_timeout=PATIENCE,
     )
 
 
@@ -71,10 +74,14 @@ def clean(notebook):
 
 
 def replace(path, text):
-    """Write a file and its folder, whole or not at all."""
+    """Write a file and its folder, whole or not at all.
+
+    By hand: `rconv.files` would load PyTorch here too, three seconds for each point.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write(text.encode())
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def main(notebook, page, record, parameters):

@@ -99,7 +99,7 @@ class Noise:
         shape = (-1, *[1] * (gradient.dim() - 1))
         unit = gradient.new_ones(len(gradient)) if unit is None else unit
         mean_square = gradient.flatten(1).square().mean(dim=1)
-        own = torch.as_tensor(self.deviations.get(name, 0.0), dtype=torch.float64).to(gradient)
+        own = self._own_deviation(name, gradient)
         variance = self.relative**2 * gradient.square()
         variance = variance + self.spread**2 * mean_square.reshape(shape)
         for absolute in (self.absolute, own):
@@ -123,7 +123,7 @@ class Noise:
         Tensor or None
             Shaped as `gradient`, in its unit; None where one number, the level, says it all.
         """
-        own = torch.as_tensor(self.deviations.get(name, 0.0), dtype=torch.float64).to(gradient)
+        own = self._own_deviation(name, gradient)
         if own.numel() <= 1:
             return None
         shape = (-1, *[1] * (gradient.dim() - 1))
@@ -150,8 +150,15 @@ class Noise:
         """
         size = root_mean_square(gradient)
         size = torch.where(size > 0, size, torch.inf)
-        at_least = replace(self, relative=max(self.relative, ARITHMETIC))
-        level = root_mean_square(at_least.deviation(name, gradient, unit)) / size
+        least = math.hypot(max(self.relative, ARITHMETIC), self.spread)
+        absolute = self.absolute / unit
+        if name in self.deviations:
+            shape = (-1, *[1] * (gradient.dim() - 1))
+            own = self._own_deviation(name, gradient) / unit.reshape(shape)
+            absolute = torch.hypot(absolute, root_mean_square(own.expand_as(gradient)))
         # Zeros are taken as they are: nothing tells how much of them was rounded away.
-        least = math.hypot(at_least.relative, self.spread)
-        return level.nan_to_num(nan=1.0, posinf=1.0).clamp(min=min(least, 1.0), max=1.0)
+        return torch.hypot(absolute / size, absolute.new_tensor(least)).clamp(max=1.0)
+
+    def _own_deviation(self, name: str, gradient: Tensor) -> Tensor:
+        """What `deviations` says of a parameter; 0 where it says nothing."""
+        return torch.as_tensor(self.deviations.get(name, 0.0), dtype=torch.float64).to(gradient)
