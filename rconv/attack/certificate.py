@@ -86,7 +86,7 @@ def distance(own: Gradients, observed: Gradients, names: Sequence[str]) -> Tenso
     Tensor
         (N,): ‖own - observed‖ / ‖observed‖; 0 where both are zero, inf where it is no number.
     """
-    seen = torch.cat([observed[name].flatten(1) for name in names], dim=1)
-    difference = torch.cat([own[name].flatten(1) for name in names], dim=1) - seen
-    ratio = relative(difference, seen)
+    sizes = [observed[name].flatten(1).norm(dim=1) for name in names]
+    differences = [(own[name] - observed[name]).flatten(1).norm(dim=1) for name in names]
+    ratio = relative(torch.stack(differences, dim=1), torch.stack(sizes, dim=1))
     return torch.where(ratio.isfinite(), ratio, torch.inf)

@@ -90,13 +90,17 @@ def _solution(
     status: tuple[str, ...],
 ) -> Solution:
     """A value with what follows from its spectrum and from the equations."""
+    # What is broadcast to b has the mean of b's shape already.
+    deviation = equations.deviation.expand(
+        torch.broadcast_shapes(equations.deviation.shape, (len(value), 1, 1))
+    )
     return Solution(
         value,
         rank,
         spectrum.condition,
         spectrum.amplification(equations.rhs, value),
         relative(residual(equations, value), equations.rhs),
-        spectrum.amplification(equations.deviation.expand_as(equations.rhs), value),
+        spectrum.amplification(deviation, value),
         iterations,
         (method,) * len(value),
         status,
