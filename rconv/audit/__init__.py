@@ -3,6 +3,7 @@
 Nothing here sees images or gradients; to try the attack on images is `rconv.lab.trial`.
 """
 
+from rconv.audit.change import Change, Findings, Width, examine
 from rconv.audit.layers import (
     GRADIENT,
     HYBRID,
@@ -21,9 +22,13 @@ __all__ = [
     "NOT_UNIQUE",
     "TOO_LARGE",
     "WEIGHT",
+    "Change",
+    "Findings",
     "LayerAudit",
+    "Width",
     "audit",
     "class_bound",
+    "examine",
     "filters_needed",
     "gradient_rank",
     "overall",
