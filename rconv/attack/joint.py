@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from rconv.attack.channels import best_noise, shared_rows
-from rconv.attack.layer import is_better, is_unsure
+from rconv.attack.layer import is_better, is_unsure, solve_layer
 from rconv.attack.plan import LayerPlan
 from rconv.attack.report import LayerReport
 from rconv.attack.signal import Told
@@ -26,6 +26,15 @@ from rconv.linalg.solution import Solution
 
 MOST = 2**25
 """Entries of the normal matrices that are made at a time."""
+
+
+def solve_map(
+    plans: Sequence[LayerPlan], known: Sequence[Known], told: Told | None, *, frugal: bool = False
+) -> tuple[Solution, LayerReport]:
+    """`solve_joint`, or `solve_layer` where one convolution is all that tells the map."""
+    if told is None and len(plans) == 1:
+        return solve_layer(plans[0], known[0], frugal=frugal)
+    return solve_joint(plans, known, told, frugal=frugal)
 
 
 def solve_joint(
@@ -100,7 +109,9 @@ def _by_channel(known: Sequence[Known], told: Told | None) -> Solution:
     return at_least(replace(solution, value=solution.value.flatten(1)), best_noise(known, told))
 
 
-def _together(plans: Sequence[LayerPlan], known: Sequence[Known], told: Told | None) -> Solution:
+def joint_system(
+    plans: Sequence[LayerPlan], known: Sequence[Known], told: Told | None
+) -> JointSystem:
     """One image's equations of all kinds that the plans allow, as one system."""
     parts = []
     for plan, own in zip(plans, known, strict=True):
@@ -112,9 +123,13 @@ def _together(plans: Sequence[LayerPlan], known: Sequence[Known], told: Told | N
         error = told.error[0][:, None, None].expand_as(told.value[0])
         entries = [told.value[0].flatten(), told.weight[0].flatten(), error.flatten()]
     entries = [part.to(parts[0].output) for part in entries]
-    system = JointSystem(tuple(parts), *entries, plans[0].bounds)
+    return JointSystem(tuple(parts), *entries, plans[0].bounds)
+
+
+def _together(plans: Sequence[LayerPlan], known: Sequence[Known], told: Told | None) -> Solution:
+    """Its solution."""
     precision = float(torch.stack([own.precision for own in known]).amax())
-    solution = solve_stacked(system, precision, weigh="noise")
+    solution = solve_stacked(joint_system(plans, known, told), precision, weigh="noise")
     return at_least(replace(solution, value=solution.value.flatten(1)), best_noise(known, told))
 
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from rconv.attack.backward import Passed
-from rconv.attack.joint import solve_joint
-from rconv.attack.layer import solve_layer
+from rconv.attack.joint import solve_map
 from rconv.attack.plan import LayerPlan
 from rconv.attack.report import LayerReport
 from rconv.attack.signal import Told
@@ -68,11 +67,7 @@ def recursion(
         if taken:
             own = [by_name[stage.name] for _, stage in taken]
             known = [_known(stage, walk.passed[i], gradients, noise, unit) for i, stage in taken]
-            told = walk.told(node)
-            if told is None and len(own) == 1:
-                solved, report = solve_layer(own[0], known[0], frugal=frugal)
-            else:
-                solved, report = solve_joint(own, known, told, frugal=frugal)
+            solved, report = solve_map(own, known, walk.told(node), frugal=frugal)
             reports.append(report.under(reports, own[0].bounds))
             value = solved.value.reshape(-1, *network.nodes[node].shape)
             error = errors(value, solved.error, report.constraints, noise)

@@ -5,6 +5,8 @@ import re
 from importlib.metadata import version
 from typing import TextIO
 
+from rconv.cli.models import DEFAULT
+from rconv.cli.own import FORM
 from rconv.cli.terminal import complain, say
 from rconv.data import datasets
 from rconv.lab.architectures import ACTIVATIONS, ARCHITECTURES, SEED
@@ -88,6 +90,9 @@ def _add_audit(commands: argparse._SubParsersAction) -> None:
     audit.add_argument(
         "--active", type=float, default=0.5, help="share of active ReLU outputs (default 0.5)"
     )
+    audit.add_argument(
+        "--html", type=_path, help="write the answer as a page to hand on, one file without links"
+    )
     audit.set_defaults(command="audit")
 
 
@@ -116,13 +121,23 @@ def _add_snapshot(commands: argparse._SubParsersAction) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    named = parser.add_mutually_exclusive_group()
+    named.add_argument(
         "-m",
         "--architecture",
         choices=ARCHITECTURES,
-        default="lenet_main",
         metavar="NAME",
-        help=f"{', '.join(ARCHITECTURES)} (default lenet_main, that of the paper's script)",
+        help=f"{', '.join(ARCHITECTURES)} (default {DEFAULT}, that of the paper's script)",
+    )
+    named.add_argument(
+        "--model",
+        type=_path,
+        metavar="FILE.py:NAME",
+        help=f"a model of your own, {FORM}: a class or function without arguments, or a model. "
+        "This RUNS the code in it. It is taken in evaluation mode",
+    )
+    parser.add_argument(
+        "--input-shape", type=_shape, metavar="C,H,W", help="with --model: of one image"
     )
     parser.add_argument("-d", "--dataset", choices=datasets.CLASSES, default=datasets.DEFAULT)
     parser.add_argument(
@@ -166,6 +181,13 @@ def _trials(text: str) -> int:
     if not re.fullmatch("[0-9]{1,3}", text) or int(text) > MOST:
         raise argparse.ArgumentTypeError(f"takes a whole number from 0 to {MOST}, got {text!r}")
     return int(text)
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    if not re.fullmatch("[0-9]{1,5}(,[0-9]{1,5}){2}", text) or 0 in map(int, text.split(",")):
+        raise argparse.ArgumentTypeError(f"takes three numbers such as 3,64,64, got {text!r}")
+    channels, height, width = map(int, text.split(","))
+    return channels, height, width
 
 
 def _filters(text: str) -> list[int]:

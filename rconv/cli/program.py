@@ -1,6 +1,7 @@
 """The command line from its arguments to its exit code."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -48,6 +49,7 @@ def _answer(argv: list[str]) -> None:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # for what its encoding does not have
     arguments = parser().parse_args(argv)
+    arguments.line = shlex.join(["rconv", *argv])
     COMMANDS[arguments.command](arguments)
 
 

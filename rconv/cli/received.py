@@ -86,6 +86,7 @@ def read_received(arguments: argparse.Namespace) -> Received:
 
 
 def _dtype(path: str, tensors: dict[str, Tensor]) -> str:
-    if not tensors:
+    found = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
+    if not found:
         raise ValueError(f"{path} is empty")
-    return str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    return str(found[0]).removeprefix("torch.")

@@ -55,3 +55,8 @@ def complain(text: str) -> None:
         return
     with suppress(OSError):  # closed as well: the exit code says it alone
         print("rconv:", *legible(text).split(), file=sys.stderr)
+
+
+def watched() -> bool:
+    """Whether somebody sees a progress bar."""
+    return sys.stderr is not None and sys.stderr.isatty()

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from rconv.attack.report import Reconstruction
 from rconv.data import datasets
 from rconv.lab import architectures
 from rconv.lab.records import Record, make_records
-from rconv.observe.exchange import load_weights
+from rconv.lab.shared import model_settings, shared_model
 from rconv.observe.observation import Gradients, per_sample_gradients
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16}
@@ -94,17 +93,55 @@ def run(
     }
     model = shared_model(dataset, architecture, activation, dtype=dtype, device=device, **options)
     truth = datasets.load(dataset, indices, data_dir=data_dir)
-    settings = {"constraints": constraints, "signs": signs, "loss": "cross-entropy"}
-    attack = Attack(model, truth.images.shape[1:], **settings)
+    return attack_images(
+        model,
+        truth,
+        architecture,
+        {"dataset": dataset, **model_settings(architecture, activation, **options)},
+        dtype=dtype,
+        constraints=constraints,
+        signs=signs,
+        progress=progress,
+    )
+
+
+def attack_images(
+    model: nn.Module,
+    truth: datasets.Images,
+    architecture: str | None,
+    settings: Record,
+    *,
+    dtype: str = "float64",
+    constraints: str | Sequence[str] = "auto",
+    signs: bool = True,
+    progress: bool = False,
+) -> Experiment:
+    """Attack images through a model, and measure.
+
+    Parameters
+    ----------
+    model : Module
+        The model that server and clients share.
+    truth : Images
+        What the clients have.
+    architecture : str or None
+        As `client_gradients` takes it.
+    settings : dict
+        What the records say of the model.
+    dtype, constraints, signs, progress
+        As `run` takes them.
+
+    Returns
+    -------
+    Experiment
+        Truth, reconstruction and records of the images.
+    """
+    options = {"constraints": constraints, "signs": signs, "loss": "cross-entropy"}
+    attack = Attack(model, truth.images.shape[1:], **options)
     gradients = client_gradients(model, architecture, truth, dtype)
     reconstruction, seconds = _timed(attack, gradients, progress)
-    settings = {
-        "dataset": dataset,
-        **model_settings(architecture, activation, **options),
-        "dtype": dtype,
-        "constraints": constraints,
-        "seconds": seconds / len(truth),
-    }
+    seconds /= len(truth)
+    settings = {**settings, "dtype": dtype, "constraints": constraints, "seconds": seconds}
     return Experiment(truth, reconstruction, make_records(reconstruction, settings, truth))
 
 
@@ -115,67 +152,15 @@ def _timed(attack: Attack, gradients: Gradients, progress: bool) -> tuple[Recons
     return answer, time.perf_counter() - start
 
 
-def shared_model(
-    dataset: str,
-    architecture: str,
-    activation: str | None = None,
-    *,
-    dtype: str = "float64",
-    weights: str | None = None,
-    device: str = "cpu",
-    **options: Any,
-) -> nn.Sequential:
-    """The model that server and clients share, for a dataset's channels and classes.
-
-    The weights are those that the clients compute with: rounded to float32 unless `dtype` is
-    float64. Remaining options go to `architectures.build`.
-
-    Raises
-    ------
-    ValueError
-        If a dataset, a device or a setting is unknown.
-    """
-    if dataset not in datasets.CLASSES:
-        raise ValueError(f"unknown dataset {dataset!r}: use one of {', '.join(datasets.CLASSES)}")
-    model = architectures.build(
-        architecture, datasets.CHANNELS[dataset], datasets.CLASSES[dataset], activation, **options
-    )
-    if weights is not None:
-        load_weights(model, weights)
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise ValueError(
-            f"device {device!r} is not available: {str(error).splitlines()[0]}"
-        ) from None
-    return model.to(target, torch.float64 if dtype == "float64" else torch.float32)
-
-
-def model_settings(
-    architecture: str,
-    activation: str | None = None,
-    *,
-    seed: int = architectures.SEED,
-    filters: Sequence[int] | None = None,
-    initialisation: str | None = None,
-    weights: str | None = None,
-) -> Record:
-    """What a record says of its model: `shared_model`'s settings, with the defaults filled in."""
-    own = architectures.ARCHITECTURES[architecture]
-    return {
-        "architecture": architecture,
-        "activation": architectures.activation_names(architecture, activation)[-1],
-        "seed": seed,
-        "filters": list(filters or own.filters),
-        "initialisation": weights or initialisation or own.initialisation,
-    }
-
-
 def client_gradients(
-    model: nn.Sequential, architecture: str, truth: datasets.Images, dtype: str = "float64"
+    model: nn.Module, architecture: str | None, truth: datasets.Images, dtype: str = "float64"
 ) -> dict[str, Tensor]:
-    """Gradients that the clients send, one image each: name → `(N, *parameter shape)`."""
-    targets = architectures.targets(architecture, truth.labels)
+    """Gradients that the clients send, one image each: name → `(N, *parameter shape)`.
+
+    An architecture with one logit is told the parity of the labels; None, the labels as they are.
+    """
+    targets = truth.labels
+    if architecture is not None:
+        targets = architectures.targets(architecture, targets)
     gradients = per_sample_gradients(model, truth.images, targets)
     return {name: g.to(DTYPES[dtype]) for name, g in gradients.items()}

@@ -120,15 +120,16 @@ class Network:
     def input_ranges(self) -> list[tuple[float, float] | None]:
         """What the input of each convolution lies between; None for the image."""
         convolutions = [node for node in self.nodes if isinstance(node.does, Stage)]
-        return [self._range(node.inputs[0]) for node in convolutions]
+        return [self.range_of(node.inputs[0]) for node in convolutions]
 
-    def _range(self, node: int) -> tuple[float, float] | None:
+    def range_of(self, node: int) -> tuple[float, float] | None:
+        """What a map lies between; None for the image."""
         does, inputs = self.nodes[node].does, self.nodes[node].inputs
         if does is None:
             return None
         if isinstance(does, Activation):
             return does.low, does.high
-        own = [self._range(i) for i in inputs] if isinstance(does, str) else [None]
+        own = [self.range_of(i) for i in inputs] if isinstance(does, str) else [None]
         if None in own:
             return -torch.inf, torch.inf
         lows, highs = zip(*own, strict=True)

@@ -11,6 +11,7 @@ from rconv.files import replacing
 from rconv.model.weights import check_weights
 from rconv.observe.check import DTYPES
 from rconv.observe.observation import Gradients
+from rconv.observe.steps import STATISTICS
 
 
 def write_tensors(path: str | PathLike, tensors: Gradients) -> None:
@@ -46,7 +47,7 @@ def read_tensors(path: str | PathLike) -> dict[str, Tensor]:
     Returns
     -------
     dict of str to Tensor
-        Name → tensor, of one of the `DTYPES` of gradients.
+        Name → tensor, of one of the `DTYPES` of gradients; BatchNorm's counters as they are.
 
     Raises
     ------
@@ -64,7 +65,8 @@ def read_tensors(path: str | PathLike) -> dict[str, Tensor]:
             "safetensors.torch.save_file, other formats are not accepted"
         ) from None
     for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPES:
+        counter = name.rpartition(".")[2] in STATISTICS  # BatchNorm's, of whole numbers
+        if tensor.dtype not in DTYPES and not counter:
             kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
             raise ValueError(f"{path}: {name} is {tensor.dtype}, not one of {kinds}")
     return tensors

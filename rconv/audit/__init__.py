@@ -1,0 +1,35 @@
+"""Does an architecture leak? The attack's own plan, asked with random data in place of a client's.
+
+Nothing here sees images or gradients; to try the attack on images is `rconv.lab.trial`.
+"""
+
+from rconv.audit.change import Change, Findings, Width, examine
+from rconv.audit.layers import (
+    GRADIENT,
+    HYBRID,
+    NOT_UNIQUE,
+    TOO_LARGE,
+    WEIGHT,
+    LayerAudit,
+    audit,
+    overall,
+)
+from rconv.audit.ranks import class_bound, filters_needed, gradient_rank
+
+__all__ = [
+    "GRADIENT",
+    "HYBRID",
+    "NOT_UNIQUE",
+    "TOO_LARGE",
+    "WEIGHT",
+    "Change",
+    "Findings",
+    "LayerAudit",
+    "Width",
+    "audit",
+    "class_bound",
+    "examine",
+    "filters_needed",
+    "gradient_rank",
+    "overall",
+]

@@ -1,0 +1,157 @@
+"""The same network with another number of filters in one convolution, and what is tied to it."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from rconv.model.ends import Head
+from rconv.model.geometry import Stage
+from rconv.model.nodes import CONCATENATION, SUM, Affine, Network, Node, UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class _Channels:
+    """Channels of a map in the changed network: whose copies they are, and which are new."""
+
+    source: Tensor
+    new: Tensor
+
+    def same(self, other: "_Channels") -> bool:
+        return torch.equal(self.source, other.source) and torch.equal(self.new, other.new)
+
+
+def tied(network: Network, node: int) -> tuple[int, ...]:
+    """The convolutions that have as many filters as one of them, whatever that number is.
+
+    Parameters
+    ----------
+    network : Network
+        The model.
+    node : int
+        A convolution.
+
+    Returns
+    -------
+    tuple of int
+        Itself and the others whose output it is added to, as their nodes.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If what it is added to has a number of channels that no convolution sets.
+    """
+    found, waiting = set(), {node}
+    while waiting:
+        i = waiting.pop()
+        found.add(i)
+        makers = [j for j in network.consumers[i] if not _sets_width(network.nodes[j])]
+        makers = [j for j in makers if network.nodes[j].does != CONCATENATION]
+        below = () if _sets_width(network.nodes[i]) else network.nodes[i].inputs
+        waiting |= {*makers, *below} - found
+    stages = [i for i in sorted(found) if isinstance(network.nodes[i].does, Stage)]
+    for i in found:
+        if network.nodes[i].does in (None, CONCATENATION):
+            raise UnsupportedModelError(
+                f"{network.nodes[node].name} is added to {network.nodes[i].name}, which keeps its "
+                "channels: its filters cannot be more or fewer"
+            )
+    return tuple(stages)
+
+
+def _sets_width(node: Node) -> bool:
+    """Whether the channels of a map are not those of the maps that it is made of."""
+    return node.does is None or node.does == CONCATENATION or isinstance(node.does, Stage)
+
+
+def with_filters(network: Network, node: int, filters: int, seed: int = 0) -> Network:
+    """The network with `filters` filters in a convolution, and in those tied to it.
+
+    Parameters
+    ----------
+    network : Network
+        The model.
+    node : int
+        A convolution.
+    filters : int
+        The first ones stay as they are; new ones have random weights of the same size.
+    seed : int
+        Of these.
+
+    Returns
+    -------
+    Network
+        Nodes in the same order.
+
+    Raises
+    ------
+    UnsupportedModelError
+        As `tied`, or if the changed map is added to one that is not.
+    """
+    group, generator = tied(network, node), torch.Generator().manual_seed(seed)
+    channels: list[_Channels] = []
+    nodes: list[Node] = []
+    for i, own in enumerate(network.nodes):
+        inputs = [channels[j] for j in own.inputs]
+        present = own.shape[0]
+        if own.does is None or isinstance(own.does, Stage):
+            count = torch.arange(filters if i in group else present)
+            mine = _Channels(count % present, count >= present)
+        elif own.does == CONCATENATION:
+            mine = _joined(inputs, [network.nodes[j].shape[0] for j in own.inputs])
+        else:
+            mine = inputs[0]
+            if own.does == SUM and not all(mine.same(other) for other in inputs):
+                raise UnsupportedModelError(f"{own.name}: adds maps of different channels then")
+        channels.append(mine)
+        does = own.does
+        if isinstance(does, Stage):
+            does = _changed(does, mine, inputs[0], generator)
+        elif isinstance(does, Affine):
+            does = Affine(does.scale[mine.source], does.shift[mine.source])
+        nodes.append(replace(own, does=does, shape=(len(mine.source), *own.shape[1:])))
+    stages = tuple(own.does for own in nodes if isinstance(own.does, Stage))
+    head = _head(network.head, network.nodes[-1].shape, channels[-1])
+    return Network(stages, head, tuple(nodes))
+
+
+def parameters(network: Network) -> int:
+    """Weights and biases of the convolutions and of the head."""
+    tensors = [part for stage in network.stages for part in (stage.weight, stage.bias)]
+    tensors.append(network.head.weight)
+    biases = len(network.head.weight) if network.head.has_bias else 0
+    return biases + sum(part.numel() for part in tensors if part is not None)
+
+
+def _joined(inputs: list[_Channels], widths: list[int]) -> _Channels:
+    """Channels of a concatenation."""
+    starts = [sum(widths[:k]) for k in range(len(widths))]
+    source = [own.source + start for own, start in zip(inputs, starts, strict=True)]
+    return _Channels(torch.cat(source), torch.cat([own.new for own in inputs]))
+
+
+def _changed(
+    stage: Stage, output: _Channels, below: _Channels, generator: torch.Generator
+) -> Stage:
+    """A convolution of some of the channels, and of new ones."""
+    own = stage.weight[output.source][:, below.source]
+    size = stage.weight.square().mean().sqrt()
+    drawn = torch.randn(own.shape, generator=generator, dtype=own.dtype).to(own.device)
+    new = (output.new[:, None] | below.new[None]).to(own.device)
+    g = stage.geometry
+    return replace(
+        stage,
+        weight=torch.where(new[..., None, None], size * drawn, own),
+        bias=None if stage.bias is None else stage.bias[output.source],
+        scale=None if stage.scale is None else stage.scale[output.source],
+        geometry=replace(
+            g,
+            input=(len(below.source), *g.input[1:]),
+            output=(len(output.source), *g.output[1:]),
+        ),
+    )
+
+
+def _head(head: Head, shape: tuple[int, int, int], below: _Channels) -> Head:
+    weight = head.weight.reshape(-1, shape[0], shape[1] * shape[2])
+    return replace(head, weight=weight[:, below.source].flatten(1))
