@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from rconv.attack.certificate import distance, recomputed
+from rconv.attack.entry import entry_residual, from_embedding
 from rconv.attack.head import HeadInput, head_input, rank_one
 from rconv.attack.labels import own_logits, told_labels
 from rconv.attack.plan import LayerPlan
 from rconv.attack.recursion import recursion
 from rconv.attack.report import Reconstruction
-from rconv.attack.start import Start, from_embedding, from_head
+from rconv.attack.start import Start, from_head
 from rconv.attack.verdict import expected_error, layer_levels, layer_names, revealed_noise
 from rconv.model.ends import Entry, Head
 from rconv.model.nodes import Network
@@ -67,6 +68,9 @@ def attempt(
     noise = noise.select(image, gradients)
     start = _start(network, found, scaled, noise, unit)
     images, reports, spread = recursion(network, plans, start, scaled, noise, unit, frugal=frugal)
+    if isinstance(head, Entry):
+        residual = entry_residual(network, start, reports[1], scaled)
+        reports = (replace(reports[0], residual=residual), *reports[1:])
     error = expected_error(images, reports, spread, value_range)
     own = recomputed(model, start.linear, images, start.derivative)
     # A layer that the model cuts off from the loss has no gradient; what was read has one.
@@ -81,7 +85,7 @@ def attempt(
         distance(own, scaled, list(own)),
         error,
         torch.zeros_like(image),
-        revealed_noise(network, own, scaled, levels, start.report.residual, error),
+        revealed_noise(network, own, scaled, levels, reports[0].residual, error),
         error / levels.amax(dim=1).clamp(min=1e-300),
         torch.zeros_like(image, dtype=torch.bool),
         ("",) * len(images),
