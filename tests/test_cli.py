@@ -140,11 +140,13 @@ def test_observe_refuses_a_missing_folder_before_it_computes(tmp_path, capsys, m
 
 
 def test_audit_prints_the_verdict(capsys):
-    assert main(["audit", "-m", "dlg_lenet", "-d", "CIFAR10", "--trials", "0"]) == 0
+    assert main(["audit", *SMALL, "--trials", "0"]) == 0
     out = capsys.readouterr().out
     conv2 = next(line for line in out.splitlines() if line.startswith("conv2"))
     assert conv2.split()[1:4] == ["3072", "3600", "2880"] and "needs hybrid" in conv2
-    assert out.rstrip().endswith("dlg_lenet on CIFAR10: needs hybrid")
+    *_, verdict, change = out.rstrip().splitlines()
+    assert verdict == "dlg_lenet on Digits: needs hybrid"
+    assert change.startswith("Cheapest change: conv2 with 9 instead of 12 filters")
 
 
 def test_audit_tries_the_attack_without_the_datasets_files(tmp_path, capsys):
@@ -152,7 +154,7 @@ def test_audit_tries_the_attack_without_the_datasets_files(tmp_path, capsys):
     audit = ["audit", "-m", "lenet_main", "-d", "MNIST", "--data-dir", str(tmp_path)]
     assert main([*audit, "--trials", "2", "--dtype", "float32"]) == 0
     rank, tried = capsys.readouterr().out.split("\n\n")
-    assert rank.endswith("lenet_main on MNIST: leaks")
+    assert "\nlenet_main on MNIST: leaks\n" in rank
     header, *layers, share, verdict = tried.rstrip().splitlines()
     assert (
         "2 photographs of scikit-image (1 × 32 × 32, grey), labels 0 to 1, gradients in float32"
@@ -179,7 +181,7 @@ def test_audit_tries_images_of_the_dataset_and_weights_of_a_file(tmp_path, capsy
 
 
 def test_audit_refuses_images_that_are_not_to_be_had_before_it_computes(monkeypatch, capsys):
-    monkeypatch.setattr("rconv.cli.commands.audit", lambda *a, **k: pytest.fail("judged first"))
+    monkeypatch.setattr("rconv.cli.judge.examine", lambda *a, **k: pytest.fail("judged first"))
     assert main(["audit", "-i", "100"]) == 2
     found = capsys.readouterr()
     assert "0 to 99" in found.err and not found.out

@@ -10,7 +10,7 @@ import pytest
 from rconv.cli import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-COMMANDS = re.findall(r"^\.venv/bin/rconv (.*?)\s+#", README, re.MULTILINE)
+COMMANDS = re.findall(r"^\.venv/bin/rconv (.*?)(?:\s+#|$)", README, re.MULTILINE)
 
 
 def test_the_python_example_reconstructs(capsys):
@@ -33,13 +33,15 @@ def test_command_lines(command, tmp_path, monkeypatch, capsys):
     if "RCONV_DATA" in os.environ:
         monkeypatch.setenv("RCONV_DATA", str(Path(os.environ["RCONV_DATA"]).resolve()))
     monkeypatch.chdir(tmp_path)
+    before, _, _ = README.split("```python\n")[1].partition("model = Net()")
+    (tmp_path / "net.py").write_text(before)
     arguments = shlex.split(command)
     assert main(arguments) == 0
-    for option in ("--out", "--json"):
+    for option in ("--out", "--json", "--html"):
         if option in arguments:
             assert (tmp_path / arguments[arguments.index(option) + 1]).stat().st_size > 1000
 
 
 def test_the_two_commands_are_there():
-    assert len(COMMANDS) == 3
+    assert len(COMMANDS) == 5
     assert "make book" in README and "make test" in README

@@ -3,7 +3,7 @@
 Nothing here sees images or gradients; to try the attack on images is `rconv.lab.trial`.
 """
 
-from rconv.audit.change import Change, Findings, Width, examine
+from rconv.audit.change import Change, Findings, examine
 from rconv.audit.layers import (
     GRADIENT,
     HYBRID,
@@ -14,6 +14,7 @@ from rconv.audit.layers import (
     audit,
     overall,
 )
+from rconv.audit.needed import Width
 from rconv.audit.ranks import class_bound, filters_needed, gradient_rank
 
 __all__ = [

@@ -106,7 +106,7 @@ class Meeting:
         """What the attack makes of it: the cheapest equations, and all if these fall short."""
         own = self.plans, self.known, self.told
         _, report = solve_map(*own, frugal=True)
-        if int(report.rank) < self.unknowns:
+        if int(report.rank) < self.unknowns and report.constraints != ("hybrid",):
             _, report = solve_map(*own)
         return report
 

@@ -135,10 +135,11 @@ def judge(met: Meeting) -> LayerAudit:
     alone = kind == "gradient" and met.told is None
     gradient = rank if alone else met.gradient_rank()
     hybrid: int | None = rank
-    if rank < n and not met.plans[0].affordable and gradient + met.weight_rows >= n:
-        hybrid, verdict = None, TOO_LARGE
-    elif rank < n:
+    if rank < n:
         verdict = NOT_UNIQUE
+        if not met.plans[0].affordable and met.weight_rows:  # which the attack leaves out then
+            hybrid = None
+            verdict = TOO_LARGE if gradient + met.weight_rows >= n else NOT_UNIQUE
     elif kind == "weight" or met.told_whole:
         verdict = WEIGHT
     else:

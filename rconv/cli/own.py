@@ -50,6 +50,7 @@ def load_own(text: str, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         with _told(place):
             module = _of_file(file) if file else importlib.import_module(place)
+        torch.manual_seed(seed)  # whatever the import has drawn
         return _model(module, text, name)
 
 

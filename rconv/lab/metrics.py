@@ -14,11 +14,15 @@ WINDOW = 11
 
 
 def quality(x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
-    """All measures of reconstructions `x` of images `y` in [0, 1], by name; see each of them."""
+    """All measures of reconstructions `x` of images `y` in [0, 1], by name; see each of them.
+
+    The SSIM of images that are smaller than its window is NaN.
+    """
+    small = min(y.shape[-2:]) < WINDOW
     return {
         "mse": mse(x, y),
         "psnr": psnr(x, y, data_range=1.0),
-        "ssim": ssim(x, y, data_range=1.0),
+        "ssim": torch.full((len(y),), torch.nan) if small else ssim(x, y, data_range=1.0),
         "gain": gain(x, y),
     }
 

@@ -70,10 +70,12 @@ def sentence(found: Findings) -> str:
         name = next(own.name for own in found.layers if own.verdict == TOO_LARGE)
         return f"Not decided: the rank of {name} is too large to compute."
     if found.verdict == NOT_UNIQUE:
-        worst = max(found.layers, key=lambda own: own.open or 0)
+        short = [own for own in found.layers if own.verdict == NOT_UNIQUE]
+        worst = max(short, key=lambda own: own.open or 0)
+        count = worst.open or "some"
         return (
-            f"Not by equations alone: {worst.name} leaves {worst.open} of {worst.unknowns} "
-            "directions of its input open, which is not yet privacy."
+            f"Not by equations alone: {worst.name} leaves {count} of {worst.unknowns} directions "
+            "of its input open, which is not yet privacy."
         )
     kinds = " of both kinds together" if found.verdict == HYBRID else ""
     return f"It leaks: equations{kinds} determine the image that a gradient was computed from."
@@ -89,9 +91,8 @@ def cheapest(found: Findings) -> str:
             "Fewer filters in one convolution make no layer short, as far as ranks can be "
             "computed: this leak is not closed by a change of width."
         )
-    width = change.width
+    width, short = change.width, change.layer
     others = f", and with it {', '.join(width.tied)}" if width.tied else ""
-    short = max(change.layers, key=lambda own: own.open or 0)
     return (
         f"Cheapest change: {width.convolution} with {change.filters} instead of {width.filters} "
         f"filters{others} ({change.parameters:,} parameters less). {short.name} then leaves "
