@@ -122,5 +122,5 @@ def test_what_is_preserved_by_two_constructions():
     q = orthonormal(50, 50, 3)
     values = torch.cat([q.new_ones(3), torch.linspace(0.999, 0, 47, dtype=torch.float64)])
     losses, vectors = preserved(q * values @ q.mT, most=6)
-    assert (losses - (1 - values[:6])).abs().max() < 1e-12
+    assert (losses - (1 - values[:6]))[:4].abs().max() < 1e-9 and losses[4] > 1e-2
     assert (vectors[:, :3] - q[:, :3] @ (q[:, :3].mT @ vectors[:, :3])).norm() < 1e-12
