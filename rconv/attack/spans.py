@@ -68,6 +68,9 @@ class Entered:
         Of G, at most what is needed.
     needed : int
         Rank that G needs.
+    condition, rest : Tensor
+        (): ratio of the extreme singular values of G that the needed rank has, and the share of
+        its norm beyond them.
     open : int
         Directions of X that are not told, the factor among them.
     losses : Tensor
@@ -82,6 +85,8 @@ class Entered:
     cotangent_noise: Tensor
     rank: int
     needed: int
+    condition: Tensor
+    rest: Tensor
     open: int
     losses: Tensor
     scaled: bool
@@ -102,12 +107,15 @@ def enter(spans: Spans, own: Own) -> Entered:
     Entered
         Of a random factor where no offset's gradient tells it.
     """
-    rank, own = _rank(spans, own)
-    if rank < spans.combinations:
-        return _nothing(spans, own, rank)
+    sizes = torch.linalg.svdvals(own.gradient.flatten(1))
+    rank, own = _rank(spans, own, sizes)
+    m, norm = spans.combinations, sizes.norm().clamp(min=1e-300)
+    rest = sizes[m:].norm() / norm
+    if rank < m:
+        return _nothing(spans, own, rank, rest)
     x, o, losses, scaled = _solve(spans, own)
     generator = torch.Generator().manual_seed(0)
-    spread, spread_o = torch.zeros_like(x), 0.0
+    spread, spread_o = torch.zeros_like(x), torch.zeros_like(norm)
     for _ in range(DRAWS):
         other = _solve(spans, own.disturbed(generator))
         # Without a factor the sign is chance.
@@ -120,30 +128,33 @@ def enter(spans: Spans, own: Own) -> Entered:
         spread.mean(dim=(1, 2)).sqrt(),
         (spread_o.sqrt() / o.norm().clamp(min=1e-300)).clamp(max=1.0),
         rank,
-        spans.combinations,
+        m,
+        sizes[0] / sizes[m - 1],
+        rest,
         spans.dimension(losses) - int(scaled),
         losses,
         scaled,
     )
 
 
-def _nothing(spans: Spans, own: Own, rank: int) -> Entered:
+def _nothing(spans: Spans, own: Own, rank: int, rest: Tensor) -> Entered:
     """Where the rank of G is short."""
-    shape, positions = spans.geometry.input, spans.geometry.positions
-    x, o = own.gradient.new_zeros(shape), own.gradient.new_zeros(len(own.gradient), positions)
-    one, needed = x.new_ones(()), spans.combinations
-    unknowns = spans.geometry.unknowns
-    return Entered(x, o, x.sum(dim=(1, 2)), one, rank, needed, unknowns, one[None], False)
+    g = spans.geometry
+    x, o = rest.new_zeros(g.input), rest.new_zeros(len(own.gradient), g.positions)
+    one = torch.ones_like(rest)
+    ends = rest.new_tensor([1.0, 1.0])
+    error = x.sum(dim=(1, 2))
+    told = rank, spans.combinations, one * torch.inf, rest
+    return Entered(x, o, error, one, *told, g.unknowns, ends, False)
 
 
-def _rank(spans: Spans, own: Own) -> tuple[int, Own]:
+def _rank(spans: Spans, own: Own, sizes: Tensor) -> tuple[int, Own]:
     """Rank of G, and its gradients with the noise that the rest of G shows, if that is more."""
-    g, m = own.gradient.flatten(1), spans.combinations
-    sizes = torch.linalg.svdvals(g)
+    m, shape = spans.combinations, own.gradient.flatten(1).shape
     spread = own.spread.expand_as(own.gradient)
     # The largest singular value of independent errors of one size.
-    most = spread.square().mean().sqrt() * (g.shape[0] ** 0.5 + g.shape[1] ** 0.5)
-    most = most.maximum(sizes[0] * torch.finfo(g.dtype).eps)
+    most = spread.square().mean().sqrt() * (shape[0] ** 0.5 + shape[1] ** 0.5)
+    most = most.maximum(sizes[0] * torch.finfo(sizes.dtype).eps)
     rank = int((sizes[:m] > SURE * most).sum())
     if len(sizes) > m and sizes[m] > most:
         ratio = sizes[m] / most
