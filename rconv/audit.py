@@ -11,8 +11,9 @@ from rconv.equations.gradient import gradient_matrix
 from rconv.equations.system import StackedSystem
 from rconv.equations.windows import window_index
 from rconv.linalg.dense import MAX_UNKNOWNS, solve_stacked
+from rconv.model.ends import Head
 from rconv.model.geometry import Geometry, Stage
-from rconv.model.read import Head, read
+from rconv.model.read import read
 
 EPS = torch.finfo(torch.float64).eps
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from small import SEEDS, normal, relative_error, uniform
 
 from rconv.attack.head import head_input, rank_one
-from rconv.model.nodes import Head
+from rconv.model.ends import Head
 from rconv.observe.noise import Noise
 
 

@@ -10,13 +10,13 @@ from torch import nn
 from rconv.attack.backward import settle_sides, through_activation
 from rconv.attack.head import head_input
 from rconv.attack.plan import LayerPlan
-from rconv.attack.recursion import _errors, _from_head
 from rconv.attack.solve import Known, by_gradient, stacked
+from rconv.attack.start import errors, from_head
 from rconv.attack.walk import _propagated
 from rconv.equations.gradient import gradient_matrix
 from rconv.model.activations import from_module
+from rconv.model.ends import Head
 from rconv.model.geometry import Geometry, Stage
-from rconv.model.nodes import Head
 from rconv.observe.noise import Noise
 
 MODULES = [
@@ -274,10 +274,10 @@ def test_where_rows_of_the_first_linear_cancel_their_rounding_weighs_more():
     z[:, 3] -= 1
     linear = Head("fc", weight, True, True, "fc.bias")
     gradients = {"fc.weight": z[:, :, None] * normal(1, 1, 12, seed=3), "fc.bias": z}
-    _, signal = _from_head(
+    signal = from_head(
         linear, head_input(linear, gradients), gradients, Noise.of(torch.float32),
         torch.ones(1).double(), (3, 2, 2),
-    )  # fmt: skip
+    ).cotangent  # fmt: skip
     moved = (z * (1 + level * normal(200, 10, seed=4))) @ weight
     exact = signal.value.flatten(1)
     measured = ((moved - exact).square().mean() / exact.square().mean()).sqrt().item()
@@ -293,10 +293,10 @@ def test_added_noise_is_of_one_size_in_all_rows_of_the_first_linear():
     z[:, 3] = -1
     linear = Head("fc", weight, True, True, "fc.bias")
     gradients = {"fc.weight": z[:, :, None] * normal(1, 1, 12, seed=3), "fc.bias": z}
-    _, signal = _from_head(
+    signal = from_head(
         linear, head_input(linear, gradients), gradients, Noise(spread=level),
         torch.ones(1).double(), (3, 2, 2),
-    )  # fmt: skip
+    ).cotangent  # fmt: skip
     moved = (z + level * z.square().mean().sqrt() * normal(200, 10, seed=4)) @ weight
     exact = signal.value.flatten(1)
     measured = ((moved - exact).square().mean() / exact.square().mean()).sqrt().item()
@@ -325,10 +325,10 @@ def test_where_a_transposed_convolution_cancels_its_noise_weighs_more():
 def test_errors_of_one_size_are_shared_by_the_channels_and_roundings_are_not():
     value = normal(1, 2, 50, 50) * torch.tensor([1.0, 1e-3]).double()[:, None, None]
     level, rounding, added = torch.tensor([1e-6]).double(), Noise(relative=1e-6), Noise(spread=1e-6)
-    apart = _errors(value, level, ("gradient",), rounding)[0]
+    apart = errors(value, level, ("gradient",), rounding)[0]
     assert (apart[1] / apart[0]).item() == pytest.approx(1e-3, rel=0.1)
     for kind, noise in (("gradient", added), ("hybrid", rounding), ("hybrid", added)):
-        shared = _errors(value, level, (kind,), noise)[0]
+        shared = errors(value, level, (kind,), noise)[0]
         assert shared[0] == shared[1] and shared[0].item() == pytest.approx(0.7e-6, rel=0.1)
 
 
@@ -337,10 +337,10 @@ def test_noise_of_the_bias_gradient_alone_reaches_the_input_of_the_first_linear(
     linear = Head("fc", weight, True, True, "fc.bias")
     gradients = {"fc.weight": z[:, :, None] * normal(1, 1, 12, seed=3), "fc.bias": z}
     found = [
-        _from_head(
+        from_head(
             linear, head_input(linear, gradients), gradients, Noise(deviations=told),
             torch.ones(1).double(), (3, 2, 2),
-        )[0].error.max().item()
+        ).told.error.max().item()
         for told in ({"fc.bias": 1e-3}, {"fc.weight": 1e-3}, {})
     ]  # fmt: skip
     assert min(found[:2]) > 1e-4 and found[2] < 1e-12
@@ -356,7 +356,8 @@ def test_the_noise_of_every_entry_reaches_what_the_first_linear_says():
     noise = Noise(deviations=told)
     sent = {n: g + told[n] * normal(*g.shape, seed=k) for k, (n, g) in enumerate(exact.items())}
     head = head_input(linear, sent, noise)
-    value, cotangent = _from_head(linear, head, sent, noise, torch.ones(1).double(), (2, 20, 20))
+    start = from_head(linear, head, sent, noise, torch.ones(1).double(), (2, 20, 20))
+    value, cotangent = start.told, start.cotangent
     measured = (value.value - v.reshape(1, 2, 20, 20)).square().mean(dim=(2, 3)).sqrt()
     torch.testing.assert_close(value.error, measured, rtol=0.2, atol=0)
     assert (measured[0, 1] / measured[0, 0]).item() == pytest.approx(10, rel=0.2)

@@ -5,6 +5,7 @@ Prepared once per model, it receives what an attacker has, the model and gradien
 
 import copy
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from rconv.attack.fallback import within_range
 from rconv.attack.plan import make_plan
 from rconv.attack.report import Reconstruction
 from rconv.attack.second_look import second_look
+from rconv.model.ends import Entry
 from rconv.model.read import read
 from rconv.observe.check import check_gradients, check_value_range, told_noise
 from rconv.observe.noise import Noise
@@ -34,6 +36,8 @@ class Attack:
     ----------
     model : Module
         Convolutions with activations, Flatten, a Linear and any head; as a Sequential, or as code.
+        Or convolutions, of which the last has a learned position embedding added to its output;
+        then anything, and a Linear.
     input_shape : tuple of int
         (C, H, W) of one image.
     constraints : str or sequence of str
@@ -75,7 +79,12 @@ class Attack:
         if loss not in LOSSES:
             raise ValueError(f"unknown loss {loss!r}: state 'cross-entropy', or nothing")
         self.network = read(model, input_shape)
-        self.model = copy.deepcopy(model).double()
+        self.model = copy.deepcopy(model)
+        head, self._exact = self.network.head, None  # all gradients are taken as float64
+        if isinstance(head, Entry):  # only those that equations are made of
+            self._exact = {f"{head.logits}.bias", *chain.from_iterable(self.network.parameters)}
+        else:
+            self.model.double()
         self.value_range, self.loss = check_value_range(value_range), loss
         options = {"signs": signs, "prior": signs and prior, "exact": exact}
         self.plans = make_plan(self.network, constraints, self.value_range, **options)
@@ -120,7 +129,11 @@ class Attack:
         ShortRankError
             With `strict`, the first layer of short rank and what would help.
         """
-        gradients, rounding = check_gradients(self.model, gradients)
+        gradients, rounding = check_gradients(self.model, gradients, self._exact)
+        if self._exact is not None:
+            others = [g.dtype for name, g in gradients.items() if name not in self._exact]
+            own = [p.dtype for p in self.model.parameters()]
+            self.model.to(max(torch.float32, *others, *own, key=lambda dtype: dtype.itemsize))
         noise = told_noise(self.model, rounding, precision, noise)
         total = len(next(iter(gradients.values())))
         parts = []

@@ -12,8 +12,10 @@ from rconv.attack.labels import own_logits, told_labels
 from rconv.attack.plan import LayerPlan
 from rconv.attack.recursion import recursion
 from rconv.attack.report import Reconstruction
+from rconv.attack.start import Start, from_embedding, from_head
 from rconv.attack.verdict import expected_error, layer_levels, layer_names, revealed_noise
-from rconv.model.nodes import Head, Network
+from rconv.model.ends import Entry, Head
+from rconv.model.nodes import Network
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 
@@ -33,13 +35,13 @@ def attempt(
     Parameters
     ----------
     model : Module
-        The shared model, float64.
+        The shared model, in the dtype that the certificate is computed in.
     network : Network
         The same, as it was read.
     plans : sequence of LayerPlan
         One per convolution.
     gradients : dict of str to Tensor
-        Name → (N, *parameter shape), float64.
+        Name → (N, *parameter shape), float64 where equations are made of them.
     noise : Noise
         What is known of their errors.
     value_range : tuple of float
@@ -54,19 +56,19 @@ def attempt(
     image : Tensor
         (M,), int64, the image that each candidate explains.
     """
-    head = head_input(network.head, gradients, noise)
+    head, found = network.head, None
+    if isinstance(head, Head):
+        found = head_input(head, gradients, noise)
+    image = _images(gradients) if found is None else found.image
     # Relative to the largest entry: gradients of 1e-200, of a saturated softmax, are sound,
     # but have no square.
-    unit = largest_entry(gradients)[head.image]
-    head = replace(head, cotangent=head.cotangent / unit[:, None])
-    scaled = {
-        name: g[head.image] / unit.reshape(-1, *[1] * (g.dim() - 1))
-        for name, g in gradients.items()
-    }
-    noise = noise.select(head.image, gradients)
-    images, reports, spread = recursion(network, plans, head, scaled, noise, unit, frugal=frugal)
+    unit = largest_entry(gradients)[image]
+    scaled = {name: _divided(g[image], unit) for name, g in gradients.items()}
+    noise = noise.select(image, gradients)
+    start = _start(network, found, scaled, noise, unit)
+    images, reports, spread = recursion(network, plans, start, scaled, noise, unit, frugal=frugal)
     error = expected_error(images, reports, spread, value_range)
-    own = recomputed(model, network.head.name, images, head.cotangent)
+    own = recomputed(model, start.linear, images, start.derivative)
     # A layer that the model cuts off from the loss has no gradient; what was read has one.
     for names in layer_names(network, scaled):
         for name in names:
@@ -75,45 +77,73 @@ def attempt(
     candidates = Reconstruction(
         images,
         reports,
-        _labels(model, network.head, images, head, scaled),
+        _labels(model, head, images, found, start.derivative, scaled),
         distance(own, scaled, list(own)),
         error,
-        torch.zeros_like(head.image),
-        revealed_noise(network, own, scaled, levels, head.residual, error),
+        torch.zeros_like(image),
+        revealed_noise(network, own, scaled, levels, start.report.residual, error),
         error / levels.amax(dim=1).clamp(min=1e-300),
-        torch.zeros_like(head.known),
+        torch.zeros_like(image, dtype=torch.bool),
         ("",) * len(images),
     )
-    return candidates, head.image
+    return candidates, image
+
+
+def _start(
+    network: Network, found: HeadInput | None, gradients: Gradients, noise: Noise, unit: Tensor
+) -> Start:
+    """Where the recursion starts, in gradients that are divided by `unit`."""
+    if found is None:
+        return from_embedding(network, gradients, noise, unit)
+    found = replace(found, cotangent=_divided(found.cotangent, unit))
+    shape = network.nodes[-1].shape
+    return from_head(network.head, found, gradients, noise, unit, shape)
 
 
 def _labels(
-    model: nn.Module, linear: Head, images: Tensor, head: HeadInput, gradients: Gradients
+    model: nn.Module,
+    head: Head | Entry,
+    images: Tensor,
+    found: HeadInput | None,
+    derivative: Tensor,
+    gradients: Gradients,
 ) -> Tensor:
     """Classes told by the logit gradients; -1 where the head does not end in logits."""
-    logit_gradient = _logit_gradient(linear, head, gradients)
+    if found is None:
+        return told_labels(derivative)
+    logit_gradient = _logit_gradient(head, derivative, gradients)
     if logit_gradient is None:
-        return torch.full_like(head.image, -1)
-    if linear.last and head.known.all():
-        logits = own_logits(model, linear, head.value)
+        return torch.full_like(found.image, -1)
+    if head.last and found.known.all():
+        logits = own_logits(model, head, found.value)
     else:
         with torch.no_grad():
             logits = model(images)
     return told_labels(logit_gradient, logits)
 
 
-def _logit_gradient(linear: Head, head: HeadInput, gradients: Gradients) -> Tensor | None:
+def _logit_gradient(linear: Head, derivative: Tensor, gradients: Gradients) -> Tensor | None:
     """(N, K) derivative of the loss by the logits, up to a factor."""
     name = linear.logits
     if name is None or name == linear.name:
-        return None if name is None else head.cotangent
+        return None if name is None else derivative
     if f"{name}.bias" in gradients:
         return gradients[f"{name}.bias"]
     return torch.stack([rank_one(g)[0] for g in gradients[f"{name}.weight"]])
 
 
+def _images(gradients: Gradients) -> Tensor:
+    """(N,), int64: the images, one after the other."""
+    own = next(iter(gradients.values()))
+    return torch.arange(len(own), device=own.device)
+
+
+def _divided(values: Tensor, unit: Tensor) -> Tensor:
+    return values / unit.to(values.dtype).reshape(-1, *[1] * (values.dim() - 1))
+
+
 def largest_entry(gradients: Gradients) -> Tensor:
     """(N,): size of the largest entry of each image's gradients, 1 where all are zero."""
-    sizes = torch.stack([g.flatten(1).abs().amax(dim=1) for g in gradients.values()])
+    sizes = torch.stack([g.flatten(1).abs().amax(dim=1).double() for g in gradients.values()])
     unit = sizes.amax(dim=0)
     return torch.where(unit > 0, unit, 1.0)

@@ -58,6 +58,7 @@ def recomputed(model: nn.Module, first_linear: str, images: Tensor, cotangent: T
     """
     linear = model.get_submodule(first_linear)
     parameters = {name: p.detach() for name, p in model.named_parameters()}
+    images, cotangent = (own.to(linear.weight.dtype) for own in (images, cotangent))
 
     def step(parameters: Gradients, image: Tensor, cotangent: Tensor) -> Tensor:
         outputs: list[Tensor] = []
@@ -86,7 +87,7 @@ def distance(own: Gradients, observed: Gradients, names: Sequence[str]) -> Tenso
     Tensor
         (N,): ‖own - observed‖ / ‖observed‖; 0 where both are zero, inf where it is no number.
     """
-    seen = torch.cat([observed[name].flatten(1) for name in names], dim=1)
-    difference = torch.cat([own[name].flatten(1) for name in names], dim=1) - seen
-    ratio = relative(difference, seen)
+    differences = [(own[name] - observed[name]).flatten(1).norm(dim=1).double() for name in names]
+    sizes = [observed[name].flatten(1).norm(dim=1).double() for name in names]
+    ratio = relative(torch.stack(differences, dim=1), torch.stack(sizes, dim=1))
     return torch.where(ratio.isfinite(), ratio, torch.inf)

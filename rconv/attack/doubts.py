@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rconv.attack.labels import own_logits
 from rconv.attack.report import CLEAR, LayerReport, Reconstruction
-from rconv.model.nodes import Head
+from rconv.model.ends import Entry, Head
 from rconv.observe.observation import Gradients
 
 SATURATED, SAME = 1e-3, 1e-2
@@ -20,7 +20,7 @@ SIGNS = "every entry of the head's gradient has the same size: only signs were s
 
 def with_doubts(
     result: Reconstruction,
-    head: Head,
+    head: Head | Entry,
     model: nn.Module,
     gradients: Gradients,
     loss: str | None,
@@ -32,7 +32,7 @@ def with_doubts(
     ----------
     result : Reconstruction
         With its certificate and expected error.
-    head : Head
+    head : Head or Entry
         Of the network.
     model : Module
         The shared model, float64.
@@ -47,17 +47,15 @@ def with_doubts(
     -------
     Reconstruction
     """
-    stated = head.has_bias or head.weight.shape[0] > 2 or loss is not None
-    # Without a bias the scale follows from the loss, and no noise of its own is known of it. With
-    # one logit the head's gradient is an outer product however many images there were.
-    assumed = torch.full_like(result.assumed, not stated)
-    assumed |= (result.revealed_noise > 0) & (not head.has_bias)
-    assumed |= _outside(result, value_range) & (head.weight.shape[0] == 1)
-    factors = _factors(result, head, model, gradients)
+    assumed, factors, stated = result.assumed, [math.nan] * len(result.images), True
+    if isinstance(head, Head):
+        stated = head.has_bias or head.weight.shape[0] > 2 or loss is not None
+        assumed = _assumed(result, head, stated, value_range)
+        factors = _factors(result, head, model, gradients)
     opened = [layer.open > 0 for layer in result.layers]
     short = [[layer for layer, own in zip(result.layers, row, strict=True) if own]
              for row in torch.stack(opened, dim=1).tolist()]  # fmt: skip
-    sizes = gradients[f"{head.name}.weight"].flatten(1).abs()
+    sizes = gradients[head.parameters[0]].flatten(1).abs()
     signs = ((sizes == 0) | (sizes == sizes.amax(dim=1, keepdim=True))).all(dim=1)
     signs &= result.revealed_noise > 0
     reasons = tuple(
@@ -66,6 +64,17 @@ def with_doubts(
         for i, own in enumerate(signs.tolist())
     )  # fmt: skip
     return replace(result, doubts=reasons, assumed=assumed)
+
+
+def _assumed(
+    result: Reconstruction, head: Head, stated: bool, value_range: tuple[float, float]
+) -> Tensor:
+    """(N,), whether the image rests on what nothing in the gradients tells."""
+    # Without a bias the scale follows from the loss, and no noise of its own is known of it. With
+    # one logit the head's gradient is an outer product however many images there were.
+    assumed = torch.full_like(result.assumed, not stated)
+    assumed |= (result.revealed_noise > 0) & (not head.has_bias)
+    return assumed | (_outside(result, value_range) & (head.weight.shape[0] == 1))
 
 
 def _factors(
@@ -106,9 +115,12 @@ def _reason(
     if int(head.rank[i]) == 0:
         return "the gradients are zero: this step tells nothing"
     if float(head.residual[i]) >= revealed / 100 > 0:
+        what = "head's gradient is no single outer product"
+        if head.constraints[i] == "embedding":
+            what = "position embedding's gradient does not add up to the convolution's"
         return (
-            f"the head's gradient is no single outer product (residual "
-            f"{float(head.residual[i]):.0e}): several images, several steps, or noise"
+            f"the {what} (residual {float(head.residual[i]):.0e}): several images, several steps, "
+            "or noise"
         )
     if short:
         return f"{short[0].name} has rank {int(short[0].rank[i])} of {short[0].unknowns}"

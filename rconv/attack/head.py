@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rconv.attack.scale import scales
 from rconv.linalg.solution import relative
-from rconv.model.nodes import Head
+from rconv.model.ends import Head
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rconv.model.nodes import Head
+from rconv.model.ends import Head
 
 
 def own_logits(model: nn.Module, head: Head, v: Tensor) -> Tensor:

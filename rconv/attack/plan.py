@@ -8,6 +8,7 @@ from rconv.equations.windows import residue_classes, window_index
 from rconv.linalg import dense
 from rconv.linalg.equations import FREE
 from rconv.linalg.sparse import SparseSystem
+from rconv.model.ends import Entry
 from rconv.model.geometry import Geometry, Stage
 from rconv.model.nodes import Network
 
@@ -24,8 +25,8 @@ class LayerPlan:
     kind : str
         One of `KINDS`.
     first : bool
-        Whether the image is its input: there `auto` tries weight constraints before gradient
-        constraints, which three channels make few.
+        Whether the image is its input and what becomes of its output is read: there `auto` tries
+        weight constraints before gradient constraints, which three channels make few.
     bounds : tuple of float
         Range of the convolution's input.
     signs, prior, exact : bool
@@ -142,10 +143,17 @@ def make_plan(
         Unknown constraints, or a dense system that is too large.
     """
     kinds = kinds_per_layer(constraints, len(network.stages))
+    entry = network.head.name if isinstance(network.head, Entry) else None
+    if entry and kinds[-1] == "weight":
+        raise ValueError(f"{entry}: its output is unknown, it has no weight constraints: use auto")
+    each = zip(network.stages, kinds, network.input_ranges, strict=True)
     return tuple(
-        LayerPlan(stage, kind, first=own is None, bounds=own or value_range, **options)
-        for stage, kind, own in zip(network.stages, kinds, network.input_ranges, strict=True)
-    )
+        LayerPlan(
+            stage, kind,
+            first=own is None and stage.name != entry, bounds=own or value_range, **options,
+        )
+        for stage, kind, own in each
+    )  # fmt: skip
 
 
 def kinds_per_layer(constraints: str | Sequence[str], layers: int) -> tuple[str, ...]:

@@ -175,7 +175,7 @@ class Reconstruction:
 
 
 def _remedy(layer: LayerReport, i: int) -> str:
-    if layer.constraints[i] == "head":
+    if layer.constraints[i] in ("head", "embedding"):
         return "its gradients are zero: this step tells nothing"
     if layer.constraints[i] == "gradient":
         return "more filters, a smaller stride or hybrid constraints would help"

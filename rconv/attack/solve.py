@@ -9,7 +9,7 @@ from rconv.attack.backward import Passed
 from rconv.attack.plan import LayerPlan
 from rconv.equations.gradient import gradient_matrix, gradient_rhs
 from rconv.equations.system import StackedSystem
-from rconv.equations.windows import residue_classes
+from rconv.equations.windows import residue_classes, tiles
 from rconv.linalg.dense import solve_stacked
 from rconv.linalg.equations import DenseRows
 from rconv.linalg.normal import independent, least_squares
@@ -82,23 +82,45 @@ class Known:
 def by_gradient(known: Known) -> Solution:
     """Gradient constraints: one matrix for all channels, and a block of it per residue class."""
     g, parts, sizes = known.stage.geometry, [], []
+    if tiles(g):
+        return _by_tiles(known)
     classes = residue_classes(g)
     for block in classes:
         rhs = gradient_rhs(known.gradient, block[0])
         matrix = gradient_matrix(known.cotangent, g, block)
-        size = root_mean_square(rhs)[:, None, None]
-        rows = DenseRows(matrix, rhs, known.noise[:, None, None] * size)
-        if known.spread is not None:
-            common = known.passed.cotangent_noise[:, None, None] * size
-            own = torch.hypot(gradient_rhs(known.spread, block[0]), common)
-            rows = DenseRows(matrix, rhs, own).whitened()
-        parts.append(least_squares(rows, known.precision))
+        spread = None if known.spread is None else gradient_rhs(known.spread, block[0])
+        parts.append(_least_squares(known, matrix, rhs, spread))
         sizes.append(rhs.flatten(1).norm(dim=1))
     solution = independent(parts, sizes)
     value = known.gradient.new_zeros(len(known.gradient), g.pixels, g.input[0])
     value[:, torch.cat([pixels for _, pixels in classes])] = solution.value
     solution = replace(solution, value=value.mT.flatten(1), rank=solution.rank * g.input[0])
     return at_least(solution, known.noise)
+
+
+def _by_tiles(known: Known) -> Solution:
+    """The same where windows tile the input: ∂ℓ/∂W = Ōᵀ U, one matrix for all entries of U.
+
+    U, (L, C·kh·kw), has a window in each row.
+    """
+    g = known.stage.geometry
+    spread = None if known.spread is None else known.spread.flatten(2)
+    rhs = known.gradient.flatten(2)
+    solution = _least_squares(known, known.cotangent.flatten(2), rhs, spread)
+    value = solution.value.reshape(-1, *g.output[1:], g.input[0], *g.kernel)
+    value = value.permute(0, 3, 1, 4, 2, 5).flatten(1)
+    rank = solution.rank * g.input[0] * g.offsets
+    return at_least(replace(solution, value=value, rank=rank), known.noise)
+
+
+def _least_squares(known: Known, matrix: Tensor, rhs: Tensor, spread: Tensor | None) -> Solution:
+    """Some of the gradient constraints, solved; `spread` as `rhs`, each entry's own error."""
+    size = root_mean_square(rhs)[:, None, None]
+    rows = DenseRows(matrix, rhs, known.noise[:, None, None] * size)
+    if spread is not None:
+        common = known.passed.cotangent_noise[:, None, None] * size
+        rows = DenseRows(matrix, rhs, torch.hypot(spread, common)).whitened()
+    return least_squares(rows, known.precision)
 
 
 def by_weight(plan: LayerPlan, known: Known) -> Solution:

@@ -7,6 +7,7 @@ what that noise becomes on its way to the image.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from torch import Tensor
 from rconv.attack.certificate import distance
 from rconv.attack.report import LayerReport
 from rconv.linalg.solution import root_mean_square
-from rconv.model.nodes import Affine, Network
+from rconv.model.ends import Entry
+from rconv.model.nodes import Network
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 
@@ -34,11 +36,14 @@ estimate is one of size, and good to about this factor."""
 
 
 def layer_names(network: Network, parameters: Gradients) -> list[list[str]]:
-    """Names of the parameters of each layer, head first, then the convolutions backwards."""
-    head = [f"{network.head.name}.weight", f"{network.head.name}.bias"]
-    layers = [head, *(stage.parameters for stage in reversed(network.stages))]
-    norms = [node.name for node in network.nodes if isinstance(node.does, Affine)]
-    layers += [[f"{name}.weight", f"{name}.bias"] for name in norms]
+    """Names of the parameters of each layer, from the head down; then of what is not read."""
+    layers = network.parameters
+    if isinstance(network.head, Entry):
+        read, others = set(chain.from_iterable(layers)), {}
+        for name in parameters:
+            if name not in read:
+                others.setdefault(name.rpartition(".")[0], []).append(name)
+        layers += others.values()
     found = [[name for name in names if name in parameters] for names in layers]
     return [names for names in found if names]
 

@@ -21,8 +21,8 @@ class Walk:
     ----------
     network : Network
         The model.
-    head : Told
-        The input of its first Linear.
+    head : Told or None
+        Its last node, the input of the first Linear; None where it is not known.
     cotangent : Cotangent
         The derivative of the loss by it.
 
@@ -35,10 +35,11 @@ class Walk:
         output, by their nodes.
     """
 
-    def __init__(self, network: Network, head: Told, cotangent: Cotangent):
+    def __init__(self, network: Network, head: Told | None, cotangent: Cotangent):
         self.network, self.head = network, head
         last = len(network.nodes) - 1
-        self.whole: dict[int, Told] = {} if any(network.fed_by(last)) else {last: head}
+        whole = head is not None and not any(network.fed_by(last))
+        self.whole: dict[int, Told] = {last: head} if whole else {}
         self.passed: dict[int, Passed] = {}
         self._told: dict[int, Told | None] = {}
         self._cotangents: dict[int, list[Cotangent]] = {last: [cotangent]}

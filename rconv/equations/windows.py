@@ -38,6 +38,17 @@ def _axis_index(geometry: Geometry, axis: int) -> Tensor:
     return torch.where(valid, position, -1)
 
 
+def tiles(geometry: Geometry) -> bool:
+    """Whether the windows lie side by side and cover the input, each pixel once."""
+    steps = zip(geometry.output[1:], geometry.kernel, geometry.input[1:], strict=True)
+    return (
+        geometry.kernel == geometry.stride
+        and geometry.padding == (0, 0)
+        and all(d == 1 or k == 1 for d, k in zip(geometry.dilation, geometry.kernel, strict=True))
+        and all(count * size == whole for count, size, whole in steps)
+    )
+
+
 @lru_cache(maxsize=64)
 def residue_classes(geometry: Geometry) -> tuple[tuple[Tensor, Tensor], ...]:
     """Kernel offsets and input pixels that meet each other, and nothing outside their class.

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from rconv.attack.backward import through_activation
 from rconv.lab.rows import TOUCHING, Rows
 from rconv.linalg.dense import solve_stacked
+from rconv.model.ends import Head
 from rconv.model.geometry import Stage
-from rconv.model.read import Head, UnsupportedModelError, read
+from rconv.model.read import UnsupportedModelError, read
 from rconv.observe.check import check_gradients
 from rconv.observe.observation import Gradients, per_sample_gradients
 

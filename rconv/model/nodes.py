@@ -1,4 +1,4 @@
-"""What a model is read into: a graph of maps from the image up, and the head that it ends in."""
+"""What a model is read into: a graph of maps from the image up, and what it ends in."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rconv.model.activations import Activation
+from rconv.model.ends import Entry, Head
 from rconv.model.geometry import Stage
 
 SUM, CONCATENATION = "sum", "concatenation"
@@ -15,32 +16,6 @@ SUM, CONCATENATION = "sum", "concatenation"
 
 class UnsupportedModelError(ValueError):
     """The attack does not apply to this model; the message names the layer and why."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """The first Linear, and whether it is also the last.
-
-    Parameters
-    ----------
-    name : str
-        The Linear's name.
-    weight : Tensor, float64
-        Axes (output K, input n).
-    has_bias : bool
-        Whether it has one.
-    last : bool
-        Whether the loss follows directly.
-    logits : str or None
-        Name of the Linear that makes the logits, whose gradients tell the label; None where
-        something other than LogSoftmax follows it.
-    """
-
-    name: str
-    weight: Tensor
-    has_bias: bool
-    last: bool
-    logits: str | None
 
 
 @dataclass(frozen=True)
@@ -100,15 +75,32 @@ class Network:
     stages : tuple of Stage
         The convolutions in the order of the forward pass; none where the model starts with its
         Linear.
-    head : Head
-        What follows them.
+    head : Head or Entry
+        What follows them: the first Linear, or a part that is not read.
     nodes : tuple of Node
-        From the image to the input of the head, each after those it is made of.
+        From the image to the input of the head, or to the convolution that is entered, each after
+        those it is made of.
     """
 
     stages: tuple[Stage, ...]
-    head: Head
+    head: Head | Entry
     nodes: tuple[Node, ...]
+
+    @staticmethod
+    def of(nodes: list[Node], head: Head | Entry) -> "Network":
+        """The network of these nodes."""
+        stages = tuple(node.does for node in nodes if isinstance(node.does, Stage))
+        return Network(stages, head, tuple(nodes))
+
+    @property
+    def parameters(self) -> list[list[str]]:
+        """Names that the parameters of each layer can have, from where the network ends down."""
+        norms = [node.name for node in self.nodes if isinstance(node.does, Affine)]
+        return [
+            self.head.parameters,
+            *(stage.parameters for stage in reversed(self.stages)),
+            *([f"{name}.weight", f"{name}.bias"] for name in norms),
+        ]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -155,8 +147,11 @@ class Network:
         Raises
         ------
         UnsupportedModelError
-            If a map has two consumers, or is made of two others; or at a BatchNorm.
+            If a map has two consumers, or is made of two others; at a BatchNorm; or if the model
+            is not read up to its first Linear.
         """
+        if isinstance(self.head, Entry):
+            raise UnsupportedModelError(f"{self.head.reason}; {method} starts at the first Linear")
         branch = next((i for i, own in enumerate(self.consumers) if len(own) > 1), None)
         if branch is not None:
             raise UnsupportedModelError(
@@ -168,7 +163,7 @@ class Network:
         return self
 
     def evaluate(self, images: Tensor) -> Tensor:
-        """Input of the head, (N, C, H, W), of images (N, C, H, W)."""
+        """The last node's map, (N, C, H, W), of images (N, C, H, W)."""
         maps = [images]
         for node in self.nodes[1:]:
             maps.append(node.evaluate([maps[i] for i in node.inputs]))

@@ -117,3 +117,39 @@ def refuse_shared_parameters(operations: list[Operation]) -> None:
                     f"shares a parameter with {owners[parameter].name}, whose gradient is the "
                     "sum over both layers"
                 )
+
+
+def refuse_ways_around(
+    steps: list[Operation], behind: set[int], inside: set[int], end: str
+) -> None:
+    """Refuse a map that reaches the loss other than through where the network ends.
+
+    Parameters
+    ----------
+    steps : list of Operation
+        All steps.
+    behind, inside : set of int
+        Those that are not read, and those that are.
+    end : str
+        Where the network ends.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Naming the step that takes it.
+    """
+    for i in sorted(behind):
+        for j in steps[i].inputs:
+            if j in inside:
+                raise steps[i].refusal(
+                    f"takes {steps[j].name}, which so reaches the loss by a way around {end}: "
+                    "its derivative is not known"
+                )
+
+
+def logits_of(steps: list[Operation]) -> str | None:
+    """Name of the Linear that makes the logits; None where more than LogSoftmax follows it."""
+    last = len(steps) - 1
+    while type(steps[last].what) is nn.LogSoftmax:
+        (last,) = steps[last].inputs
+    return steps[last].name if type(steps[last].what) is nn.Linear else None

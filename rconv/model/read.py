@@ -1,4 +1,4 @@
-"""A model as the attack reads it: maps up to the first Linear, and that. Refuses the rest."""
+"""A model as the attack reads it: maps up to the first Linear, or to where it can be entered."""
 
 import math
 import operator
@@ -8,14 +8,17 @@ from torch import nn
 
 from rconv.model.agreement import refuse_other_values
 from rconv.model.build import build
-from rconv.model.geometry import Stage
+from rconv.model.ends import Head
+from rconv.model.entry import entered
 from rconv.model.layers import layers_of
-from rconv.model.nodes import Head, Network, UnsupportedModelError
+from rconv.model.nodes import Network, UnsupportedModelError
 from rconv.model.operations import (
     Operation,
     leading_to,
+    logits_of,
     of_layers,
     refuse_shared_parameters,
+    refuse_ways_around,
     without_passed,
 )
 from rconv.model.told import backward_order
@@ -25,6 +28,9 @@ from rconv.model.weights import check_own_parameters, check_weights, copy_of
 
 def read(model: nn.Module, input_shape: Sequence[int]) -> Network:
     """Read a model into the maps from its image to its first Linear, in float64.
+
+    Where these are not all known, it is read as far as a convolution whose output's derivative
+    something else tells; what lies above is not needed.
 
     Parameters
     ----------
@@ -37,21 +43,32 @@ def read(model: nn.Module, input_shape: Sequence[int]) -> Network:
     Returns
     -------
     Network
-        Convolutions in the order of the forward pass, and the head; weights are copies in
-        float64.
+        Convolutions in the order of the forward pass, and the head or the entry; weights are
+        copies in float64.
 
     Raises
     ------
     UnsupportedModelError
-        At a layer or step that the attack cannot pass, by name and with the reason.
+        At a layer or step that the attack cannot pass, by name and with the reason, where no
+        entry below it is known either.
     """
     shape = check_input_shape(input_shape)
     layers = layers_of(model)
     check_weights(model)
     steps = without_passed(traced(model, shape) if layers is None else of_layers(layers))
     refuse_shared_parameters(steps)
-    last = len(steps) - 1
-    needed = leading_to(steps, last)
+    try:
+        network = _up_to_the_head(steps, shape)
+        if layers is None:
+            refuse_other_values(model, network)
+    except UnsupportedModelError as error:
+        network = entered(model, steps, shape, str(error))
+    return network
+
+
+def _up_to_the_head(steps: list[Operation], shape: tuple[int, int, int]) -> Network:
+    """The network, read up to its first Linear."""
+    needed = leading_to(steps, len(steps) - 1)
     first = next((i for i in sorted(needed) if type(steps[i].what) is nn.Linear), None)
     inside = needed if first is None else leading_to(steps, first) - {first}
     nodes, flat = build(steps, sorted(inside), shape)
@@ -61,12 +78,11 @@ def read(model: nn.Module, input_shape: Sequence[int]) -> Network:
         )
     if not flat:
         raise steps[first].refusal("no Flatten stands before the first Linear")
-    _refuse_ways_around(steps, needed - inside - {first}, inside, steps[first].name)
-    stages = tuple(node.does for node in nodes if isinstance(node.does, Stage))
-    network = Network(stages, _head(steps, first, nodes[-1].shape), tuple(nodes))
+    refuse_ways_around(
+        steps, needed - inside - {first}, inside, f"{steps[first].name}, the first Linear"
+    )
+    network = Network.of(nodes, _head(steps, first, nodes[-1].shape))
     backward_order(network)  # or a refusal
-    if layers is None:
-        refuse_other_values(model, network)
     return network
 
 
@@ -89,19 +105,6 @@ def check_input_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
     return shape
 
 
-def _refuse_ways_around(
-    steps: list[Operation], behind: set[int], inside: set[int], linear: str
-) -> None:
-    """Refuse a map that reaches the loss other than through the first Linear."""
-    for i in sorted(behind):
-        for j in steps[i].inputs:
-            if j in inside:
-                raise steps[i].refusal(
-                    f"takes {steps[j].name}, which so reaches the loss by a way around {linear}, "
-                    "the first Linear: its derivative is not known"
-                )
-
-
 def _head(steps: list[Operation], first: int, shape: tuple[int, int, int]) -> Head:
     own, linear = steps[first], steps[first].what
     if linear.in_features != math.prod(shape):
@@ -115,13 +118,10 @@ def _head(steps: list[Operation], first: int, shape: tuple[int, int, int]) -> He
             "has no bias and is not the last layer, so that the scale of its input is not in the "
             "gradients"
         )
-    logits = last
-    while type(steps[logits].what) is nn.LogSoftmax:
-        (logits,) = steps[logits].inputs
     return Head(
         own.name,
         copy_of(linear.weight),
         linear.bias is not None,
         last=last == first,
-        logits=steps[logits].name if type(steps[logits].what) is nn.Linear else None,
+        logits=logits_of(steps),
     )

@@ -1,7 +1,7 @@
 """Refuses gradients that are no gradients of the model, before any work starts."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ LARGEST = 1e300
 
 
 def check_gradients(
-    model: nn.Module, gradients: Gradients | Sequence[Tensor]
+    model: nn.Module, gradients: Gradients | Sequence[Tensor], exact: Collection[str] | None = None
 ) -> tuple[dict[str, Tensor], Noise]:
     """Gradients as the attack uses them: float64, on the model's device, leading axis N.
 
@@ -29,6 +29,8 @@ def check_gradients(
     gradients : mapping or sequence of Tensor
         Name → tensor shaped as the parameter, or with a leading axis N; or the tensors alone in
         the order of ``model.parameters()``, as `torch.autograd.grad` returns them.
+    exact : collection of str, optional
+        Names of those that equations are made of, all by default; others may stay float32.
 
     Returns
     -------
@@ -47,9 +49,7 @@ def check_gradients(
     gradients = _by_name(list(parameters), gradients)
     missing = [name for name in parameters if gradients.get(name) is None]
     if missing:
-        raise ValueError(
-            f"no gradient for {', '.join(missing)}: the attack needs every parameter's"
-        )
+        raise ValueError(f"no gradient for {', '.join(missing)}: the attack needs all of them")
     unknown = [name for name in gradients if name not in parameters]
     if unknown:
         raise ValueError(f"the model has no parameter {unknown[0]!r}; are these its gradients?")
@@ -58,9 +58,11 @@ def check_gradients(
         gradient = gradients[name]
         _check_kind(name, gradient)
         counts[name] = _count(name, gradient, parameter)
-        gradient = ordinary(gradient.detach()).to(parameter.device, torch.float64)
+        least = torch.float64 if exact is None or name in exact else torch.float32
+        dtype = torch.promote_types(gradient.dtype, least)
+        gradient = ordinary(gradient.detach()).to(parameter.device, dtype)
         checked[name] = gradient.reshape(-1, *parameter.shape)
-        sound = (checked[name].abs() < LARGEST).flatten(1).all(dim=1)
+        sound = (checked[name].abs() < min(LARGEST, torch.finfo(dtype).max)).flatten(1).all(dim=1)
         if not sound.all():
             raise ValueError(
                 f"the gradient of {name} has NaN or infinite entries, or some above {LARGEST:g} "

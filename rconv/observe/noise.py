@@ -99,11 +99,12 @@ class Noise:
         shape = (-1, *[1] * (gradient.dim() - 1))
         unit = gradient.new_ones(len(gradient)) if unit is None else unit
         mean_square = gradient.flatten(1).square().mean(dim=1)
-        own = torch.as_tensor(self.deviations.get(name, 0.0), dtype=torch.float64).to(gradient)
         variance = self.relative**2 * gradient.square()
-        variance = variance + self.spread**2 * mean_square.reshape(shape)
-        for absolute in (self.absolute, own):
-            variance = variance + (absolute / unit.reshape(shape)) ** 2
+        variance += self.spread**2 * mean_square.reshape(shape)
+        variance += (self.absolute / unit.reshape(shape)) ** 2
+        if name in self.deviations:
+            own = torch.as_tensor(self.deviations[name], dtype=torch.float64).to(gradient)
+            variance = variance + (own / unit.reshape(shape)) ** 2
         return variance.sqrt()
 
     def rows(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor | None:

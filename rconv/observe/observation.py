@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from rconv.observe.attention import differentiable_attention
+
 Gradients = Mapping[str, Tensor]
 """Parameter name → gradient, shaped as the parameter or with a leading axis N of images."""
 
@@ -147,12 +149,13 @@ def per_image(
     """
     # As torch.func.grad under vmap, which would import PyTorch's compiler, 4 s at the first call.
     copies = {name: p.expand(count, *p.shape).requires_grad_() for name, p in parameters.items()}
-    found = torch.autograd.grad(
-        function(copies).sum(),
-        list(copies.values()),
-        allow_unused=reached or None,
-        materialize_grads=not reached,
-    )
+    with differentiable_attention():
+        found = torch.autograd.grad(
+            function(copies).sum(),
+            list(copies.values()),
+            allow_unused=reached or None,
+            materialize_grads=not reached,
+        )
     return {name: own for name, own in zip(copies, found, strict=True) if own is not None}
 
 

@@ -1,0 +1,188 @@
+"""What the recursion starts from: a map's values, or only the derivative of the loss by it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rconv.attack.head import HeadInput
+from rconv.attack.report import LayerReport
+from rconv.attack.signal import Cotangent, Told
+from rconv.linalg.equations import FREE
+from rconv.linalg.solution import relative, root_mean_square
+from rconv.model.ends import Entry, Head
+from rconv.model.nodes import Network
+from rconv.observe.noise import Noise
+from rconv.observe.observation import Gradients
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is known of a network's last node, for M candidates.
+
+    Parameters
+    ----------
+    told : Told or None
+        Its map; None where nothing tells it.
+    cotangent : Cotangent
+        The derivative of the loss by it.
+    report : LayerReport
+        How well this is known.
+    linear : str
+        A Linear the derivative by whose output is known as well: the certificate starts there.
+    derivative : Tensor
+        (M, K), this derivative.
+    """
+
+    told: Told | None
+    cotangent: Cotangent
+    report: LayerReport
+    linear: str
+    derivative: Tensor
+
+
+def from_head(
+    linear: Head,
+    head: HeadInput,
+    gradients: Gradients,
+    noise: Noise,
+    unit: Tensor,
+    shape: tuple[int, int, int],
+) -> Start:
+    """What the first Linear says of the map below it.
+
+    Parameters
+    ----------
+    linear : Head
+        The Linear.
+    head : HeadInput
+        Candidates for its input, M of them, divided by `unit`.
+    gradients : dict of str to Tensor
+        Name → (M, *parameter shape), divided by `unit`.
+    noise : Noise
+        What is known of their errors.
+    unit : Tensor
+        (M,).
+    shape : tuple of int
+        (C, H, W) of the map.
+
+    Returns
+    -------
+    Start
+    """
+    value = head.value.reshape(-1, *shape)
+    cotangent, sizes = head.cotangent @ linear.weight, head.cotangent.abs() @ linear.weight.abs()
+    if head.error is None:
+        level = _head_level(linear, gradients, noise, unit)
+        error = errors(value, level, ("gradient",) * len(value), noise)
+        # Each z̄ carries its own error; where the rows of V cancel, so that v̄ is small, it weighs
+        # more.
+        spread = level[:, None] * sizes
+        if noise.spread or noise.deviations:
+            own = level * root_mean_square(head.cotangent)
+            spread = torch.hypot(spread, own[:, None] * linear.weight.norm(dim=0))
+    else:
+        error = head.error.reshape(value.shape).flatten(2).square().mean(dim=2).sqrt()
+        own = noise.deviation(f"{linear.name}.bias", head.cotangent, unit)
+        spread = (own.square() @ linear.weight.square()).sqrt()
+        spread = torch.hypot(spread, noise.relative * sizes)
+    size = root_mean_square(cotangent)
+    relative = root_mean_square(spread) / torch.where(size > 0, size, 1.0)
+    back = Cotangent(cotangent.reshape(value.shape), relative.clamp(max=1.0))
+    report = _report(linear.name, head)
+    return Start(Told.whole(value, error), back, report, linear.name, head.cotangent)
+
+
+def _head_level(linear: Head, gradients: Gradients, noise: Noise, unit: Tensor) -> Tensor:
+    """(N,): relative noise of the first Linear's gradients, weight and bias together."""
+    names = [f"{linear.name}.weight", f"{linear.name}.bias"]
+    levels = [noise.level(n, gradients[n], unit) for n in names if n in gradients]
+    return torch.stack(levels).norm(dim=0).clamp(max=1.0)
+
+
+def from_embedding(network: Network, gradients: Gradients, noise: Noise, unit: Tensor) -> Start:
+    """What a position embedding says of the output of the convolution that it is added to.
+
+    Its gradient is the derivative Ō of the loss by the output, entry for entry. The gradient of
+    the convolution's bias, the sum of Ō over the positions, checks it.
+
+    Parameters
+    ----------
+    network : Network
+        That ends at the convolution.
+    gradients : dict of str to Tensor
+        Name → (N, *parameter shape), divided by `unit`.
+    noise : Noise
+        What is known of their errors.
+    unit : Tensor
+        (N,).
+
+    Returns
+    -------
+    Start
+        The output itself is not known.
+    """
+    entry, stage = network.head, network.stages[-1]
+    name, index = entry.embedding.name, entry.embedding.index
+    level = noise.level(name, gradients[name], unit)
+    value = gradients[name].flatten(1)[:, index.flatten()].reshape(-1, *index.shape)
+    sums = gradients.get(f"{stage.name}.bias", value.sum(dim=(2, 3)))
+    residual = relative(value.sum(dim=(2, 3)) - sums, sums)
+    report = _embedding_report(entry, value, residual)
+    logits = gradients[f"{entry.logits}.bias"]
+    return Start(None, Cotangent(value, level), report, entry.logits, logits)
+
+
+def _embedding_report(entry: Entry, value: Tensor, residual: Tensor) -> LayerReport:
+    """How well the derivative by the convolution's output is known."""
+    value = value.flatten(1)
+    rows = torch.full_like(residual, value.shape[1], dtype=torch.int64)
+    known, none = (value != 0).any(dim=1), torch.zeros_like(value)
+    return LayerReport(
+        entry.embedding.name,
+        value.shape[1],
+        rows,
+        torch.zeros_like(rows),
+        known * rows,
+        torch.where(known, torch.ones_like(residual), torch.inf),
+        residual,
+        ("embedding",) * len(rows),
+        torch.zeros_like(rows),
+        none,
+        value,
+        value,
+    )
+
+
+def _report(name: str, head: HeadInput) -> LayerReport:
+    """How well the input of the first Linear is determined."""
+    unknowns = head.value.shape[1]
+    rows = torch.full_like(head.image, head.cotangent.shape[1] * unknowns)
+    ones = torch.ones_like(head.residual)
+    return LayerReport(
+        name,
+        unknowns,
+        rows,
+        torch.zeros_like(rows),
+        head.known * unknowns,
+        torch.where(head.known, ones, torch.inf),
+        head.residual,
+        ("head",) * len(rows),
+        torch.zeros_like(rows),
+        torch.zeros_like(head.value),
+        *(torch.where(head.known[:, None], head.value, end) for end in FREE),
+    )
+
+
+def errors(value: Tensor, error: Tensor, kinds: Sequence[str], noise: Noise) -> Tensor:
+    """Standard deviation of each channel's values, (N, C).
+
+    Gradient constraints solve every channel for itself, and where their error is rounding, it is
+    relative to the channel. Other equations, and noise of one size, share it among all.
+    """
+    rounding = not noise.spread and not noise.deviations
+    apart = torch.tensor([rounding and kind == "gradient" for kind in kinds], device=value.device)
+    own = value.flatten(2).square().mean(dim=2).sqrt()
+    shared = root_mean_square(value)[:, None].expand_as(own)
+    return error[:, None] * torch.where(apart[:, None], own, shared)

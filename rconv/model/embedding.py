@@ -1,0 +1,185 @@
+"""Position embeddings: found in the steps of a model by what moves where, not by their names.
+
+A learned term that is added to a convolution's output, each entry at one place, has the derivative
+of the loss by that output for its gradient (APRIL, Lu et al., 2022, arXiv 2112.14087). On the way
+to the sum the output may be reshaped, permuted, and joined by class tokens. No list of such steps
+is needed: they are run on random numbers, and what moves these about unchanged, is seen.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, fx, nn
+
+from rconv.model.ends import Embedding
+from rconv.model.functions import SUMS
+from rconv.model.graph import before, graph_of, sees, values_of
+from rconv.model.nodes import UnsupportedModelError
+
+
+def embedding_of(model: nn.Module, shape: tuple[int, int, int]) -> tuple[str, Embedding]:
+    """Find the convolution whose output a learned position embedding is added to.
+
+    Parameters
+    ----------
+    model : Module
+        The model.
+    shape : tuple of int
+        (C, H, W) of one image.
+
+    Returns
+    -------
+    str
+        Name of the convolution.
+    Embedding
+        The parameter, and which entry of it is added to which output.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Where there is none, or what is added is fixed, or has no own entry for each position, or
+        either of the two has a way around the sum.
+    """
+    nodes = graph_of(model)
+    finder = _Finder(model, nodes, shape)
+    reasons = []
+    sums = [node for node in nodes if node.target in SUMS and len(node.args) == 2]
+    for total in (node for node in sums if not node.kwargs):
+        for tokens, added in (total.args, total.args[::-1]):
+            try:
+                found = finder.told_by(total, tokens, added)
+            except UnsupportedModelError as error:
+                reasons.append(str(error))
+                continue
+            if found is not None:
+                return found
+    if reasons:
+        raise UnsupportedModelError(reasons[0])
+    raise UnsupportedModelError("no position embedding is added to a convolution's output")
+
+
+class _Finder:
+    """Runs parts of a model, with random numbers for some of its maps or parameters."""
+
+    def __init__(self, model: nn.Module, nodes: list[fx.Node], shape: tuple[int, int, int]):
+        self.model, self.nodes = model, nodes
+        self.image = next(node for node in nodes if node.op == "placeholder")
+        example = next(model.parameters(), torch.empty(0))
+        self.images = torch.zeros(1, *shape, dtype=example.dtype, device=example.device)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def told_by(
+        self, total: fx.Node, tokens: object, added: object
+    ) -> tuple[str, Embedding] | None:
+        """What a sum of the two tells; None where it is not one of an output and something else."""
+        if not isinstance(tokens, fx.Node) or not isinstance(added, fx.Node):
+            return None
+        convolution = self._convolution(tokens)
+        if convolution is None or sees(added, self.image):
+            return None
+        line = total.meta["line"]
+        parameters = self._parameters(added)
+        if not parameters:
+            raise UnsupportedModelError(
+                f"what is added to {convolution.target}'s output is fixed, it has no gradient "
+                f"that would tell the output's ({line})"
+            )
+        output = self._run(convolution)
+        moved = self._moved(tokens, convolution)
+        counts = None if moved is None else moved[moved >= 0].bincount(minlength=output.numel())
+        if counts is None or (counts != 1).any():
+            raise UnsupportedModelError(
+                f"between {convolution.target} and what is added to its output stands more than "
+                f"steps that move its entries about ({line})"
+            )
+        shape = torch.broadcast_shapes(moved.shape, self._run(added).shape)
+        for name in parameters:
+            index = self._own_entries(name, added, moved, shape)
+            if index is None:
+                continue
+            self._refuse_ways_around(total, convolution, name)
+            return convolution.target, Embedding(name, index.reshape(output.shape[1:]))
+        raise UnsupportedModelError(
+            f"{' and '.join(parameters)}: has no own entry for each output of "
+            f"{convolution.target}, so that its gradient is a sum over several"
+        )
+
+    def _own_entries(
+        self, name: str, added: fx.Node, moved: Tensor, shape: torch.Size
+    ) -> Tensor | None:
+        """Of each output, the one entry of a parameter that is added to it and to nothing else."""
+        entries = self._moved(added, name)
+        if entries is None:
+            return None
+        moved, entries = (t.expand(shape).flatten() for t in (moved, entries))
+        index = torch.full((int(moved.max()) + 1,), -1, device=moved.device)
+        index[moved[moved >= 0]] = entries[moved >= 0]
+        once = entries[entries >= 0].bincount(minlength=1) == 1
+        if (index < 0).any() or not once[index].all():
+            return None
+        return index
+
+    def _refuse_ways_around(self, total: fx.Node, convolution: fx.Node, name: str) -> None:
+        """Refuse an output or a parameter that reaches the loss other than through their sum."""
+        around = before(self.nodes, self.nodes[-1], without=total)
+        for what, users in ((convolution.target, [convolution]), (name, self._users(name, around))):
+            if not set(users).isdisjoint(around):
+                raise UnsupportedModelError(
+                    f"{what} reaches the loss by a way around the sum with the position "
+                    f"embedding ({total.meta['line']}): its gradient is not this sum's alone"
+                )
+
+    def _convolution(self, node: fx.Node) -> fx.Node | None:
+        """The last convolution that a map is made of."""
+        found = [own for own in before(self.nodes, node) if _is_convolution(self.model, own)]
+        return found[-1] if found else None
+
+    def _parameters(self, node: fx.Node) -> list[str]:
+        """Names of the parameters that a map is made of."""
+        steps = before(self.nodes, node)
+        return [name for name, _ in self.model.named_parameters() if self._users(name, steps)]
+
+    def _users(self, name: str, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+        """The steps that use a parameter."""
+        parameter, found = self.model.get_parameter(name), []
+        for node in nodes:
+            if node.op == "get_attr":
+                own: Iterable = values_of(self.model, [node], self.images).values()
+            elif node.op == "call_module":
+                own = self.model.get_submodule(node.target).parameters()
+            else:
+                continue
+            if any(one is parameter for one in own):
+                found.append(node)
+        return found
+
+    def _run(self, node: fx.Node, given: dict | None = None, parameters: dict | None = None):
+        return values_of(self.model, before(self.nodes, node), self.images, given, parameters)[node]
+
+    def _moved(self, node: fx.Node, source: fx.Node | str) -> Tensor | None:
+        """Of each entry of a map, the entry of its source that stands there; -1 where none does.
+
+        None where a step does more than to move the source's entries about.
+        """
+        named = isinstance(source, str)
+        own = self.model.get_parameter(source) if named else self._run(source)
+        draws, found = [], []
+        for _ in range(2):  # what compares entries, as pooling, does not the same to both
+            draw = torch.randn(own.shape, generator=self.generator, dtype=torch.float64)
+            draws.append(draw.to(own.device))
+            changed = {source: draws[-1].clone()}  # which a step may change in place
+            try:
+                value = self._run(node, *(({}, changed) if named else (changed, {})))
+            except RuntimeError:  # a weight of another dtype: this step computes
+                return None
+            found.append(value.double())
+        (first, second), (here, there) = (draw.flatten() for draw in draws), found
+        order = first.argsort()
+        place = torch.searchsorted(first[order], here.contiguous()).clamp(max=len(order) - 1)
+        index = torch.where(first[order][place] == here, order[place], -1)
+        same = torch.where(index >= 0, second[index], here)
+        return index if (index >= 0).any() and torch.equal(same, there) else None
+
+
+def _is_convolution(model: nn.Module, node: fx.Node) -> bool:
+    return node.op == "call_module" and type(model.get_submodule(node.target)) is nn.Conv2d

@@ -1,0 +1,82 @@
+"""Where a network ends: at its first Linear, or at a convolution below a part that is not read."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Head:
+    """The first Linear, and whether it is also the last.
+
+    Parameters
+    ----------
+    name : str
+        The Linear's name.
+    weight : Tensor, float64
+        Axes (output K, input n).
+    has_bias : bool
+        Whether it has one.
+    last : bool
+        Whether the loss follows directly.
+    logits : str or None
+        Name of the Linear that makes the logits, whose gradients tell the label; None where
+        something other than LogSoftmax follows it.
+    """
+
+    name: str
+    weight: Tensor
+    has_bias: bool
+    last: bool
+    logits: str | None
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names of the parameters whose gradients the attack starts from."""
+        return [f"{self.name}.weight", f"{self.name}.bias"]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A learned term that is added to a convolution's output, with its own entry at each place.
+
+    Its gradient so holds the derivative Ō of the loss by the output, entry for entry.
+
+    Parameters
+    ----------
+    name : str
+        The parameter's name.
+    index : Tensor, int64
+        (D, Ho, Wo), of each output the entry of the flattened parameter that is added to it.
+    """
+
+    name: str
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How a network is entered whose upper part is not read: at its last node, a convolution.
+
+    Parameters
+    ----------
+    name : str
+        The convolution's name.
+    embedding : Embedding
+        What tells the derivative of the loss by its output.
+    logits : str
+        Name of the Linear with a bias that the model ends in, whose gradient is the derivative of
+        the loss by the logits.
+    reason : str
+        Why the model is not read up to its first Linear.
+    """
+
+    name: str
+    embedding: Embedding
+    logits: str
+    reason: str
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names of the parameters whose gradients the attack starts from."""
+        return [self.embedding.name]

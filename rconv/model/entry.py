@@ -1,0 +1,98 @@
+"""A model whose upper part is not read: as far as a convolution that can be entered."""
+
+from torch import nn
+
+from rconv.model.agreement import refuse_other_values
+from rconv.model.build import build
+from rconv.model.embedding import embedding_of
+from rconv.model.ends import Entry
+from rconv.model.nodes import Network, UnsupportedModelError
+from rconv.model.operations import Operation, leading_to, logits_of, refuse_ways_around
+from rconv.model.told import backward_order
+
+
+def entered(
+    model: nn.Module, steps: list[Operation], shape: tuple[int, int, int], reason: str
+) -> Network:
+    """Read a model up to a convolution that can be entered.
+
+    Parameters
+    ----------
+    model : Module
+        The model.
+    steps : list of Operation
+        Of its forward pass.
+    shape : tuple of int
+        (C, H, W) of the image.
+    reason : str
+        Why it cannot be read up to its first Linear.
+
+    Returns
+    -------
+    Network
+        Its last node is the convolution.
+
+    Raises
+    ------
+    UnsupportedModelError
+        With `reason`, and why no convolution can be entered.
+    """
+    try:
+        found = embedding_of(model, shape)
+        convolution, embedding = found
+        entry = Entry(convolution, embedding, _logits(model, steps), reason)
+        network = network_below(steps, shape, entry)
+        refuse_other_values(model, network)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{reason}. Nor is there a way in below it: {error}") from None
+    return network
+
+
+def network_below(steps: list[Operation], shape: tuple[int, int, int], entry: Entry) -> Network:
+    """The part of a model that a convolution's output is made of.
+
+    Parameters
+    ----------
+    steps : list of Operation
+        Of the whole model.
+    shape : tuple of int
+        (C, H, W) of the image.
+    entry : Entry
+        The convolution, and how it is entered.
+
+    Returns
+    -------
+    Network
+        Its last node is the convolution.
+
+    Raises
+    ------
+    UnsupportedModelError
+        At a step below that the attack cannot pass, or where a map other than the image has a way
+        around the convolution, so that its derivative is not known.
+    """
+    end = next(i for i, own in enumerate(steps) if own.name == entry.name)
+    inside = leading_to(steps, end)
+    nodes, _ = build(steps, sorted(inside), shape)
+    behind = leading_to(steps, len(steps) - 1) - inside
+    # Nothing stands below the image that would need its derivative.
+    refuse_ways_around(steps, behind, inside - {0, end}, entry.name)
+    network = Network.of(nodes, entry)
+    backward_order(network)  # or a refusal
+    return network
+
+
+def _logits(model: nn.Module, steps: list[Operation]) -> str:
+    """Name of the Linear that the model ends in."""
+    logits = logits_of(steps)
+    if logits is None or model.get_submodule(logits).bias is None:
+        raise UnsupportedModelError(
+            "the model does not end in a Linear with a bias, whose gradient would tell the "
+            "derivative of the loss by the logits"
+        )
+    if not model.get_submodule(logits).weight.any():
+        raise UnsupportedModelError(
+            f"{logits}: its weights are all zero, so that nothing below it gets a gradient; "
+            "a step that has trained it does"
+        )
+    return logits

@@ -1,0 +1,191 @@
+"""A model written as code, run with symbols (`torch.fx`) and, step by step, on images."""
+
+import inspect
+import operator
+import os
+import traceback
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from rconv.model.layers import is_layer
+from rconv.model.nodes import UnsupportedModelError
+
+
+class _Tracer(fx.Tracer):
+    """Goes into everything but PyTorch's own layers and what claims to be one."""
+
+    # Not record_stack_traces, which imports PyTorch's compiler, 7 s at the first call.
+    def create_node(self, *args: Any, **options: Any) -> fx.Node:
+        node = super().create_node(*args, **options)
+        node.meta["line"] = _line(traceback.extract_stack())
+        return node
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return is_layer(module)
+
+
+def graph_of(model: nn.Module) -> list[fx.Node]:
+    """The steps of a model's forward pass, as symbols.
+
+    Parameters
+    ----------
+    model : Module
+        Any that `torch.fx` can trace.
+
+    Returns
+    -------
+    list of Node
+        The image, and what the output depends on, in order.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the model cannot be traced, with the line.
+    """
+    arguments = list(inspect.signature(model.forward).parameters.values())[1:]
+    fixed = {a.name: a.default for a in arguments if a.default is not a.empty}
+    named = [a for a in arguments if a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
+    if len(named) > len(fixed):
+        raise UnsupportedModelError(f"{name_of(model)}: forward must take images and nothing else")
+    try:
+        graph = _Tracer().trace(model, concrete_args=fixed or None)
+    except Exception as error:  # whatever the model's own code does with symbols
+        line = _line(traceback.extract_tb(error.__traceback__))
+        place = f" ({line})" if line else ""
+        raise UnsupportedModelError(
+            f"{name_of(model)} cannot be traced: {first_line(error)}{place}"
+        ) from None
+    end = next(node for node in graph.nodes if node.op == "output")
+    image = next(node for node in graph.nodes if node.op == "placeholder")
+    needed = before(graph.nodes, end)
+    return needed if image in needed else [image, *needed]
+
+
+def before(
+    nodes: Iterable[fx.Node], end: fx.Node, *, without: fx.Node | None = None
+) -> list[fx.Node]:
+    """The steps that a step depends on, itself included.
+
+    Parameters
+    ----------
+    nodes : iterable of Node
+        All steps in order.
+    end : Node
+        The step.
+    without : Node, optional
+        One to leave out, with what only it depends on.
+
+    Returns
+    -------
+    list of Node
+        In order.
+    """
+    waiting, found = [end], {without}
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return [node for node in nodes if node in found and node is not without]
+
+
+def sees(node: fx.Node, image: fx.Node) -> bool:
+    """Whether a step depends on what the image shows, and not on its shape alone."""
+    waiting, found = [node], set()
+    while waiting:
+        own = waiting.pop()
+        if own not in found and not _is_shape(own):
+            found.add(own)
+            waiting.extend(own.all_input_nodes)
+    return image in found
+
+
+def _is_shape(node: fx.Node) -> bool:
+    return node.target in ("size", "dim", "numel") or (
+        node.target is getattr and node.args[1] in ("shape", "device", "dtype", "ndim")
+    )
+
+
+def values_of(
+    model: nn.Module,
+    nodes: list[fx.Node],
+    images: Tensor,
+    given: Mapping[fx.Node, Any] | None = None,
+    parameters: Mapping[str, Tensor] | None = None,
+) -> dict[fx.Node, Any]:
+    """What every step gives.
+
+    Parameters
+    ----------
+    model : Module
+        The model.
+    nodes : list of Node
+        Steps in order, with all that they take.
+    images : Tensor
+        (N, C, H, W).
+    given : mapping of Node to object, optional
+        What some steps give, in place of what they compute.
+    parameters : mapping of str to Tensor, optional
+        Name → what to take in place of a parameter.
+
+    Returns
+    -------
+    dict of Node to object
+        A tensor, a shape, a number.
+
+    Raises
+    ------
+    RuntimeError
+        As PyTorch does where shapes or dtypes do not fit.
+    """
+    values: dict[fx.Node, Any] = dict(given or {})
+    with torch.no_grad():
+        for node in nodes:
+            if node not in values:
+                values[node] = _run(model, node, values, images, parameters or {})
+    return values
+
+
+def _run(
+    model: nn.Module,
+    node: fx.Node,
+    values: dict[fx.Node, Any],
+    images: Tensor,
+    parameters: Mapping[str, Tensor],
+) -> Any:
+    """What one step gives. Not fx.Interpreter, which imports PyTorch's compiler at an error."""
+    if node.op == "placeholder":
+        return images
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+    if node.op == "output":
+        return args[0]
+    if node.op == "call_function":
+        return node.target(*args, **kwargs)
+    if node.op == "call_method":
+        return getattr(args[0], node.target)(*args[1:], **kwargs)
+    if node.op == "call_module":
+        prefix = f"{node.target}."
+        own = {k.removeprefix(prefix): p for k, p in parameters.items() if k.startswith(prefix)}
+        return functional_call(model.get_submodule(node.target), own, args, kwargs)
+    return parameters.get(node.target, operator.attrgetter(node.target)(model))
+
+
+def _line(frames: traceback.StackSummary) -> str:
+    """Line and text of the last `forward` in a stack that is not PyTorch's."""
+    package = os.path.dirname(torch.__file__)
+    own = [f for f in frames if f.name == "forward" and not f.filename.startswith(package)]
+    return f"line {own[-1].lineno} of forward: {own[-1].line}" if own else ""
+
+
+def first_line(error: Exception) -> str:
+    """Of its message."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def name_of(model: nn.Module) -> str:
+    """Of its class."""
+    return type(model).__name__
