@@ -8,7 +8,7 @@ from torch import Tensor
 from rconv.attack.factor import factor_below
 from rconv.attack.report import LayerReport
 from rconv.attack.signal import Cotangent, Told
-from rconv.attack.spans import TOLD, Entered, Own, enter
+from rconv.attack.spans import TOLD, Entered, Own, enter, rank_of
 from rconv.attack.start import Start
 from rconv.equations.spans import Spans
 from rconv.linalg.equations import FREE
@@ -64,7 +64,31 @@ def from_spans(
         told, cotangent = _multiplied(told, cotangent, takes, factor, error)
         opened = opened - takes.long()
     reports = _reports(spans, stage, found, told.value, opened)
-    return Start(None, cotangent, reports[0], (source, told, reports[1]))
+    end, derivative = network.head.logits, gradients.get(f"{network.head.logits}.bias")
+    if end is None:
+        end, derivative = stage.name, stage.unscaled(cotangent.value)
+    return Start(None, cotangent, reports[0], end, derivative, (source, told, reports[1]))
+
+
+def span_ranks(network: Network, spans: Spans, gradients: Gradients, noise: Noise) -> Tensor:
+    """Rank of the weight gradient of the convolution that is entered, at most what is needed.
+
+    Parameters
+    ----------
+    network, spans, gradients, noise
+        As `from_spans` takes them.
+
+    Returns
+    -------
+    Tensor
+        (N,), int64.
+    """
+    stage = network.nodes[network.entered].does
+    name = f"{stage.name}.weight"
+    unit = gradients[name].flatten(1).abs().amax(dim=1)
+    unit = torch.where(unit > 0, unit, 1.0)
+    own = {name: gradients[name] / unit.reshape(-1, 1, 1, 1, 1)}
+    return torch.tensor([rank_of(spans, one) for one in _own(stage, own, noise, unit)])
 
 
 def _own(stage: Stage, gradients: Gradients, noise: Noise, unit: Tensor) -> list[Own]:
@@ -78,7 +102,9 @@ def _own(stage: Stage, gradients: Gradients, noise: Noise, unit: Tensor) -> list
     found = []
     for i, own in enumerate(weight.flatten(3)):
         total = None if totals is None else totals[i] * factor
-        other = None if totals is None else _spread(offset, gradients, noise, unit)[i] * factor
+        other = spread.new_zeros(())
+        if totals is not None:
+            other = (_spread(offset, gradients, noise, unit)[i] * factor).abs()
         found.append(Own(own, spread[i].flatten(2), total, other))
     return found
 

@@ -1,6 +1,6 @@
 """The input of a convolution, and the derivative by its output, from its own gradients alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -108,11 +108,14 @@ def enter(spans: Spans, own: Own) -> Entered:
         Of a random factor where no offset's gradient tells it.
     """
     sizes = torch.linalg.svdvals(own.gradient.flatten(1))
-    rank, own = _rank(spans, own, sizes)
     m, norm = spans.combinations, sizes.norm().clamp(min=1e-300)
-    rest = sizes[m:].norm() / norm
+    rank, rest = rank_of(spans, own), sizes[m:].norm() / norm
     if rank < m:
         return _nothing(spans, own, rank, rest)
+    if m < len(sizes):
+        # What is left of G beyond the rank that it can have is noise, told or not.
+        more = (sizes[m] / _largest(own, sizes)).clamp(min=1.0)
+        own = replace(own, spread=own.spread * more, total_spread=own.total_spread * more)
     x, o, losses, scaled = _solve(spans, own)
     generator = torch.Generator().manual_seed(0)
     spread, spread_o = torch.zeros_like(x), torch.zeros_like(norm)
@@ -148,18 +151,17 @@ def _nothing(spans: Spans, own: Own, rank: int, rest: Tensor) -> Entered:
     return Entered(x, o, error, one, *told, g.unknowns, ends, False)
 
 
-def _rank(spans: Spans, own: Own, sizes: Tensor) -> tuple[int, Own]:
-    """Rank of G, and its gradients with the noise that the rest of G shows, if that is more."""
-    m, shape = spans.combinations, own.gradient.flatten(1).shape
-    spread = own.spread.expand_as(own.gradient)
-    # The largest singular value of independent errors of one size.
-    most = spread.square().mean().sqrt() * (shape[0] ** 0.5 + shape[1] ** 0.5)
-    most = most.maximum(sizes[0] * torch.finfo(sizes.dtype).eps)
-    rank = int((sizes[:m] > SURE * most).sum())
-    if len(sizes) > m and sizes[m] > most:
-        ratio = sizes[m] / most
-        own = Own(own.gradient, spread * ratio, own.total, own.total_spread * ratio)
-    return rank, own
+def rank_of(spans: Spans, own: Own) -> int:
+    """Rank of G, at most what is needed."""
+    sizes = torch.linalg.svdvals(own.gradient.flatten(1))
+    return int((sizes[: spans.combinations] > SURE * _largest(own, sizes)).sum())
+
+
+def _largest(own: Own, sizes: Tensor) -> Tensor:
+    """Largest singular value that errors can have, if they are independent and of one size."""
+    rows, columns = own.gradient.flatten(1).shape
+    noise = own.spread.square().mean().sqrt() * (rows**0.5 + columns**0.5)
+    return noise.maximum(sizes[0] * torch.finfo(sizes.dtype).eps)
 
 
 def _solve(spans: Spans, own: Own) -> tuple[Tensor, Tensor, Tensor, bool]:

@@ -52,6 +52,11 @@ class Spans:
         """m, the rank that Ō needs."""
         return self.reach.shape[1]
 
+    @property
+    def row_length(self) -> int:
+        """Entries of a patch, C·kh·kw."""
+        return self.geometry.input[0] * self.geometry.offsets
+
     @cached_property
     def sums(self) -> Tensor:
         """Qᵀ 1, (m,): how combinations add up over the positions; zero where all sum to zero."""

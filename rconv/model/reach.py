@@ -5,8 +5,6 @@ its result. What never shows, whatever the maps, is a property of what lies abov
 passes positions over, normalisation by the image, behind which the derivative sums to zero.
 """
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
@@ -21,26 +19,13 @@ NONE = 1e-9
 """Share of the largest singular value below which a combination is never reached."""
 
 
-def detached_statistics(model: nn.Module) -> nn.Module:
-    """A copy in float64 whose BatchNorms in train mode keep no running statistics.
-
-    They use those of the batch and compute the same; the update of the running ones, which the
-    output does not depend on, cannot be repeated image by image.
-    """
-    own = copy.deepcopy(model).double()
-    for module in own.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.training:
-            module.running_mean = module.running_var = module.num_batches_tracked = None
-    return own
-
-
 def reach(model: nn.Module, name: str, images: tuple[int, int, int]) -> Tensor:
     """Combinations of positions that ∂ℓ/∂O of one convolution can be made of.
 
     Parameters
     ----------
     model : Module
-        As `detached_statistics` gives it.
+        In float64, as `without_statistics` gives it.
     name : str
         The convolution.
     images : tuple of int
