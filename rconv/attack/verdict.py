@@ -36,9 +36,12 @@ estimate is one of size, and good to about this factor."""
 
 
 def layer_names(network: Network, parameters: Gradients) -> list[list[str]]:
-    """Names of the parameters of each layer, from the head down; then of what is not read."""
+    """Names of the parameters of each layer, from the head down; then of what is not read.
+
+    The latter where the derivative by the logits is known, so that they can be recomputed.
+    """
     layers = network.parameters
-    if isinstance(network.head, Entry):
+    if isinstance(network.head, Entry) and network.head.logits is not None:
         read, others = set(chain.from_iterable(layers)), {}
         for name in parameters:
             if name not in read:
