@@ -142,7 +142,7 @@ class Attack:
             own = [p.dtype for p in self.model.parameters()]
             self.model.to(max(torch.float32, *others, *own, key=lambda dtype: dtype.itemsize))
         noise = told_noise(self.model, rounding, precision, noise)
-        way = best_way(self.ways, gradients, noise)
+        way, closed = best_way(self.ways, gradients, noise)
         total = len(next(iter(gradients.values())))
         parts = []
         with tqdm(total=total, disable=not progress, unit="image") as bar:
@@ -152,6 +152,8 @@ class Attack:
                 parts.append(self._reconstruct(way, part, noise.select(cut, gradients)))
                 bar.update(len(parts[-1].images))
         result = Reconstruction.concatenate(parts)
+        doubts = (own or other for own, other in zip(closed, result.doubts, strict=True))
+        result = replace(result, doubts=tuple(doubts))
         if strict:
             result.raise_if_short()
         return result

@@ -15,7 +15,6 @@ from rconv.attack.start import Start, from_embedding, from_head
 from rconv.attack.verdict import expected_error, layer_levels, layer_names, revealed_noise
 from rconv.attack.ways import Way
 from rconv.model.ends import Entry, Head
-from rconv.model.nodes import Network
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 

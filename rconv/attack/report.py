@@ -178,7 +178,7 @@ def _remedy(layer: LayerReport, i: int) -> str:
     if layer.constraints[i] in ("head", "embedding"):
         return "its gradients are zero: this step tells nothing"
     if layer.constraints[i] == "span":
-        return "more filters or fewer positions would help, or a bias, if the factor is open"
+        return "more filters than it has positions would help, and a bias"
     if layer.constraints[i] == "gradient":
         return "more filters, a smaller stride or hybrid constraints would help"
     return "more filters or a smaller stride would help; ReLU outputs that are zero do not"

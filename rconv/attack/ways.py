@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rconv.attack.from_spans import span_ranks
 from rconv.attack.plan import LayerPlan
@@ -103,7 +103,7 @@ def _refusal(network: Network, spans: Spans) -> str | None:
     return None
 
 
-def best_way(ways: list[Way], gradients: Gradients, noise: Noise) -> Way:
+def best_way(ways: list[Way], gradients: Gradients, noise: Noise) -> tuple[Way, tuple[str, ...]]:
     """The topmost way that the most images can take.
 
     Parameters
@@ -118,11 +118,21 @@ def best_way(ways: list[Way], gradients: Gradients, noise: Noise) -> Way:
     Returns
     -------
     Way
+    tuple of str
+        Of each of the N images, the rank of every convolution that was tried and the rank that it
+        needs, if the way is closed to this image; "" if it is open.
     """
-    if len(ways) == 1:
-        return ways[0]
-    counts: list[Tensor] = []
-    for way in ways:
-        ranks = span_ranks(way.network, way.spans, gradients, noise)
-        counts.append((ranks == way.spans.combinations).sum())
-    return ways[int(torch.stack(counts).argmax())]
+    spans = [way.spans for way in ways]
+    if None in spans:
+        return ways[0], ("",) * len(next(iter(gradients.values())))
+    ranks = torch.stack([span_ranks(way.network, way.spans, gradients, noise) for way in ways])
+    needed = torch.tensor([own.combinations for own in spans])[:, None]
+    best = int((ranks == needed).sum(dim=1).argmax())
+    names = [way.network.head.name for way in ways]
+    reasons = []
+    for own in ranks.T.tolist():
+        each = zip(names, own, needed[:, 0].tolist(), strict=True)
+        tried = [f"{name} has rank {rank}, and {need} is needed" for name, rank, need in each]
+        closed = own[best] < needed[best] and any(own)
+        reasons.append("; ".join(tried) if closed else "")
+    return ways[best], tuple(reasons)
