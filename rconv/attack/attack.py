@@ -5,6 +5,8 @@ Prepared once per model, it receives what an attacker has, the model and gradien
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import torch
@@ -18,8 +20,9 @@ from rconv.attack.fallback import within_range
 from rconv.attack.plan import make_plan
 from rconv.attack.report import Reconstruction
 from rconv.attack.second_look import second_look
+from rconv.attack.ways import Way, best_way, ways_into
+from rconv.model.batchnorm import without_statistics
 from rconv.model.ends import Entry
-from rconv.model.read import read
 from rconv.observe.check import check_gradients, check_value_range, told_noise
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
@@ -37,7 +40,7 @@ class Attack:
     model : Module
         Convolutions with activations, Flatten, a Linear and any head; as a Sequential, or as code.
         Or convolutions, of which the last has a learned position embedding added to its output;
-        then anything, and a Linear.
+        then anything, and a Linear. Or convolutions, the last of wide enough, and then anything.
     input_shape : tuple of int
         (C, H, W) of one image.
     constraints : str or sequence of str
@@ -78,16 +81,20 @@ class Attack:
     ):
         if loss not in LOSSES:
             raise ValueError(f"unknown loss {loss!r}: state 'cross-entropy', or nothing")
-        self.network = read(model, input_shape)
-        self.model = copy.deepcopy(model)
+        ways = ways_into(model, input_shape)
+        self.network = ways[0].network
+        self.model = copy.deepcopy(without_statistics(model))
         head, self._exact = self.network.head, None  # all gradients are taken as float64
-        if isinstance(head, Entry):  # only those that equations are made of
+        if isinstance(head, Entry) and head.embedding:  # only those that equations are made of
             self._exact = {f"{head.logits}.bias", *chain.from_iterable(self.network.parameters)}
         else:
             self.model.double()
         self.value_range, self.loss = check_value_range(value_range), loss
         options = {"signs": signs, "prior": signs and prior, "exact": exact}
-        self.plans = make_plan(self.network, constraints, self.value_range, **options)
+        self.ways = [
+            replace(way, plans=make_plan(way.network, constraints, self.value_range, **options))
+            for way in ways
+        ]
 
     @torch.inference_mode(False)
     def __call__(
@@ -135,22 +142,25 @@ class Attack:
             own = [p.dtype for p in self.model.parameters()]
             self.model.to(max(torch.float32, *others, *own, key=lambda dtype: dtype.itemsize))
         noise = told_noise(self.model, rounding, precision, noise)
+        way, closed = best_way(self.ways, gradients, noise)
         total = len(next(iter(gradients.values())))
         parts = []
         with tqdm(total=total, disable=not progress, unit="image") as bar:
             for start in range(0, total, self._chunk()):
                 cut = slice(start, start + self._chunk())
                 part = {name: g[cut] for name, g in gradients.items()}
-                parts.append(self._reconstruct(part, noise.select(cut, gradients)))
+                parts.append(self._reconstruct(way, part, noise.select(cut, gradients)))
                 bar.update(len(parts[-1].images))
         result = Reconstruction.concatenate(parts)
+        doubts = (own or other for own, other in zip(closed, result.doubts, strict=True))
+        result = replace(result, doubts=tuple(doubts))
         if strict:
             result.raise_if_short()
         return result
 
-    def _reconstruct(self, gradients: Gradients, noise: Noise) -> Reconstruction:
+    def _reconstruct(self, way: Way, gradients: Gradients, noise: Noise) -> Reconstruction:
         """The answer, and a second look at the images whose certificate reveals a noise."""
-        result = self._attempt(gradients, noise)
+        result = self._attempt(way, gradients, noise)
         # Where the rank is short, the image need not explain the gradients; that says no more.
         again = (result.full_rank & (result.revealed_noise > 0)).nonzero()[:, 0].tolist()
         if again:
@@ -158,19 +168,19 @@ class Attack:
             for i in again:
                 own = {name: g[i : i + 1] for name, g in gradients.items()}
                 told = noise.select(slice(i, i + 1), gradients)
-                parts[i] = second_look(parts[i], own, told, self._attempt)
+                parts[i] = second_look(parts[i], own, told, partial(self._attempt, way))
             result = Reconstruction.concatenate(parts)
-        if any(plan.kind == "auto" and plan.prior for plan in self.plans):
+        if any(plan.kind == "auto" and plan.prior for plan in way.plans):
             result = within_range(result, self.value_range)
-        head = self.network.head
-        return with_doubts(result, head, self.model, gradients, self.loss, self.value_range)
+        return with_doubts(
+            result, way.network.head, self.model, gradients, self.loss, self.value_range
+        )
 
     def _attempt(
-        self, gradients: Gradients, noise: Noise, *, frugal: bool = False
+        self, way: Way, gradients: Gradients, noise: Noise, *, frugal: bool = False
     ) -> Reconstruction:
-        candidates, image = attempt(
-            self.model, self.network, self.plans, gradients, noise, self.value_range, frugal=frugal
-        )
+        own = gradients, noise, self.value_range
+        candidates, image = attempt(self.model, way, *own, frugal=frugal)
         return choose(candidates, image, self.value_range)
 
     def _chunk(self) -> int:

@@ -1,6 +1,5 @@
 """One pass from the gradients to images, with its certificate."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -8,23 +7,22 @@ from torch import Tensor, nn
 
 from rconv.attack.certificate import distance, recomputed
 from rconv.attack.entry import entry_residual, from_embedding
+from rconv.attack.from_spans import from_spans
 from rconv.attack.head import HeadInput, head_input, rank_one
 from rconv.attack.labels import own_logits, told_labels
-from rconv.attack.plan import LayerPlan
 from rconv.attack.recursion import recursion
 from rconv.attack.report import Reconstruction
 from rconv.attack.start import Start, from_head
 from rconv.attack.verdict import expected_error, layer_levels, layer_names, revealed_noise
+from rconv.attack.ways import Way
 from rconv.model.ends import Entry, Head
-from rconv.model.nodes import Network
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 
 
 def attempt(
     model: nn.Module,
-    network: Network,
-    plans: Sequence[LayerPlan],
+    way: Way,
     gradients: Gradients,
     noise: Noise,
     value_range: tuple[float, float],
@@ -37,10 +35,8 @@ def attempt(
     ----------
     model : Module
         The shared model, in the dtype that the certificate is computed in.
-    network : Network
-        The same, as it was read.
-    plans : sequence of LayerPlan
-        One per convolution.
+    way : Way
+        The way into it, with its plans.
     gradients : dict of str to Tensor
         Name → (N, *parameter shape), float64 where equations are made of them.
     noise : Noise
@@ -57,7 +53,7 @@ def attempt(
     image : Tensor
         (M,), int64, the image that each candidate explains.
     """
-    head, found = network.head, None
+    network, head, found = way.network, way.network.head, None
     if isinstance(head, Head):
         found = head_input(head, gradients, noise)
     image = _images(gradients) if found is None else found.image
@@ -66,9 +62,10 @@ def attempt(
     unit = largest_entry(gradients)[image]
     scaled = {name: _divided(g[image], unit) for name, g in gradients.items()}
     noise = noise.select(image, gradients)
-    start = _start(network, found, scaled, noise, unit)
-    images, reports, spread = recursion(network, plans, start, scaled, noise, unit, frugal=frugal)
-    if isinstance(head, Entry):
+    start = _start(way, found, scaled, noise, unit)
+    known = start, scaled, noise, unit
+    images, reports, spread = recursion(network, way.plans, *known, frugal=frugal)
+    if isinstance(head, Entry) and head.embedding is not None:
         residual = entry_residual(network, start, reports[1], scaled)
         reports = (replace(reports[0], residual=residual), *reports[1:])
     error = expected_error(images, reports, spread, value_range)
@@ -94,9 +91,12 @@ def attempt(
 
 
 def _start(
-    network: Network, found: HeadInput | None, gradients: Gradients, noise: Noise, unit: Tensor
+    way: Way, found: HeadInput | None, gradients: Gradients, noise: Noise, unit: Tensor
 ) -> Start:
     """Where the recursion starts, in gradients that are divided by `unit`."""
+    network = way.network
+    if way.spans is not None:
+        return from_spans(network, way.spans, gradients, noise, unit)
     if found is None:
         return from_embedding(network, gradients, noise, unit)
     found = replace(found, cotangent=_divided(found.cotangent, unit))
@@ -113,6 +113,8 @@ def _labels(
     gradients: Gradients,
 ) -> Tensor:
     """Classes told by the logit gradients; -1 where the head does not end in logits."""
+    if found is None and head.logits is None:
+        return torch.full((len(images),), -1, device=images.device)
     if found is None:
         return told_labels(derivative)
     logit_gradient = _logit_gradient(head, derivative, gradients)

@@ -116,12 +116,16 @@ def _reason(
         return "the gradients are zero: this step tells nothing"
     if float(head.residual[i]) >= revealed / 100 > 0:
         what = "head's gradient is no single outer product"
+        if head.constraints[i] == "span":
+            what = "convolution's gradient has more rank than its positions have"
         if head.constraints[i] == "embedding":
             what = "position embedding's gradient does not add up to the convolution's"
         return (
             f"the {what} (residual {float(head.residual[i]):.0e}): several images, several steps, "
             "or noise"
         )
+    if short and short[0].constraints[i] == "span" and short[0].open[i] == 1:
+        return f"nothing tells the factor of what {short[0].name} takes: no bias there or below"
     if short:
         return f"{short[0].name} has rank {int(short[0].rank[i])} of {short[0].unknowns}"
     if revealed > 0:

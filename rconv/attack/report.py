@@ -177,6 +177,8 @@ class Reconstruction:
 def _remedy(layer: LayerReport, i: int) -> str:
     if layer.constraints[i] in ("head", "embedding"):
         return "its gradients are zero: this step tells nothing"
+    if layer.constraints[i] == "span":
+        return "more filters than it has positions would help, and a bias"
     if layer.constraints[i] == "gradient":
         return "more filters, a smaller stride or hybrid constraints would help"
     return "more filters or a smaller stride would help; ReLU outputs that are zero do not"

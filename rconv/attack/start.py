@@ -29,9 +29,11 @@ class Start:
     report : LayerReport
         How well this is known.
     linear : str
-        A Linear the derivative by whose output is known as well: the certificate starts there.
+        A layer the derivative by whose output is known as well: the certificate starts there.
     derivative : Tensor
-        (M, K), this derivative.
+        This derivative, (M, K), or (M, D, Ho, Wo) of a convolution.
+    solved : tuple of int, Told and LayerReport, or None
+        Another node whose map is known besides, and how well.
     """
 
     told: Told | None
@@ -39,6 +41,7 @@ class Start:
     report: LayerReport
     linear: str
     derivative: Tensor
+    solved: tuple[int, Told, LayerReport] | None = None
 
 
 def from_head(

@@ -36,9 +36,13 @@ estimate is one of size, and good to about this factor."""
 
 
 def layer_names(network: Network, parameters: Gradients) -> list[list[str]]:
-    """Names of the parameters of each layer, from the head down; then of what is not read."""
+    """Names of the parameters of each layer, from the head down; then of what is not read.
+
+    The latter not where a convolution is entered by its own gradients: nothing above it is used,
+    and what rounding does there is no noise of the equations.
+    """
     layers = network.parameters
-    if isinstance(network.head, Entry):
+    if isinstance(network.head, Entry) and network.head.embedding is not None:
         read, others = set(chain.from_iterable(layers)), {}
         for name in parameters:
             if name not in read:

@@ -74,7 +74,7 @@ class Walk:
         self._told[node] = told = self.whole.get(node) or self.told(node)
         if isinstance(does, Activation):
             self.whole[node] = told
-            offset = self._offset_gradient(inputs[0], gradients)
+            offset = self.offset_gradient(inputs[0], gradients)
             own = does, told.value, cotangent.value, offset, told.error, cotangent.noise
             self.passed[node] = passed = through_activation(*own)
             parts = [Cotangent(passed.cotangent, passed.cotangent_noise)]
@@ -140,8 +140,12 @@ class Walk:
         self.whole[node] = Told.whole(value, error)
         return self.whole[node]
 
-    def _offset_gradient(self, node: int, gradients: Gradients) -> Tensor | None:
-        """The derivative by a node summed over the positions, from an offset's gradient."""
+    def cotangent(self, node: int) -> Cotangent:
+        """The derivative by a node that has not been passed, all it is part of having been."""
+        return Cotangent.total(self._cotangents[node])
+
+    def offset_gradient(self, node: int, gradients: Gradients) -> Tensor | None:
+        """The derivative by a node summed over the positions, (N, C), from an offset's gradient."""
         does, name = self.network.nodes[node].does, self.network.nodes[node].name
         if len(self.network.consumers[node]) > 1:
             return None
@@ -151,7 +155,7 @@ class Walk:
             return gradients.get(f"{name}.bias")
         if does != SUM:
             return None
-        found = (self._offset_gradient(i, gradients) for i in self.network.nodes[node].inputs)
+        found = (self.offset_gradient(i, gradients) for i in self.network.nodes[node].inputs)
         return next((own for own in found if own is not None), None)
 
 

@@ -6,7 +6,9 @@ import copy
 import torch
 from torch import nn
 
+from rconv.model.batchnorm import without_statistics
 from rconv.model.ends import Entry
+from rconv.model.geometry import Stage
 from rconv.model.nodes import Network, UnsupportedModelError
 
 SAME = 1e-9
@@ -32,29 +34,32 @@ def refuse_other_values(model: nn.Module, network: Network) -> None:
     Raises
     ------
     UnsupportedModelError
-        If the input of the first Linear differs, or the output of the convolution that is entered.
+        If the input of the first Linear differs, or that of a convolution up to an entry.
     """
-    own = copy.deepcopy(model).double()
+    own = copy.deepcopy(without_statistics(model)).double()
     shape = (2, *network.input_shape)
     image = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     image = image.to(next(model.parameters()).device)
-    found: list[torch.Tensor] = []
-    end = own.get_submodule(network.head.name)
-
-    def stop(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
-        found.append(output)
-        raise _Reached
-
+    maps = network.maps(image)
+    expected = {network.head.name: maps[-1]}
     if isinstance(network.head, Entry):
-        end.register_forward_hook(stop)
-    else:
-        end.register_forward_pre_hook(lambda module, args: found.append(args[0]))
-    with torch.no_grad():
-        with contextlib.suppress(_Reached):
-            own(image)
-        expected = network.evaluate(image).flatten(1)
-    if len(found) != 1 or not (found[0].flatten(1) - expected).norm() <= SAME * expected.norm():
-        raise UnsupportedModelError(
-            f"{type(model).__name__} computes something else than the steps of its "
-            "forward say: perhaps a map is changed in place after another step has taken it"
-        )
+        taken = [node for node in network.nodes if isinstance(node.does, Stage)]
+        expected = {node.does.name: maps[node.inputs[0]] for node in taken}
+    found: dict[str, torch.Tensor] = {}
+
+    def look(name: str, args: tuple[torch.Tensor]) -> None:
+        found[name] = args[0].flatten(1).clone()
+        if found.keys() == expected.keys():
+            raise _Reached
+
+    for name in expected:
+        own.get_submodule(name).register_forward_pre_hook(lambda _, args, n=name: look(n, args))
+    with torch.no_grad(), contextlib.suppress(_Reached):
+        own(image)
+    for name, value in expected.items():
+        value = value.flatten(1)
+        if name not in found or not (found[name] - value).norm() <= SAME * value.norm():
+            raise UnsupportedModelError(
+                f"{type(model).__name__} computes something else than the steps of its "
+                "forward say: perhaps a map is changed in place after another step has taken it"
+            )

@@ -1,5 +1,6 @@
 """BatchNorm in evaluation: an affine map of each channel, folded into the convolution below."""
 
+import copy
 from dataclasses import replace
 
 import torch
@@ -52,6 +53,25 @@ def affine_of(name: str, norm: nn.BatchNorm2d, channels: int) -> Affine:
     if not (scale.isfinite() & shift.isfinite()).all():
         raise UnsupportedModelError(f"{name}: its running variance or mean is not finite")
     return Affine(scale, shift)
+
+
+def without_statistics(model: nn.Module) -> nn.Module:
+    """The model, or a copy if it has norms in train mode that keep running statistics.
+
+    Those of the copy keep none. They use those of the batch and compute the same; only the update
+    is left out, which would change the model, and which `torch.func` cannot do image by image.
+    """
+
+    def keeps(module: nn.Module) -> bool:
+        norm = isinstance(module, nn.modules.batchnorm._NormBase)
+        return norm and module.training and module.running_mean is not None
+
+    if not any(map(keeps, model.modules())):
+        return model
+    own = copy.deepcopy(model)
+    for module in filter(keeps, own.modules()):
+        module.running_mean = module.running_var = module.num_batches_tracked = None
+    return own
 
 
 def folded(stage: Stage, name: str, norm: Affine) -> Stage:

@@ -56,27 +56,32 @@ class Embedding:
 
 @dataclass(frozen=True)
 class Entry:
-    """How a network is entered whose upper part is not read: at its last node, a convolution.
+    """How a network is entered whose upper part is not read: at a convolution near its end.
+
+    It is the last node; or that is a sum that its output is a term of.
 
     Parameters
     ----------
     name : str
         The convolution's name.
-    embedding : Embedding
-        What tells the derivative of the loss by its output.
-    logits : str
+    embedding : Embedding or None
+        What tells the derivative of the loss by its output; None where its own gradients must.
+    logits : str or None
         Name of the Linear with a bias that the model ends in, whose gradient is the derivative of
-        the loss by the logits.
+        the loss by the logits; without an embedding it may be None.
     reason : str
         Why the model is not read up to its first Linear.
+    reach : Tensor or None
+        Without an embedding, of `rconv.model.reach.reach`.
     """
 
     name: str
-    embedding: Embedding
-    logits: str
+    embedding: Embedding | None
+    logits: str | None
     reason: str
+    reach: Tensor | None = None
 
     @property
     def parameters(self) -> list[str]:
         """Names of the parameters whose gradients the attack starts from."""
-        return [self.embedding.name]
+        return [self.embedding.name if self.embedding else f"{self.name}.weight"]

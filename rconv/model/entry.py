@@ -48,7 +48,9 @@ def entered(
     return network
 
 
-def network_below(steps: list[Operation], shape: tuple[int, int, int], entry: Entry) -> Network:
+def network_below(
+    steps: list[Operation], shape: tuple[int, int, int], entry: Entry, end: int | None = None
+) -> Network:
     """The part of a model that a convolution's output is made of.
 
     Parameters
@@ -59,11 +61,12 @@ def network_below(steps: list[Operation], shape: tuple[int, int, int], entry: En
         (C, H, W) of the image.
     entry : Entry
         The convolution, and how it is entered.
+    end : int, optional
+        The step that is the last node; the convolution if not given.
 
     Returns
     -------
     Network
-        Its last node is the convolution.
 
     Raises
     ------
@@ -71,7 +74,8 @@ def network_below(steps: list[Operation], shape: tuple[int, int, int], entry: En
         At a step below that the attack cannot pass, or where a map other than the image has a way
         around the convolution, so that its derivative is not known.
     """
-    end = next(i for i, own in enumerate(steps) if own.name == entry.name)
+    if end is None:
+        end = next(i for i, own in enumerate(steps) if own.name == entry.name)
     inside = leading_to(steps, end)
     nodes, _ = build(steps, sorted(inside), shape)
     behind = leading_to(steps, len(steps) - 1) - inside

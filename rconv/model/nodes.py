@@ -103,6 +103,12 @@ class Network:
         ]
 
     @property
+    def entered(self) -> int:
+        """The node of the convolution that an `Entry` names."""
+        names = [node.does.name if isinstance(node.does, Stage) else "" for node in self.nodes]
+        return names.index(self.head.name)
+
+    @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
         return self.nodes[0].shape
@@ -165,10 +171,14 @@ class Network:
 
     def evaluate(self, images: Tensor) -> Tensor:
         """The last node's map, (N, C, H, W), of images (N, C, H, W)."""
+        return self.maps(images)[-1]
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Every node's map, (N, C, H, W), of images (N, C, H, W)."""
         maps = [images]
         for node in self.nodes[1:]:
             maps.append(node.evaluate([maps[i] for i in node.inputs]))
-        return maps[-1]
+        return maps
 
     def fed_by(self, node: int) -> Iterator[tuple[int, Stage]]:
         """The convolutions that take a node: their indices and themselves."""

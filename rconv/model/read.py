@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from rconv.model.agreement import refuse_other_values
+from rconv.model.batchnorm import without_statistics
 from rconv.model.build import build
 from rconv.model.ends import Head
 from rconv.model.entry import entered
@@ -53,17 +54,40 @@ def read(model: nn.Module, input_shape: Sequence[int]) -> Network:
         entry below it is known either.
     """
     shape = check_input_shape(input_shape)
-    layers = layers_of(model)
-    check_weights(model)
-    steps = without_passed(traced(model, shape) if layers is None else of_layers(layers))
-    refuse_shared_parameters(steps)
+    steps = steps_of(model, shape)
     try:
         network = _up_to_the_head(steps, shape)
-        if layers is None:
+        if layers_of(model) is None:
             refuse_other_values(model, network)
     except UnsupportedModelError as error:
         network = entered(model, steps, shape, str(error))
     return network
+
+
+def steps_of(model: nn.Module, shape: tuple[int, int, int]) -> list[Operation]:
+    """The steps of a model's forward pass that do something.
+
+    Parameters
+    ----------
+    model : Module
+        As `read` takes it.
+    shape : tuple of int
+        (C, H, W) of one image.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If there is something about it that no step shows, or it cannot be traced.
+    """
+    layers = layers_of(model)
+    check_weights(model)
+    if layers is None:
+        steps = traced(without_statistics(model), shape)
+    else:
+        steps = of_layers(layers)
+    steps = without_passed(steps)
+    refuse_shared_parameters(steps)
+    return steps
 
 
 def _up_to_the_head(steps: list[Operation], shape: tuple[int, int, int]) -> Network:

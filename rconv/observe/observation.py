@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from rconv.model.batchnorm import without_statistics
 from rconv.observe.attention import differentiable_attention
 
 Gradients = Mapping[str, Tensor]
@@ -47,6 +48,7 @@ def per_sample_gradients(
     if not parameters:
         raise ValueError(f"{type(model).__name__} has no parameters, so there are no gradients")
     _check_batch(images, targets)
+    model = without_statistics(model)  # those of the clients are no gradients
     example = next(iter(parameters.values()))
     images, targets = ordinary(images).to(example), ordinary(targets).to(example.device)
 
