@@ -69,7 +69,7 @@ def recursion(
         taken = list(network.fed_by(node))
         if taken:
             own = [by_name[stage.name] for _, stage in taken]
-            known = [_known(stage, walk.passed[i], gradients, noise, unit) for i, stage in taken]
+            known = [known_of(stage, walk.passed[i], gradients, noise, unit) for i, stage in taken]
             told = walk.told(node)
             if told is None and len(own) == 1:
                 solved, report = solve_layer(own[0], known[0], frugal=frugal)
@@ -77,13 +77,13 @@ def recursion(
                 solved, report = solve_joint(own, known, told, frugal=frugal)
             reports.append(report.under(reports, own[0].bounds))
             value = solved.value.reshape(-1, *network.nodes[node].shape)
-            error = _errors(value, solved.error, report.constraints, noise)
+            error = channel_errors(value, solved.error, report.constraints, noise)
             walk.solved(node, Told.whole(value, error))
         walk.pass_on(node, gradients)
     return walk.whole[0].value, tuple(reports), root_mean_square(error)
 
 
-def _known(stage: Stage, passed: Passed, gradients: Gradients, noise: Noise, unit: Tensor) -> Known:
+def known_of(stage: Stage, passed: Passed, gradients: Gradients, noise: Noise, unit: Tensor) -> Known:
     """What is known of one convolution before its input is."""
     name = f"{stage.name}.weight"
     gradient = gradients[name]
@@ -124,7 +124,7 @@ def _from_head(
     cotangent, sizes = head.cotangent @ linear.weight, head.cotangent.abs() @ linear.weight.abs()
     if head.error is None:
         level = _head_level(linear, gradients, noise, unit)
-        error = _errors(value, level, ("gradient",) * len(value), noise)
+        error = channel_errors(value, level, ("gradient",) * len(value), noise)
         # Each z̄ carries its own error; where the rows of V cancel, so that v̄ is small, it weighs
         # more.
         spread = level[:, None] * sizes
@@ -150,8 +150,8 @@ def _head_level(linear: Head, gradients: Gradients, noise: Noise, unit: Tensor) 
     return torch.stack(levels).norm(dim=0).clamp(max=1.0)
 
 
-def _errors(value: Tensor, error: Tensor, kinds: Sequence[str], noise: Noise) -> Tensor:
-    """(N, C): standard deviation of each channel's values.
+def channel_errors(value: Tensor, error: Tensor, kinds: Sequence[str], noise: Noise) -> Tensor:
+    """Standard deviation of each channel's values, (N, C).
 
     Gradient constraints solve every channel for itself, and where their error is rounding, it is
     relative to the channel. Other equations, and noise of one size, share it among all.
