@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rconv.attack.attempt import attempt
+from rconv.attack.batch import batch_size, reconstruct_batch, required_for_batches
 from rconv.attack.candidates import choose
 from rconv.attack.doubts import with_doubts
 from rconv.attack.fallback import within_range
@@ -26,8 +27,6 @@ from rconv.model.ends import Entry
 from rconv.observe.check import check_gradients, check_value_range, told_noise
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
-
-CHUNK_BYTES = 2**27  # of the gradient matrices that are solved at a time
 
 LOSSES = (None, "cross-entropy")
 
@@ -101,6 +100,7 @@ class Attack:
         self,
         gradients: Gradients | Sequence[Tensor],
         *,
+        batch: int | None = 1,
         strict: bool = False,
         precision: float | None = None,
         noise: Noise | None = None,
@@ -114,6 +114,9 @@ class Attack:
             Parameter name → gradient, shaped as the parameter (one image) or with a leading axis
             N; or the gradients alone, in the order of the parameters. float64, float32, bfloat16
             or float16, on any device.
+        batch : int, optional
+            B, the images of each client's step, whose gradient is their mean or their sum. None
+            reads it from each client's gradient.
         strict : bool
             Raise where a layer does not determine its input, instead of reporting it.
         precision : float, optional
@@ -121,18 +124,21 @@ class Attack:
         noise : Noise, optional
             What is known of their errors in more detail, in place of `precision`.
         progress : bool
-            Show a progress bar over the images.
+            Show a progress bar over the clients.
 
         Returns
         -------
         Reconstruction
-            Of N images.
+            Of N images; of a batch its B images in any order, client after client.
 
         Raises
         ------
+        UnsupportedModelError
+            With another batch than 1: a network that branches, or whose head is not one Linear
+            with a bias.
         ValueError
             Missing or unknown names, wrong shapes, NaN or infinite entries, a precision that is
-            negative or no number.
+            negative or no number, a batch that is not below the number of classes.
         ShortRankError
             With `strict`, the first layer of short rank and what would help.
         """
@@ -143,23 +149,33 @@ class Attack:
             self.model.to(max(torch.float32, *others, *own, key=lambda dtype: dtype.itemsize))
         noise = told_noise(self.model, rounding, precision, noise)
         way, closed = best_way(self.ways, gradients, noise)
+        if batch != 1:
+            required_for_batches(way.network, batch)
         total = len(next(iter(gradients.values())))
         parts = []
-        with tqdm(total=total, disable=not progress, unit="image") as bar:
-            for start in range(0, total, self._chunk()):
-                cut = slice(start, start + self._chunk())
+        with tqdm(total=total, disable=not progress, unit="client") as bar:
+            size = way.chunk if batch == 1 else 1
+            for start in range(0, total, size):
+                cut = slice(start, start + size)
                 part = {name: g[cut] for name, g in gradients.items()}
-                parts.append(self._reconstruct(way, part, noise.select(cut, gradients)))
-                bar.update(len(parts[-1].images))
+                parts.append(self._reconstruct(way, part, noise.select(cut, gradients), batch))
+                bar.update(len(part[next(iter(part))]))
         result = Reconstruction.concatenate(parts)
-        doubts = (own or other for own, other in zip(closed, result.doubts, strict=True))
-        result = replace(result, doubts=tuple(doubts))
+        if any(closed):
+            doubts = (own or other for own, other in zip(closed, result.doubts, strict=True))
+            result = replace(result, doubts=tuple(doubts))
         if strict:
             result.raise_if_short()
         return result
 
-    def _reconstruct(self, way: Way, gradients: Gradients, noise: Noise) -> Reconstruction:
+    def _reconstruct(
+        self, way: Way, gradients: Gradients, noise: Noise, batch: int | None
+    ) -> Reconstruction:
         """The answer, and a second look at the images whose certificate reveals a noise."""
+        batch = batch or batch_size(way.network, gradients, noise)
+        if batch > 1:
+            own = way.network, way.plans, gradients, noise, self.value_range, batch
+            return reconstruct_batch(self.model, *own)
         result = self._attempt(way, gradients, noise)
         # Where the rank is short, the image need not explain the gradients; that says no more.
         again = (result.full_rank & (result.revealed_noise > 0)).nonzero()[:, 0].tolist()
@@ -182,9 +198,3 @@ class Attack:
         own = gradients, noise, self.value_range
         candidates, image = attempt(self.model, way, *own, frugal=frugal)
         return choose(candidates, image, self.value_range)
-
-    def _chunk(self) -> int:
-        """Images at a time, so that their gradient matrices stay within `CHUNK_BYTES`."""
-        shapes = [stage.geometry for stage in self.network.stages]
-        sizes = [8 * g.output[0] * g.offsets * g.pixels for g in shapes]
-        return max(1, CHUNK_BYTES // max(sizes, default=CHUNK_BYTES))

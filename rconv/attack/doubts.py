@@ -52,9 +52,7 @@ def with_doubts(
         stated = head.has_bias or head.weight.shape[0] > 2 or loss is not None
         assumed = _assumed(result, head, stated, value_range)
         factors = _factors(result, head, model, gradients)
-    opened = [layer.open > 0 for layer in result.layers]
-    short = [[layer for layer, own in zip(result.layers, row, strict=True) if own]
-             for row in torch.stack(opened, dim=1).tolist()]  # fmt: skip
+    short = _short(result)
     sizes = gradients[head.parameters[0]].flatten(1).abs()
     signs = ((sizes == 0) | (sizes == sizes.amax(dim=1, keepdim=True))).all(dim=1)
     signs &= result.revealed_noise > 0
@@ -75,6 +73,29 @@ def _assumed(
     assumed = torch.full_like(result.assumed, not stated)
     assumed |= (result.revealed_noise > 0) & (not head.has_bias)
     return assumed | (_outside(result, value_range) & (head.weight.shape[0] == 1))
+
+
+def with_batch_doubts(result: Reconstruction) -> Reconstruction:
+    """The images of one batch with their doubts in words; what its head told is past doubt.
+
+    Parameters
+    ----------
+    result : Reconstruction
+        With its certificate and expected error.
+
+    Returns
+    -------
+    Reconstruction
+    """
+    reasons = (_layers_reason(result, i, own) for i, own in enumerate(_short(result)))
+    return replace(result, doubts=tuple(reasons))
+
+
+def _short(result: Reconstruction) -> list[list[LayerReport]]:
+    """Of each image the layers that are short of rank."""
+    opened = torch.stack([layer.open > 0 for layer in result.layers], dim=1).tolist()
+    return [[layer for layer, own in zip(result.layers, row, strict=True) if own]
+            for row in opened]  # fmt: skip
 
 
 def _factors(
@@ -126,6 +147,17 @@ def _reason(
         )
     if short and short[0].constraints[i] == "span" and short[0].open[i] == 1:
         return f"nothing tells the factor of what {short[0].name} takes: no bias there or below"
+    reason = _layers_reason(result, i, short)
+    if reason or not assumed:
+        return reason
+    if stated:
+        return "its pixels leave their range: perhaps an average of several images"
+    return "the head has no bias: the scale rests on the loss being the logistic one"
+
+
+def _layers_reason(result: Reconstruction, i: int, short: list[LayerReport]) -> str:
+    """Why image i may not be what the client had, as far as its layers and certificate say."""
+    revealed = float(result.revealed_noise[i])
     if short:
         return f"{short[0].name} has rank {int(short[0].rank[i])} of {short[0].unknowns}"
     if revealed > 0:
@@ -136,8 +168,4 @@ def _reason(
         return f"the noise may have grown to {float(result.expected_error[i]):.0e} of the image"
     if not float(result.gradient_residual[i]) <= CLEAR:
         return f"its gradients are {float(result.gradient_residual[i]):.0e} from the observed ones"
-    if assumed and stated:
-        return "its pixels leave their range: perhaps an average of several images"
-    if assumed:
-        return "the head has no bias: the scale rests on the loss being the logistic one"
     return ""

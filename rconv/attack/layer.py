@@ -69,7 +69,7 @@ def solve_layer(
             if is_better(other, solved, i):
                 solved, kinds[i] = solved.replace(i, other), "hybrid"
     solved, left = _closed(plan, known, solved)
-    return solved, _report(plan.stage, solved, known.passed, kinds, left)
+    return solved, layer_report(plan.stage, solved, known.passed, kinds, left)
 
 
 def _closed(
@@ -141,13 +141,32 @@ def is_better(other: Solution, solved: Solution, i: int) -> bool:
     return new > own or (new == own and bool(other.error[0] < solved.error[i]))
 
 
-def _report(
+def layer_report(
     stage: Stage,
     solution: Solution,
     passed: Passed,
     kinds: list[str],
     left: tuple[Tensor, ...],
 ) -> LayerReport:
+    """What is reported of a layer.
+
+    Parameters
+    ----------
+    stage : Stage
+        The convolution.
+    solution : Solution
+        Of N images.
+    passed : Passed
+        What was known of its output.
+    kinds : list of str
+        N names of the equations that were used.
+    left : tuple of Tensor
+        The report's last fields, from `signs` on.
+
+    Returns
+    -------
+    LayerReport
+    """
     g = stage.geometry
     by_gradient = torch.tensor([kind != "weight" for kind in kinds], device=solution.rank.device)
     by_weight = torch.tensor([kind != "gradient" for kind in kinds], device=solution.rank.device)

@@ -106,15 +106,18 @@ class LayerPlan:
         return "gradient" if suffice else "hybrid"
 
 
-def gradients_suffice(geometry: Geometry) -> bool:
-    """Whether gradient constraints can have full rank: enough for every residue class."""
+def gradients_suffice(geometry: Geometry, samples: int = 1) -> bool:
+    """Whether gradient constraints can have full rank: enough for every residue class.
+
+    Those of a batch are shared by its samples.
+    """
     if not (window_index(geometry) < geometry.positions).any():
         return False
     classes = residue_classes(geometry)
     told = sum(len(pixels) for _, pixels in classes)
     filters = geometry.output[0]
     return told == geometry.pixels and all(
-        filters * len(offsets) >= len(pixels) for offsets, pixels in classes
+        filters * len(offsets) >= samples * len(pixels) for offsets, pixels in classes
     )
 
 

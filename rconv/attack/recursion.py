@@ -10,7 +10,7 @@ from rconv.attack.plan import LayerPlan
 from rconv.attack.report import LayerReport
 from rconv.attack.signal import Told
 from rconv.attack.solve import Known
-from rconv.attack.start import Start, errors
+from rconv.attack.start import Start, channel_errors
 from rconv.attack.walk import Walk
 from rconv.linalg.solution import root_mean_square
 from rconv.model.geometry import Stage
@@ -71,17 +71,19 @@ def recursion(
             error = told.error
         elif taken:
             own = [by_name[stage.name] for _, stage in taken]
-            known = [_known(stage, walk.passed[i], gradients, noise, unit) for i, stage in taken]
+            known = [known_of(stage, walk.passed[i], gradients, noise, unit) for i, stage in taken]
             solved, report = solve_map(own, known, walk.told(node), frugal=frugal)
             reports.append(report.under(reports, own[0].bounds))
             value = solved.value.reshape(-1, *network.nodes[node].shape)
-            error = errors(value, solved.error, report.constraints, noise)
+            error = channel_errors(value, solved.error, report.constraints, noise)
             walk.solved(node, Told.whole(value, error))
         walk.pass_on(node, gradients)
     return walk.whole[0].value, tuple(reports), root_mean_square(error)
 
 
-def _known(stage: Stage, passed: Passed, gradients: Gradients, noise: Noise, unit: Tensor) -> Known:
+def known_of(
+    stage: Stage, passed: Passed, gradients: Gradients, noise: Noise, unit: Tensor
+) -> Known:
     """What is known of one convolution before its input is."""
     name = f"{stage.name}.weight"
     gradient = gradients[name]

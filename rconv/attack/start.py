@@ -77,7 +77,7 @@ def from_head(
     cotangent, sizes = head.cotangent @ linear.weight, head.cotangent.abs() @ linear.weight.abs()
     if head.error is None:
         level = _head_level(linear, gradients, noise, unit)
-        error = errors(value, level, ("gradient",) * len(value), noise)
+        error = channel_errors(value, level, ("gradient",) * len(value), noise)
         # Each z̄ carries its own error; where the rows of V cancel, so that v̄ is small, it weighs
         # more.
         spread = level[:, None] * sizes
@@ -92,7 +92,7 @@ def from_head(
     size = root_mean_square(cotangent)
     relative = root_mean_square(spread) / torch.where(size > 0, size, 1.0)
     back = Cotangent(cotangent.reshape(value.shape), relative.clamp(max=1.0))
-    report = _report(linear.name, head)
+    report = head_report(linear.name, head)
     return Start(Told.whole(value, error), back, report, linear.name, head.cotangent)
 
 
@@ -103,7 +103,7 @@ def _head_level(linear: Head, gradients: Gradients, noise: Noise, unit: Tensor) 
     return torch.stack(levels).norm(dim=0).clamp(max=1.0)
 
 
-def _report(name: str, head: HeadInput) -> LayerReport:
+def head_report(name: str, head: HeadInput) -> LayerReport:
     """How well the input of the first Linear is determined."""
     unknowns = head.value.shape[1]
     rows = torch.full_like(head.image, head.cotangent.shape[1] * unknowns)
@@ -123,7 +123,7 @@ def _report(name: str, head: HeadInput) -> LayerReport:
     )
 
 
-def errors(value: Tensor, error: Tensor, kinds: Sequence[str], noise: Noise) -> Tensor:
+def channel_errors(value: Tensor, error: Tensor, kinds: Sequence[str], noise: Noise) -> Tensor:
     """Standard deviation of each channel's values, (N, C).
 
     Gradient constraints solve every channel for itself, and where their error is rounding, it is

@@ -16,6 +16,8 @@ from rconv.model.read import read
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 
+CHUNK_BYTES = 2**27  # of the gradient matrices that are solved at a time
+
 
 @dataclass(frozen=True)
 class Way:
@@ -34,6 +36,13 @@ class Way:
     network: Network
     spans: Spans | None = None
     plans: tuple[LayerPlan, ...] = ()
+
+    @property
+    def chunk(self) -> int:
+        """Images at a time, so that their gradient matrices stay within `CHUNK_BYTES`."""
+        shapes = [stage.geometry for stage in self.network.stages]
+        sizes = [8 * g.output[0] * g.offsets * g.pixels for g in shapes]
+        return max(1, CHUNK_BYTES // max(sizes, default=CHUNK_BYTES))
 
 
 def ways_into(model: nn.Module, input_shape: Sequence[int]) -> list[Way]:

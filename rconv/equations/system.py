@@ -1,8 +1,7 @@
 """Gradient and weight constraints of one convolution, stacked for one image.
 
 Both kinds share the unknown, so that what one kind leaves open the other may close, and noise
-that one amplifies the other holds down. Stacking them is R-GAP's idea (Zhu and Blaschko, ICLR
-2021, arXiv 2010.07733); weights that follow from each row's own noise are this project's.
+that one amplifies the other holds down.
 """
 
 from dataclasses import dataclass, replace
@@ -10,13 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from rconv.equations.weighing import TwoKinds
 from rconv.equations.weight import weight_gram
-from rconv.linalg.equations import FREE, UNKNOWN, worth
+from rconv.linalg.equations import FREE, UNKNOWN
 from rconv.model.geometry import Stage
 
 
 @dataclass(frozen=True)
-class StackedSystem:
+class StackedSystem(TwoKinds):
     """The stacked, weighted equations of one image; see `rconv.linalg.equations.Equations`.
 
     The unknown is vec(X), (1, C·H·W, 1). The rows are those of the gradients, channel by channel
@@ -93,37 +93,9 @@ class StackedSystem:
         return gram[None]
 
     @property
-    def used(self) -> bool:
-        """Whether it has any row at all."""
-        return len(self.matrix) > 0 or bool(self.row_weight.any())
-
-    def scaled(self) -> "StackedSystem":
-        """Both blocks divided by their mean row norm, so that neither drowns the other."""
-        a, m = (1 / size for size in self._row_norms())
-        return self.weighted(a, m)
-
-    def whitened(self) -> "StackedSystem":
-        """Rows divided by their own error, as far as `TRUST` allows; a mean row norm of about one.
-
-        Where the error of some rows is unknown, both blocks are divided by their size.
-        """
-        return self.weighed_against(self.least_error())
-
-    def least_error(self) -> float:
-        """The smallest error of a row that is used, in the unit of its block's mean row norm."""
-        sizes = self._row_norms()
-        used = len(self.matrix) > 0, bool(self.row_weight.any())
-        blocks = zip((self.gradient_error, self.output_error), sizes, used, strict=True)
-        return min((float(error.min()) / size for error, size, own in blocks if own), default=0.0)
-
-    def weighed_against(self, least: float) -> "StackedSystem":
-        """Rows divided by their error in units of `least`; both blocks by their size if it is 0."""
-        if least <= 0:
-            return self.scaled()
-        sizes = self._row_norms()
-        errors = self.gradient_error / sizes[0], self.output_error / sizes[1]
-        factors = (worth(e, least) / size for e, size in zip(errors, sizes, strict=True))
-        return self.weighted(*factors)
+    def has_gradients(self) -> bool:
+        """Whether there are gradient constraints."""
+        return len(self.matrix) > 0
 
     def weighted(self, gradient: float | Tensor, weight: float | Tensor) -> "StackedSystem":
         """Both blocks multiplied: by a factor, or row by row."""
@@ -139,10 +111,6 @@ class StackedSystem:
     def _rows(self, gradient: Tensor, weight: Tensor) -> Tensor:
         return torch.cat([gradient.flatten(), weight.flatten()])[None, :, None]
 
-    def _row_norms(self) -> tuple[float, float]:
-        """Mean norm of the gradient rows and of the weight rows that are used; 1 for none."""
-        a = float(self.matrix.norm(dim=1).mean()) if len(self.matrix) else 0.0
-        norms = self.stage.row_norms() * self.row_weight
-        used = self.row_weight > 0
-        m = float(norms[used].mean()) if used.any() else 0.0
-        return a or 1.0, m or 1.0
+    def row_sizes(self) -> tuple[Tensor, Tensor]:
+        """Norms of the rows of both kinds, as they are weighed."""
+        return self.matrix.norm(dim=1), self.stage.row_norms() * self.row_weight

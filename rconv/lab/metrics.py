@@ -8,6 +8,7 @@ number. None of them clips: a value outside the data range counts as the error t
 import math
 
 import torch
+from scipy.optimize import linear_sum_assignment
 
 WINDOW = 11
 """Rows and columns of SSIM's window: a Gaussian of σ = 1.5 pixels, cut off at 3.5 σ."""
@@ -192,3 +193,30 @@ def _check_shapes(x: torch.Tensor, y: torch.Tensor) -> None:
 def _check_range(data_range: float) -> None:
     if not 0 < data_range < math.inf:
         raise ValueError(f"the data range is {data_range}: it must be positive, 1 for [0, 1]")
+
+
+def matched(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Which of the images `x` is which of `y`: the order of least total squared error.
+
+    Images of a batch are reconstructed in any order; ``x[matched(x, y)]`` is compared with `y`.
+
+    Parameters
+    ----------
+    x, y : Tensor
+        Images of the same shape, axes (image N, channel C, row, column), any real dtype.
+
+    Returns
+    -------
+    Tensor, int64
+        Axis (image N): entry [n] is the image of `x` that stands for image n of `y`. An image with
+        a value that is not a number stands for what the others leave.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or are not those of a batch of images.
+    """
+    _check_shapes(x, y)
+    costs = torch.cdist(y.double().flatten(1), x.double().flatten(1)).square()
+    _, order = linear_sum_assignment(costs.nan_to_num(nan=1e300, posinf=1e300).cpu().numpy())
+    return torch.from_numpy(order).to(x.device)

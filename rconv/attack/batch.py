@@ -1,0 +1,196 @@
+"""The averaged gradient of one client's batch: its images, in any order.
+
+The head takes the average apart; from there on every sample has outputs and cotangents of its own,
+and the equations of each convolution share the gradient.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rconv.attack.attempt import largest_entry
+from rconv.attack.batch_head import (
+    BatchHead,
+    InseparableError,
+    batch_head,
+    head_gradient,
+    head_rank,
+)
+from rconv.attack.batch_layer import solve_batch
+from rconv.attack.certificate import distance, recomputed
+from rconv.attack.doubts import with_batch_doubts
+from rconv.attack.head import HeadInput
+from rconv.attack.plan import LayerPlan
+from rconv.attack.recursion import known_of
+from rconv.attack.report import LayerReport, Reconstruction
+from rconv.attack.signal import Told
+from rconv.attack.start import channel_errors, head_report
+from rconv.attack.verdict import expected_error, layer_levels, revealed_noise
+from rconv.attack.walk import Walk
+from rconv.linalg.solution import root_mean_square
+from rconv.model.nodes import Network, UnsupportedModelError
+from rconv.model.told import backward_order
+from rconv.observe.noise import Noise
+from rconv.observe.observation import Gradients
+
+
+def required_for_batches(network: Network, batch: int | None) -> None:
+    """Refuse what a batch cannot be told apart in, whatever its images are.
+
+    Parameters
+    ----------
+    network : Network
+        The model.
+    batch : int or None
+        B.
+
+    Raises
+    ------
+    UnsupportedModelError
+        A network that branches, or one whose head is not one Linear with a bias.
+    ValueError
+        A batch that is no positive number, or not below the number of classes.
+    """
+    network.required_chain("the attack on batches")
+    head = network.head
+    if not (head.last and head.has_bias and head.logits):
+        what = "has no bias" if head.last and head.logits else "is not followed by the loss"
+        raise UnsupportedModelError(
+            f"{head.name}: a batch is told apart by the softmax of the last layer; this Linear "
+            f"{what}. Ask for batches of one image"
+        )
+    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
+        raise ValueError(f"the batch must be a whole number, 1 or more, or None, got {batch!r}")
+    classes = head.weight.shape[0]
+    if batch is not None and batch >= classes:
+        raise ValueError(
+            f"a batch of {batch} with {classes} classes: logit gradients add up to zero, so that "
+            f"at most {classes - 1} samples are told apart"
+        )
+
+
+def batch_size(network: Network, gradients: Gradients, noise: Noise) -> int:
+    """Samples of one client's batch, as the rank of its head's gradient tells; at least 1.
+
+    Parameters
+    ----------
+    network, gradients, noise
+        As `reconstruct_batch` takes them.
+
+    Returns
+    -------
+    int
+    """
+    return max(1, head_rank(*head_gradient(network.head, gradients, noise)))
+
+
+def reconstruct_batch(
+    model: nn.Module,
+    network: Network,
+    plans: Sequence[LayerPlan],
+    gradients: Gradients,
+    noise: Noise,
+    value_range: tuple[float, float],
+    batch: int,
+) -> Reconstruction:
+    """The images of one batch.
+
+    Parameters
+    ----------
+    model : Module
+        The shared model, float64.
+    network : Network
+        The same, as it was read.
+    plans : sequence of LayerPlan
+        One per convolution.
+    gradients : dict of str to Tensor
+        Name → (1, *parameter shape), float64: mean or sum over the batch.
+    noise : Noise
+        What is known of their errors.
+    value_range : tuple of float
+        Of the pixels.
+    batch : int
+        B.
+
+    Returns
+    -------
+    Reconstruction
+        Of B images; all zero, and with the reason for a doubt, where the batch is not told apart.
+    """
+    bias = model.get_parameter(f"{network.head.name}.bias").detach()
+    shape = network.nodes[-1].shape
+    try:
+        found = batch_head(network.head, bias, gradients, noise, batch, shape)
+    except InseparableError as error:
+        return _untold(network, batch, bias, str(error))
+    largest = largest_entry(gradients)
+    unit = largest / found.factor  # of what was sent; the samples' own cotangents are in `largest`
+    found = found.divided(largest)
+    summed = {name: g / unit.reshape(-1, *[1] * (g.dim() - 1)) for name, g in gradients.items()}
+    images, reports, spread = _recursion(network, plans, found, summed, noise, unit)
+    error = expected_error(images, reports, spread, value_range)
+    own = recomputed(model, network.head.name, images, found.samples.cotangent)
+    own = {name: g.sum(dim=0, keepdim=True) for name, g in own.items()}
+    residual = distance(own, summed, list(own)).expand(batch)
+    levels = layer_levels(network, summed, noise, unit)
+    head = residual.new_full((1,), found.samples.residual)
+    revealed = revealed_noise(network, own, summed, levels, head, error.amax(dim=0, keepdim=True))
+    growth = error / levels.amax().clamp(min=1e-300)
+    none = torch.zeros(batch, dtype=torch.int64, device=images.device)
+    return with_batch_doubts(Reconstruction(
+        images,
+        reports,
+        found.samples.labels,
+        residual,
+        # A noise that nobody told grows as the told one does.
+        error.maximum(growth * revealed).clamp(max=1.0),
+        none,
+        revealed.expand(batch),
+        growth,
+        none.bool(),
+        ("",) * batch,
+    ))  # fmt: skip
+
+
+def _recursion(
+    network: Network,
+    plans: Sequence[LayerPlan],
+    found: BatchHead,
+    gradients: Gradients,
+    noise: Noise,
+    unit: Tensor,
+) -> tuple[Tensor, tuple[LayerReport, ...], Tensor]:
+    """Images, reports and the images' error by the noise, as `rconv.attack.recursion` has them."""
+    walk = Walk(network, found.told, found.cotangent)
+    reports, error = [head_report(network.head.name, found.input)], walk.head.error
+    by_name = {plan.stage.name: plan for plan in plans}
+    for node in backward_order(network):
+        for i, stage in network.fed_by(node):
+            known = known_of(stage, walk.passed[i], gradients, noise, unit)
+            solved, report = solve_batch(by_name[stage.name], known)
+            reports.append(report.under(reports, by_name[stage.name].bounds))
+            value = solved.value.reshape(-1, *network.nodes[node].shape)
+            error = channel_errors(value, solved.error, report.constraints, noise)
+            walk.solved(node, Told.whole(value, error))
+        walk.pass_on(node, {})  # an offset's gradient is the sum over all samples
+    return walk.whole[0].value, tuple(reports), root_mean_square(error)
+
+
+def _untold(network: Network, batch: int, bias: Tensor, reason: str) -> Reconstruction:
+    """A batch of which nothing is told."""
+    none = torch.zeros(batch, dtype=torch.int64, device=bias.device)
+    zeros, lost = none.to(bias), torch.full((batch,), torch.inf).to(bias)
+    flat = network.head.weight.new_zeros(batch, network.head.weight.shape[1])
+    head = HeadInput(flat, bias.new_zeros(batch, len(bias)), none, lost, none.bool())
+    reports = [head_report(network.head.name, head)]
+    for stage in reversed(network.stages):
+        n = stage.geometry.unknowns
+        nothing = bias.new_zeros(batch, n)
+        ends = nothing - torch.inf, nothing + torch.inf
+        own = none, none, none, lost, lost, ("none",) * batch, none, nothing, *ends
+        reports.append(LayerReport(stage.name, n, *own))
+    images = bias.new_zeros(batch, *network.input_shape)
+    certain, doubts = torch.ones_like(zeros), (reason,) * batch
+    fields = none - 1, lost, certain, none, certain, lost, none.bool(), doubts
+    return Reconstruction(images, tuple(reports), *fields)

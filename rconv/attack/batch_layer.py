@@ -1,0 +1,156 @@
+"""The input of one convolution for the samples of a batch, whose gradient is shared."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from rconv.attack.layer import is_unsure, layer_report
+from rconv.attack.plan import LayerPlan, gradients_suffice
+from rconv.attack.report import LayerReport
+from rconv.attack.solve import Known, at_least, by_weight, gradient_errors, stacked
+from rconv.equations.batch import BatchSystem
+from rconv.equations.gradient import gradient_matrix, gradient_rhs
+from rconv.equations.windows import residue_classes
+from rconv.linalg.dense import solve_stacked
+from rconv.linalg.equations import DenseRows
+from rconv.linalg.iterative import solve_iterative
+from rconv.linalg.normal import independent, least_squares
+from rconv.linalg.solution import Solution, root_mean_square
+
+DENSE = 1_000
+"""Unknowns of all samples up to which a dense factorisation costs less than three runs of LSMR."""
+
+
+def solve_batch(plan: LayerPlan, known: Known) -> tuple[Solution, LayerReport]:
+    """Solve for the input of a convolution, of all samples at once.
+
+    As for single images, the cheapest kind that may suffice comes first, then both kinds.
+
+    Parameters
+    ----------
+    plan : LayerPlan
+        The convolution, and the equations that it uses.
+    known : Known
+        What is known of it: output and cotangent of B samples, and one weight gradient, the sum
+        over them.
+
+    Returns
+    -------
+    Solution
+        The layer's input, value (B, C·H·W), and its expected error.
+    LayerReport
+        How well it is determined, one entry for each sample. What is open of all samples together
+        counts for each that it may be of.
+    """
+    kind = _cheapest(plan, known)
+    solved = _solved(plan, known, kind)
+    unknowns = plan.stage.geometry.unknowns
+    if plan.kind == "auto" and kind != "hybrid":
+        other = known.some.any() and is_unsure(solved, unknowns, known.output_noise).any()
+        if other:
+            hybrid = _solved(plan, known, "hybrid")
+            own, new = int(solved.rank.sum()), int(hybrid.rank.sum())
+            smaller = bool(hybrid.error.amax() < solved.error.amax())
+            if new > own or (new == own and smaller):
+                solved, kind = hybrid, "hybrid"
+    short, value = (solved.rank < unknowns)[:, None], solved.value
+    low, high = (torch.where(short, end, value) for end in plan.bounds)
+    left = torch.zeros_like(solved.rank), torch.zeros_like(value), low, high
+    return solved, layer_report(plan.stage, solved, known.passed, [kind] * len(value), left)
+
+
+def _cheapest(plan: LayerPlan, known: Known) -> str:
+    """The kind to try first."""
+    if plan.kind != "auto":
+        return plan.kind
+    told = bool((known.passed.weight > 0).all())
+    if told and (plan.weight_first or plan.weight_next) and plan.system is not None:
+        if bool((plan.system.spectrum.condition * known.output_noise < 1).all()):
+            return "weight"
+    batch = len(known.passed.value)
+    suffice = gradients_suffice(plan.stage.geometry, batch)
+    return "gradient" if suffice or not known.some.any() else "hybrid"
+
+
+def _solved(plan: LayerPlan, known: Known, kind: str) -> Solution:
+    if kind == "gradient":
+        return _by_gradient(known)
+    if kind == "hybrid":
+        return _together(plan, known)
+    if plan.system is not None and bool((known.passed.weight > 0).all()):
+        return by_weight(plan, known)
+    batch = len(known.passed.value)
+    own = known.gradient.expand(batch, *known.gradient.shape[1:])
+    each = replace(known, gradient=own, precision=known.precision.expand(batch), spread=None)
+    return stacked(plan, each, gradients=False)
+
+
+def _by_gradient(known: Known) -> Solution:
+    """Gradient constraints alone: one matrix for all channels, the samples side by side."""
+    g, parts, sizes, classes = known.stage.geometry, [], [], residue_classes(known.stage.geometry)
+    batch = len(known.passed.value)
+    for block in classes:
+        rhs = gradient_rhs(known.gradient, block[0])
+        matrix = gradient_matrix(known.cotangent, g, block)
+        joined = torch.cat(list(matrix), dim=1)[None]
+        spread = (known.noise.amax() * root_mean_square(rhs))[:, None, None]
+        parts.append(least_squares(DenseRows(joined, rhs, spread), known.precision))
+        sizes.append(rhs.flatten(1).norm(dim=1))
+    joint = independent(parts, sizes)
+    value = known.gradient.new_zeros(batch, g.pixels, g.input[0])
+    pixels = torch.cat([own for _, own in classes])
+    maps = [part.value.reshape(batch, -1, g.input[0]) for part in parts]
+    value[:, pixels] = torch.cat(maps, dim=1)
+    gap = (batch * g.pixels - joint.rank) * g.input[0]
+    return _apart(joint, value.mT.flatten(1), gap, known.noise.amax())
+
+
+def _together(plan: LayerPlan, known: Known) -> Solution:
+    """Both kinds, the weight constraints where the output is known."""
+    worst = replace(
+        known.passed.select([0]), cotangent_noise=known.passed.cotangent_noise.amax()[None]
+    )
+    errors = gradient_errors(replace(known, passed=worst))[0]
+    d, kernel = known.gradient.shape[1], known.gradient.shape[3:]
+    errors = errors.expand(d * kernel.numel(), 1).reshape(d, 1, *kernel)
+    spreads = root_mean_square(known.passed.error)[:, None, None, None]
+    system = BatchSystem(
+        known.stage,
+        known.cotangent,
+        known.gradient[0],
+        known.output,
+        known.passed.weight,
+        gradient_error=errors,
+        output_error=spreads.expand_as(known.passed.weight),
+        bounds=plan.bounds,
+    )
+    batch, precision = len(known.output), float(known.precision.amax())
+    least = torch.minimum(known.noise.amax(), known.output_noise)
+    if system.unknowns <= DENSE:
+        joint = solve_stacked(system, precision, weigh="noise")
+        gap = system.unknowns - joint.rank
+        return _apart(joint, joint.value.reshape(batch, -1), gap, least)
+    solution = solve_iterative(system.whitened(), batch)
+    return at_least(replace(solution, value=solution.value.flatten(1)), least)
+
+
+def _apart(joint: Solution, value: Tensor, gap: Tensor, least: Tensor) -> Solution:
+    """A joint solution sample by sample: what is open may be of any of them."""
+    batch, unknowns = value.shape
+    sizes = root_mean_square(value)
+    growth = root_mean_square(value.reshape(1, -1)) / sizes.clamp(min=1e-300)
+    fields = joint.condition, joint.amplification, joint.residual, joint.iterations
+    condition, amplification, residual, iterations = (own.expand(batch) for own in fields)
+    solution = Solution(
+        value,
+        (unknowns - gap).clamp(min=0).expand(batch),
+        condition,
+        amplification * growth,
+        residual,
+        joint.error * growth,
+        iterations,
+        joint.method * batch,
+        joint.status * batch,
+    )
+    return at_least(solution, least.expand(batch))
