@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from rconv.attack.report import LayerReport
 from rconv.attack.signal import Cotangent
 from rconv.attack.start import Start
-from rconv.linalg.solution import relative
 from rconv.model.ends import Entry
 from rconv.model.nodes import Network
 from rconv.observe.noise import Noise
@@ -40,8 +39,10 @@ def from_embedding(network: Network, gradients: Gradients, noise: Noise, unit: T
     level = noise.level(name, gradients[name], unit)
     value = gradients[name].flatten(1)[:, index.flatten()].reshape(-1, *index.shape)
     sums = value.sum(dim=(2, 3))
-    # Errors of one size in all terms are the measure: the terms themselves may cancel.
-    residual = relative(gradients.get(f"{stage.name}.bias", sums) - sums, value)
+    # Measured by the rounding of the sum and by that of its terms, which may cancel.
+    size = torch.hypot(sums.norm(dim=1), value.flatten(1).norm(dim=1))
+    difference = gradients.get(f"{stage.name}.bias", sums) - sums
+    residual = difference.norm(dim=1) / torch.where(size > 0, size, 1.0)
     report = _report(entry, value, residual)
     logits = gradients[f"{entry.logits}.bias"]
     return Start(None, Cotangent(value, level), report, entry.logits, logits)
