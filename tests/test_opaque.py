@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from graphs import conv
+from small import observe, uniform
 from torch import nn
 from torch.nn import functional
 
-from graphs import conv
 from rconv.attack.attack import Attack
 from rconv.attack.report import ShortRankError
 from rconv.lab.hunt import judge, near
@@ -14,7 +15,6 @@ from rconv.model.batchnorm import without_statistics
 from rconv.model.nodes import UnsupportedModelError
 from rconv.model.reach import reach
 from rconv.observe.noise import Noise
-from small import observe, uniform
 
 SHAPE = (1, 8, 8)
 

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from rconv.attack.certificate import distance, recomputed
+from rconv.attack.entry import entry_residual, from_embedding
 from rconv.attack.from_spans import from_spans
 from rconv.attack.head import HeadInput, head_input, rank_one
 from rconv.attack.labels import own_logits, told_labels
 from rconv.attack.recursion import recursion
 from rconv.attack.report import Reconstruction
-from rconv.attack.start import Start, from_embedding, from_head
+from rconv.attack.start import Start, from_head
 from rconv.attack.verdict import expected_error, layer_levels, layer_names, revealed_noise
 from rconv.attack.ways import Way
 from rconv.model.ends import Entry, Head
@@ -64,6 +65,9 @@ def attempt(
     start = _start(way, found, scaled, noise, unit)
     known = start, scaled, noise, unit
     images, reports, spread = recursion(network, way.plans, *known, frugal=frugal)
+    if isinstance(head, Entry) and head.embedding is not None:
+        residual = entry_residual(network, start, reports[1], scaled)
+        reports = (replace(reports[0], residual=residual), *reports[1:])
     error = expected_error(images, reports, spread, value_range)
     own = recomputed(model, start.linear, images, start.derivative)
     # A layer that the model cuts off from the loss has no gradient; what was read has one.
@@ -78,7 +82,7 @@ def attempt(
         distance(own, scaled, list(own)),
         error,
         torch.zeros_like(image),
-        revealed_noise(network, own, scaled, levels, start.report.residual, error),
+        revealed_noise(network, own, scaled, levels, reports[0].residual, error),
         error / levels.amax(dim=1).clamp(min=1e-300),
         torch.zeros_like(image, dtype=torch.bool),
         ("",) * len(images),

@@ -10,9 +10,8 @@ from rconv.attack.head import HeadInput
 from rconv.attack.report import LayerReport
 from rconv.attack.signal import Cotangent, Told
 from rconv.linalg.equations import FREE
-from rconv.linalg.solution import relative, root_mean_square
-from rconv.model.ends import Entry, Head
-from rconv.model.nodes import Network
+from rconv.linalg.solution import root_mean_square
+from rconv.model.ends import Head
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 
@@ -102,60 +101,6 @@ def _head_level(linear: Head, gradients: Gradients, noise: Noise, unit: Tensor) 
     names = [f"{linear.name}.weight", f"{linear.name}.bias"]
     levels = [noise.level(n, gradients[n], unit) for n in names if n in gradients]
     return torch.stack(levels).norm(dim=0).clamp(max=1.0)
-
-
-def from_embedding(network: Network, gradients: Gradients, noise: Noise, unit: Tensor) -> Start:
-    """What a position embedding says of the output of the convolution that it is added to.
-
-    Its gradient is the derivative Ō of the loss by the output, entry for entry. The gradient of
-    the convolution's bias, the sum of Ō over the positions, checks it.
-
-    Parameters
-    ----------
-    network : Network
-        That ends at the convolution.
-    gradients : dict of str to Tensor
-        Name → (N, *parameter shape), divided by `unit`.
-    noise : Noise
-        What is known of their errors.
-    unit : Tensor
-        (N,).
-
-    Returns
-    -------
-    Start
-        The output itself is not known.
-    """
-    entry, stage = network.head, network.stages[-1]
-    name, index = entry.embedding.name, entry.embedding.index
-    level = noise.level(name, gradients[name], unit)
-    value = gradients[name].flatten(1)[:, index.flatten()].reshape(-1, *index.shape)
-    sums = gradients.get(f"{stage.name}.bias", value.sum(dim=(2, 3)))
-    residual = relative(value.sum(dim=(2, 3)) - sums, sums)
-    report = _embedding_report(entry, value, residual)
-    logits = gradients[f"{entry.logits}.bias"]
-    return Start(None, Cotangent(value, level), report, entry.logits, logits)
-
-
-def _embedding_report(entry: Entry, value: Tensor, residual: Tensor) -> LayerReport:
-    """How well the derivative by the convolution's output is known."""
-    value = value.flatten(1)
-    rows = torch.full_like(residual, value.shape[1], dtype=torch.int64)
-    known, none = (value != 0).any(dim=1), torch.zeros_like(value)
-    return LayerReport(
-        entry.embedding.name,
-        value.shape[1],
-        rows,
-        torch.zeros_like(rows),
-        known * rows,
-        torch.where(known, torch.ones_like(residual), torch.inf),
-        residual,
-        ("embedding",) * len(rows),
-        torch.zeros_like(rows),
-        none,
-        value,
-        value,
-    )
 
 
 def _report(name: str, head: HeadInput) -> LayerReport:

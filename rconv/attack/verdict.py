@@ -132,7 +132,7 @@ def revealed_noise(
     levels : Tensor
         (N, layers), the noise that is known; see `layer_levels`.
     head_residual : Tensor
-        (N,), of the head's own equations.
+        (N,), of the head's own equations, or of those at the entry.
     expected_error : Tensor
         (N,), of the images.
 
@@ -142,9 +142,14 @@ def revealed_noise(
         (N,), relative: the largest residual of a layer that neither its noise nor the expected
         error explains, 0 where there is none, at most 1.
     """
-    names = layer_names(network, own)
+    names = layer_names(network, gradients)
     residuals = torch.stack([distance(own, gradients, layer) for layer in names], dim=1)
-    residuals[:, 0] = residuals[:, 0].maximum(head_residual)
     allowed = ACCUMULATED * levels + ARITHMETIC + FITTED * expected_error[:, None]
+    if isinstance(network.head, Entry):  # what contradicts itself does so whatever the image
+        least = ACCUMULATED * levels[:, :2].norm(dim=1) + ARITHMETIC
+        residuals = torch.cat([residuals, head_residual[:, None]], dim=1)
+        allowed = torch.cat([allowed, least[:, None]], dim=1)
+    else:
+        residuals[:, 0] = residuals[:, 0].maximum(head_residual)
     beyond = torch.where(residuals > allowed, residuals, 0.0)
     return beyond.amax(dim=1).clamp(max=1.0)

@@ -100,8 +100,8 @@ class _Finder:
             self._refuse_ways_around(total, convolution, name)
             return convolution.target, Embedding(name, index.reshape(output.shape[1:]))
         raise UnsupportedModelError(
-            f"{' and '.join(parameters)}: has no own entry for each output of "
-            f"{convolution.target}, so that its gradient is a sum over several"
+            f"{' and '.join(parameters)}: is not added entry by entry to the outputs of "
+            f"{convolution.target}, so that its gradient is not the derivative by each ({line})"
         )
 
     def _own_entries(
