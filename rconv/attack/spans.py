@@ -6,16 +6,17 @@ import torch
 from torch import Tensor
 
 from rconv.equations.spans import Spans, row_space
+from rconv.linalg.solution import rank_floor
 
-DRAWS = 4
-"""Times that the noise is added once more, to see what it does: their mean square has an error of
-a factor of two, seldom."""
+DRAWS = 2
+"""Times that the noise is added once more, to see what it does to hundreds of entries."""
 
 TOLD = 100.0
 """Times its own error that the factor is, at least: beyond a per cent no image is unique."""
 
-SURE = 3.0
-"""Times the largest singular value of pure noise from which on one counts towards the rank."""
+SURE = 10.0
+"""Times the largest singular value of pure noise from which on one counts towards the rank: the
+sums that gradients are carry some ten roundings."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Entered:
         (): ratio of the extreme singular values of G that the needed rank has, and the share of
         its norm beyond them.
     open : int
-        Directions of X that are not told, the factor among them.
+        Directions of X that are not told, the factor among them if it is not.
     losses : Tensor
         Of `Spans.within`.
     scaled : bool
@@ -117,6 +118,7 @@ def enter(spans: Spans, own: Own) -> Entered:
         more = (sizes[m] / _largest(own, sizes)).clamp(min=1.0)
         own = replace(own, spread=own.spread * more, total_spread=own.total_spread * more)
     x, o, losses, scaled = _solve(spans, own)
+    dimension = spans.dimension(losses)
     generator = torch.Generator().manual_seed(0)
     spread, spread_o = torch.zeros_like(x), torch.zeros_like(norm)
     for _ in range(DRAWS):
@@ -134,7 +136,7 @@ def enter(spans: Spans, own: Own) -> Entered:
         m,
         sizes[0] / sizes[m - 1],
         rest,
-        spans.dimension(losses) - int(scaled),
+        0 if dimension == 1 and scaled else dimension,
         losses,
         scaled,
     )
@@ -154,7 +156,8 @@ def _nothing(spans: Spans, own: Own, rank: int, rest: Tensor) -> Entered:
 def rank_of(spans: Spans, own: Own) -> int:
     """Rank of G, at most what is needed."""
     sizes = torch.linalg.svdvals(own.gradient.flatten(1))
-    return int((sizes[: spans.combinations] > SURE * _largest(own, sizes)).sum())
+    floor = (SURE * _largest(own, sizes)).maximum(sizes[0] * rank_floor(0.0).to(sizes))
+    return int((sizes[: spans.combinations] > floor).sum())
 
 
 def _largest(own: Own, sizes: Tensor) -> Tensor:
