@@ -83,7 +83,9 @@ def recursion(
     return walk.whole[0].value, tuple(reports), root_mean_square(error)
 
 
-def known_of(stage: Stage, passed: Passed, gradients: Gradients, noise: Noise, unit: Tensor) -> Known:
+def known_of(
+    stage: Stage, passed: Passed, gradients: Gradients, noise: Noise, unit: Tensor
+) -> Known:
     """What is known of one convolution before its input is."""
     name = f"{stage.name}.weight"
     gradient = gradients[name]
