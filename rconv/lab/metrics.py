@@ -144,8 +144,7 @@ def ssim(x: torch.Tensor, y: torch.Tensor, *, data_range: float) -> torch.Tensor
     Raises
     ------
     ValueError
-        If the shapes differ, the images are smaller than the window, or `data_range` is not
-        positive and finite.
+        If shapes differ, images are smaller than the window, or the range is not positive.
 
     References
     ----------
@@ -193,7 +192,8 @@ def matched(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
     Returns
     -------
-    Tensor, int64, axis (image N)
+    Tensor, int64
+        Axis (image N).
     """
     _check_shapes(x, y)
     costs = torch.cdist(y.double().flatten(1), x.double().flatten(1)).square().nan_to_num(1e300)
