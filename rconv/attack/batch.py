@@ -5,6 +5,7 @@ and the equations of each convolution share the gradient.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,13 @@ from rconv.attack.walk import Walk
 from rconv.linalg.solution import root_mean_square
 from rconv.model.nodes import Network, UnsupportedModelError
 from rconv.model.told import backward_order
-from rconv.observe.noise import Noise
+from rconv.observe.noise import ARITHMETIC, Noise
 from rconv.observe.observation import Gradients
+
+ROUNDINGS = 4.0
+"""Of the gradients' dtype, that their entries carry: an average is summed over all samples and
+positions. Without it the images of 220 random networks came out at 1.2 times their expected error
+in the median and at 13 times at the most."""
 
 
 def required_for_batches(network: Network, batch: int | None) -> None:
@@ -118,6 +124,7 @@ def reconstruct_batch(
     Reconstruction
         Of B images; all zero, and with the reason for a doubt, where the batch is not told apart.
     """
+    noise = replace(noise, relative=ROUNDINGS * max(noise.relative, ARITHMETIC))
     bias = model.get_parameter(f"{network.head.name}.bias").detach()
     shape = network.nodes[-1].shape
     try:
@@ -132,25 +139,16 @@ def reconstruct_batch(
     error = expected_error(images, reports, spread, value_range)
     own = recomputed(model, network.head.name, images, found.samples.cotangent)
     own = {name: g.sum(dim=0, keepdim=True) for name, g in own.items()}
-    residual = distance(own, summed, list(own)).expand(batch)
     levels = layer_levels(network, summed, noise, unit)
-    head = residual.new_full((1,), found.samples.residual)
+    head = error.new_full((1,), found.samples.residual)
     revealed = revealed_noise(network, own, summed, levels, head, error.amax(dim=0, keepdim=True))
     growth = error / levels.amax().clamp(min=1e-300)
     none = torch.zeros(batch, dtype=torch.int64, device=images.device)
-    return with_batch_doubts(Reconstruction(
-        images,
-        reports,
-        found.samples.labels,
-        residual,
-        # A noise that nobody told grows as the told one does.
-        error.maximum(growth * revealed).clamp(max=1.0),
-        none,
-        revealed.expand(batch),
-        growth,
-        none.bool(),
-        ("",) * batch,
-    ))  # fmt: skip
+    # A noise that nobody told grows as the told one does.
+    error = error.maximum(growth * revealed).clamp(max=1.0)
+    fields = found.samples.labels, distance(own, summed, list(own)).expand(batch), error, none
+    judged = revealed.expand(batch), growth, none.bool(), ("",) * batch
+    return with_batch_doubts(Reconstruction(images, reports, *fields, *judged))
 
 
 def _recursion(

@@ -2,9 +2,10 @@ r"""The averaged gradient of a batch, taken apart at the head.
 
 The gradient of the last Linear, weight and bias side by side and summed over the samples, is
 
-.. math:: G = Z^\top \tilde V, \; Z = \mathrm{softmax}(\tilde V [V\ c]^\top) - \mathrm{onehot}(y),
+.. math:: G = Z^\top \tilde V, \quad Z = \mathrm{softmax}(\tilde V\,[V\ c]^\top) - Y,
 
-with one row for each sample in Z (B, K) and in Ṽ (B, n + 1): its features, and a 1 for the bias.
+with one row for each sample in Z (B, K) and in Ṽ (B, n + 1), its features and a 1 for the bias; Y
+has a 1 at each label.
 G = C R of rank B, with orthonormal rows R (B, n + 1), leaves one B × B matrix open, Ṽ = Q R. It
 must satisfy Qᵀ Z = Cᵀ and put a 1 at the end of every row: B (K - 1) + B equations for B²
 unknowns. A head without a bias, and one sample, is the equation of `rconv.attack.scale`.
@@ -71,7 +72,7 @@ class HeadEquations:
         return z.scatter(1, labels[:, None], -z.sum(dim=1, keepdim=True))
 
     def residual(self, q: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What Q, (B·B,), leaves of the equations, each row of C by its size; the derivative."""
+        """What Q, (B·B,), leaves of the equations, rows of Cᵀ by their size; its derivative."""
         batch, classes = self.sides.shape
         q = q.reshape(batch, batch)
         z = self.cotangent(q, labels)

@@ -14,6 +14,9 @@ WINDOW = 11
 """Rows and columns of SSIM's window: a Gaussian of σ = 1.5 pixels, cut off at 3.5 σ."""
 
 
+GAUSSIAN = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+
+
 def quality(x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
     """All measures of reconstructions `x` of images `y` in [0, 1], by name; see each of them.
 
@@ -95,10 +98,9 @@ def flat(images: torch.Tensor) -> torch.Tensor:
 def gain(x: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     r"""Decibels above a flat mean-grey image, :math:`10 \log_{10} (\sigma^2 / \mathrm{MSE})`.
 
-    The PSNR of the reconstruction less that of the flat image that comes closest to the truth:
-    every pixel of every channel is the truth's mean grey, and its mean squared error is the
-    truth's variance σ². The data range is in both and cancels. Photographs have a σ between 0.1
-    and 0.25 of their range, so that a picture of nothing scores 12 to 20 dB in PSNR, and 0 here.
+    The PSNR of the reconstruction less that of the flat image that comes closest to the truth,
+    its mean grey, off by its variance σ². The data range cancels. Photographs have a σ of 0.1 to
+    0.25 of their range, so that a picture of nothing scores 12 to 20 dB in PSNR, and 0 here.
 
     Parameters
     ----------
@@ -146,8 +148,7 @@ def ssim(x: torch.Tensor, y: torch.Tensor, *, data_range: float) -> torch.Tensor
     Raises
     ------
     ValueError
-        If the shapes differ, the images are smaller than the window, or `data_range` is not
-        positive and finite.
+        If shapes differ, images are smaller than the window, or the range is not positive.
 
     References
     ----------
@@ -164,23 +165,13 @@ def ssim(x: torch.Tensor, y: torch.Tensor, *, data_range: float) -> torch.Tensor
         raise ValueError(
             f"SSIM needs at least {WINDOW} × {WINDOW} pixels, not {tuple(x.shape[2:])}"
         )
+    arrays = (t.detach().cpu().double().numpy() for t in (x, y))
     values = torch.full((len(x),), math.nan, dtype=torch.float64)
-    for n, (one, other) in enumerate(zip(_arrays(x), _arrays(y), strict=True)):
-        if math.isfinite(one.sum() + other.sum()):
-            values[n] = structural_similarity(
-                one,
-                other,
-                data_range=float(data_range),
-                channel_axis=0,
-                gaussian_weights=True,
-                sigma=1.5,
-                use_sample_covariance=False,
-            )
+    for n, (a, b) in enumerate(zip(*arrays, strict=True)):
+        if math.isfinite(a.sum() + b.sum()):
+            options = {"data_range": float(data_range), "channel_axis": 0, **GAUSSIAN}
+            values[n] = structural_similarity(a, b, **options)
     return values.to(x.device)
-
-
-def _arrays(x: torch.Tensor):
-    return x.detach().cpu().double().numpy()
 
 
 def _check_shapes(x: torch.Tensor, y: torch.Tensor) -> None:
@@ -196,27 +187,18 @@ def _check_range(data_range: float) -> None:
 
 
 def matched(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Which of the images `x` is which of `y`: the order of least total squared error.
-
-    Images of a batch are reconstructed in any order; ``x[matched(x, y)]`` is compared with `y`.
+    """The order of images `x` of a batch, axes (N, C, row, column), that fits `y` best.
 
     Parameters
     ----------
     x, y : Tensor
-        Images of the same shape, axes (image N, channel C, row, column), any real dtype.
+        Images of the same shape; ``x[matched(x, y)]`` has the least total squared error.
 
     Returns
     -------
     Tensor, int64
-        Axis (image N): entry [n] is the image of `x` that stands for image n of `y`. An image with
-        a value that is not a number stands for what the others leave.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ or are not those of a batch of images.
+        Axis (image N).
     """
     _check_shapes(x, y)
-    costs = torch.cdist(y.double().flatten(1), x.double().flatten(1)).square()
-    _, order = linear_sum_assignment(costs.nan_to_num(nan=1e300, posinf=1e300).cpu().numpy())
-    return torch.from_numpy(order).to(x.device)
+    costs = torch.cdist(y.double().flatten(1), x.double().flatten(1)).square().nan_to_num(1e300)
+    return torch.from_numpy(linear_sum_assignment(costs.cpu().numpy())[1]).to(x.device)

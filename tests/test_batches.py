@@ -1,0 +1,177 @@
+"""Batches: the average of several images' gradients, taken apart and solved for all of them."""
+
+import pytest
+import torch
+from small import normal, relative_error, uniform
+from torch import nn
+
+from rconv import Attack, UnsupportedModelError
+from rconv.attack.counts import label_counts
+from rconv.attack.disaggregation import disaggregate
+from rconv.equations.batch import BatchSystem
+from rconv.lab.metrics import matched
+from rconv.linalg.dense import solve_stacked
+from rconv.linalg.iterative import solve_iterative
+from rconv.model.build import IDENTITY
+from rconv.model.convolution import stage_of
+
+SHAPE = (3, 8, 8)
+
+
+def head_gradient(labels, classes, features=60, seed=0):
+    """Summed gradient of a softmax head, [V c] and the features with their 1."""
+    matrix = (uniform(classes, features + 1, seed=seed) * 2 - 1) / features**0.5
+    v = torch.cat([normal(len(labels), features, seed=seed + 1).relu(), normal(len(labels), 1)], 1)
+    v[:, -1] = 1
+    z = torch.softmax(v @ matrix.T, dim=1) - nn.functional.one_hot(labels, classes)
+    return z.T @ v, matrix, v
+
+
+HEADS = [
+    ([3, 7], 10, "two"),
+    ([0, 1, 2, 3, 4, 5], 10, "six of ten classes"),
+    (list(range(0, 100, 7)), 100, "fifteen of a hundred"),
+    ([4, 4, 1], 10, "two of one label"),
+]
+
+
+@pytest.mark.parametrize(("labels", "classes", "why"), HEADS, ids=[row[2] for row in HEADS])
+def test_the_average_of_a_head_is_taken_apart(labels, classes, why):
+    labels = torch.tensor(labels)
+    gradient, matrix, v = head_gradient(labels, classes)
+    found = disaggregate(matrix, gradient, len(labels), 1e-13)
+    assert found.residual < 1e-13
+    order = torch.cdist(v, found.features).argmin(dim=1)
+    assert relative_error(found.features[order], v) < 1e-9
+    assert torch.equal(found.labels[order], labels)
+
+
+def test_label_counts_are_those_that_probabilities_allow():
+    p = torch.tensor([0.1, 0.2, 1.1, 0.6], dtype=torch.float64)  # sums over two samples
+    truth = torch.tensor([1, 0, 1, 0])
+    found = [own.tolist() for own in label_counts(p - truth, 2, 1e-12)]
+    assert truth.tolist() in found
+    assert all(sum(own) == 2 and own[0] >= 1 for own in found)
+    assert label_counts(p - 2 * truth, 2, 1e-12) == []
+
+
+def batch_system(filters, told, seed=0):
+    """Two maps with the rows of one convolution: some outputs and the shared gradient."""
+    torch.manual_seed(seed)
+    stage = stage_of("c", nn.Conv2d(2, filters, 3, 2, 1).double(), IDENTITY, (2, 6, 6))
+    x, back = normal(2, 2, 6, 6, seed=seed), normal(2, filters, 3, 3, seed=seed + 1)
+    output = stage.convolve(x)
+    g = stage.geometry
+    gradient = torch.nn.grad.conv2d_weight(x, stage.weight.shape, back, g.stride, g.padding)
+    known = (uniform(*output.shape, seed=seed) < told).double()
+    return BatchSystem(stage, back, gradient, output, known), x
+
+
+@pytest.mark.parametrize(("filters", "told"), [(8, 0.9), (5, 0.4)], ids=["full", "short"])
+def test_shared_rows_agree_with_their_matrix_and_both_solvers(filters, told):
+    system, x = batch_system(filters, told)
+    vectors = torch.eye(system.unknowns, dtype=torch.float64)
+    matrix = torch.cat([system.product(v[None, :, None])[0] for v in vectors], dim=1)
+    rows = normal(1, len(matrix), 1)
+    torch.testing.assert_close(system.adjoint(rows)[0], matrix.T @ rows[0])
+    torch.testing.assert_close(system.normal_matrix()[0], matrix.T @ matrix)
+    torch.testing.assert_close(system.product(x.reshape(1, -1, 1)), system.rhs)
+    dense, free = solve_stacked(system, 1e-15), solve_iterative(system.scaled(), 2)
+    open_ = system.unknowns - int(torch.linalg.matrix_rank(matrix))
+    assert int(dense.rank) == system.unknowns - open_
+    assert bool(free.rank.sum() == system.unknowns) == (open_ == 0)
+    if open_ == 0:
+        assert relative_error(free.value.reshape(x.shape), x) < 1e-13
+    else:  # what is open of a random vector tells how much is, roughly
+        assert open_ / 3 < system.unknowns - int(free.rank.sum()) < 3 * open_ + 2
+
+
+def network(activation=nn.LeakyReLU, filters=(8, 32), classes=10, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, filters[0], 3, padding=1), activation(),
+        nn.Conv2d(filters[0], filters[1], 3, 2, 1), activation(),
+        nn.Flatten(), nn.Linear(16 * filters[1], classes),
+    ).double()  # fmt: skip
+
+
+def averaged(model, images, labels, reduction="mean"):
+    dtype = next(model.parameters()).dtype
+    loss = nn.functional.cross_entropy(model(images.to(dtype)), labels, reduction=reduction)
+    return torch.autograd.grad(loss, list(model.parameters()))
+
+
+CASES = [
+    (nn.LeakyReLU, "mean", 3, "as it is"),
+    (nn.Sigmoid, "sum", 3, "a sum instead of a mean"),
+    (nn.ReLU, "mean", None, "read from the gradient"),
+]
+
+
+@pytest.mark.parametrize(("activation", "reduction", "batch", "why"), CASES,
+                         ids=[case[3] for case in CASES])  # fmt: skip
+def test_all_images_of_a_batch_come_back(activation, reduction, batch, why):
+    model, x, labels = network(activation), uniform(3, *SHAPE), torch.tensor([7, 2, 5])
+    result = Attack(model, SHAPE)(averaged(model, x, labels, reduction), batch=batch)
+    order = matched(result.images, x)
+    error = (result.images[order] - x).flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
+    assert error.max() < 1e-10
+    assert result.unique.all()
+    assert (error < 5 * result.expected_error[order]).all()
+    assert torch.equal(result.labels[order], labels)
+    assert result.gradient_residual.max() < 1e-12
+    assert result.doubts == ("",) * 3
+
+
+def test_single_precision_and_several_clients():
+    model = network().float()
+    x, labels = uniform(4, *SHAPE), torch.tensor([7, 2, 5, 5])
+    parts = [averaged(model, x[cut], labels[cut]) for cut in (slice(0, 2), slice(2, 4))]
+    result = Attack(model, SHAPE)([torch.stack(own) for own in zip(*parts, strict=True)], batch=2)
+    for first in (0, 2):
+        cut = slice(first, first + 2)
+        own, truth = result.select([first, first + 1]), x[cut]
+        error = relative_error(own.images[matched(own.images, truth)], truth)
+        assert error < 1e-3
+        assert error < 5 * own.expected_error.max()
+
+
+def twice(x, labels):
+    return torch.stack([x[0], x[0], x[2]]), torch.tensor([7, 7, 5])
+
+
+REFUSED = [
+    (lambda x, labels: (x, labels), 2, "rank 3"),
+    (lambda x, labels: (x, labels), 4, "rank 3"),
+    (twice, 3, "rank 2"),
+    (twice, None, "were found"),
+]
+
+
+@pytest.mark.parametrize(("change", "batch", "reason"), REFUSED,
+                         ids=["fewer", "more", "alike", "alike, size unknown"])  # fmt: skip
+def test_what_is_not_told_apart_says_so(change, batch, reason):
+    model = network()
+    x, labels = change(uniform(3, *SHAPE), torch.tensor([7, 2, 5]))
+    result = Attack(model, SHAPE)(averaged(model, x, labels), batch=batch)
+    assert not result.unique.any()
+    assert not result.full_rank.any()
+    assert all(reason in doubt for doubt in result.doubts)
+
+
+def test_refusals_come_before_the_work():
+    model, x = network(), uniform(1, *SHAPE)
+    sent = averaged(model, x, torch.tensor([1]))
+    for wrong, message in ((10, "at most 9 samples"), (0, "whole number")):
+        with pytest.raises(ValueError, match=message):
+            Attack(model, SHAPE)(sent, batch=wrong)
+    deep = nn.Sequential(*network(), nn.ReLU(), nn.Linear(10, 10).double())
+    with pytest.raises(UnsupportedModelError, match="not followed by the loss"):
+        Attack(deep, SHAPE)(averaged(deep, x, torch.tensor([1])), batch=2)
+
+
+def test_one_image_needs_no_other_attack():
+    model, x = network(), uniform(1, *SHAPE)
+    sent = averaged(model, x, torch.tensor([1]))
+    one, read = (Attack(model, SHAPE)(sent, batch=batch) for batch in (1, None))
+    assert torch.equal(one.images, read.images)
