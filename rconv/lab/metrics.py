@@ -13,15 +13,11 @@ from scipy.optimize import linear_sum_assignment
 WINDOW = 11
 """Rows and columns of SSIM's window: a Gaussian of σ = 1.5 pixels, cut off at 3.5 σ."""
 
-
 GAUSSIAN = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
 
 def quality(x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
-    """All measures of reconstructions `x` of images `y` in [0, 1], by name; see each of them.
-
-    The SSIM of images that are smaller than its window is NaN.
-    """
+    """All measures of reconstructions `x` of images `y` in [0, 1]; of small ones SSIM is NaN."""
     small = min(y.shape[-2:]) < WINDOW
     return {
         "mse": mse(x, y),
@@ -162,9 +158,8 @@ def ssim(x: torch.Tensor, y: torch.Tensor, *, data_range: float) -> torch.Tensor
     _check_range(data_range)
     _check_shapes(x, y)
     if min(x.shape[2:]) < WINDOW:
-        raise ValueError(
-            f"SSIM needs at least {WINDOW} × {WINDOW} pixels, not {tuple(x.shape[2:])}"
-        )
+        sides = tuple(x.shape[2:])
+        raise ValueError(f"SSIM needs at least {WINDOW} × {WINDOW} pixels, not {sides}")
     arrays = (t.detach().cpu().double().numpy() for t in (x, y))
     values = torch.full((len(x),), math.nan, dtype=torch.float64)
     for n, (a, b) in enumerate(zip(*arrays, strict=True)):
