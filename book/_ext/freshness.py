@@ -13,6 +13,7 @@ from pathlib import Path
 SOURCES = (
     "rconv/**/*.py",
     "rconv/**/*.html",
+    "notebooks/*/*.py",
     "pyproject.toml",
     "results/*/*.json",
     "book/records/*/*.json",

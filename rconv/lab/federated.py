@@ -1,0 +1,197 @@
+"""Rounds of federated averaging: by Flower in processes that know no rconv, or computed here.
+
+What a server has in its hands of a round, it has by following the protocol.
+"""
+
+import copy
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rconv.data.datasets import Images
+
+Plan = Sequence[Mapping[str, float]]
+"""What each round prescribes: "rate", η of plain SGD, "steps", and "images" in each of them."""
+
+Weights = dict[str, Tensor]
+
+POLL = 0.05  # seconds between two looks at the processes, short beside their start
+
+
+@dataclass(frozen=True)
+class Round:
+    """What the server of one round has in its hands.
+
+    Parameters
+    ----------
+    before : dict of str to Tensor
+        Name → weight that all clients start from, float32.
+    after : dict of str to Tensor
+        Name → `(client N, *weight shape)`: what they send.
+    average : dict of str to Tensor
+        Name → weight of the next round; with secure aggregation, all that the server learns.
+    """
+
+    before: Weights
+    after: Weights
+    average: Weights
+
+
+def flower_is_here(scripts: Path) -> bool:
+    """Whether the processes could be started: Flower is installed, and the scripts are there."""
+    return find_spec("flwr") is not None and Path(scripts, "server.py").is_file()
+
+
+def in_processes(
+    scripts: Path, model: nn.Module, clients: Sequence[Images], plan: Plan, seconds: float = 120
+) -> list[Round]:
+    """A server and clients in a process each, which send float32 weights over the loopback.
+
+    Parameters
+    ----------
+    scripts : Path
+        The folder with `server.py` and `client.py`.
+    model : Module
+        The shared model, float32: its weights are those of the first round.
+    clients : sequence of Images
+        What each client has. It takes the next of its images each round, and begins again.
+    plan : sequence of mapping
+        The rounds.
+    seconds : float
+        When processes that are not done are killed.
+
+    Returns
+    -------
+    list of Round
+        As many as the plan has.
+
+    Raises
+    ------
+    RuntimeError
+        If a process fails, with the end of what it wrote, or time is over.
+    """
+    with TemporaryDirectory() as place:
+        folder, names = Path(place), [f"client {n}" for n in range(len(clients))]
+        np.savez(folder / "weights.npz", *(w.numpy() for w in model.state_dict().values()))
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        server = [scripts / "server.py", address, folder, len(clients), json.dumps(plan)]
+        commands = {"server": server}
+        for name, own in zip(names, clients, strict=True):
+            path = folder / f"{name}.npz"
+            np.savez(path, images=own.images.float().numpy(), labels=own.labels.numpy())
+            commands[name] = [scripts / "client.py", address, path]
+        _run_together(commands, folder, seconds)
+        return [_read(folder / f"{n}.npz", names, list(model.state_dict())) for n in _numbers(plan)]
+
+
+def in_one_process(model: nn.Module, clients: Sequence[Images], plan: Plan) -> list[Round]:
+    """The same rounds without Flower and without a network, computed here.
+
+    Parameters
+    ----------
+    model, clients, plan : Module, sequence of Images, sequence of mapping
+        As `in_processes` takes them.
+
+    Returns
+    -------
+    list of Round
+        As many as the plan has.
+    """
+    before, rounds = copy.deepcopy(model.state_dict()), []
+    seen = 0
+    for task in plan:
+        turn = range(seen, seen + int(task["images"]))
+        sent = [_local(model, before, own, turn, task) for own in clients]
+        after = {name: torch.stack([own[name] for own in sent]) for name in before}
+        average = {name: w.mean(dim=0) for name, w in after.items()}
+        rounds.append(Round(before, after, average))
+        before, seen = average, turn.stop
+    return rounds
+
+
+def _local(
+    model: nn.Module, weights: Weights, own: Images, turn: range, task: Mapping[str, float]
+) -> Weights:
+    """What one client sends after its steps."""
+    net = copy.deepcopy(model)
+    net.load_state_dict(weights)
+    chosen = [n % len(own) for n in turn]
+    parameters = list(net.parameters())
+    for _ in range(int(task["steps"])):
+        logits = net(own.images[chosen].float())
+        loss = nn.functional.cross_entropy(logits, own.labels[chosen])
+        gradients = torch.autograd.grad(loss, parameters)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.data.sub_(gradient, alpha=task["rate"])
+    return net.state_dict()
+
+
+def _numbers(plan: Plan) -> range:
+    """Flower counts rounds from 1."""
+    return range(1, len(plan) + 1)
+
+
+def _read(path: Path, clients: Sequence[str], names: Sequence[str]) -> Round:
+    """A round that the server kept: `(whose, place of the weight)` → array."""
+    with np.load(path) as file:
+        before, average, *sent = (
+            {name: torch.from_numpy(file[f"{whose} {n}"]) for n, name in enumerate(names)}
+            for whose in ("before", "average", *clients)
+        )
+    return Round(before, {name: torch.stack([w[name] for w in sent]) for name in names}, average)
+
+
+def _run_together(commands: Mapping[str, Sequence], folder: Path, seconds: float) -> None:
+    """Run Python scripts at once; none outlives this call."""
+    # Nothing is to leave this machine: no reports to Flower's makers, no proxy for the loopback.
+    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_HOME": str(folder), "no_grpc_proxy": "127.0.0.1"}
+    logs, running = {name: folder / f"{name}.log" for name in commands}, {}
+    try:
+        for name, command in commands.items():
+            with logs[name].open("wb") as log:
+                running[name] = subprocess.Popen(
+                    [sys.executable, *map(str, command)],
+                    env=os.environ | quiet,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+        _wait(running, logs, time.monotonic() + seconds)
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+
+
+def _wait(running: dict[str, subprocess.Popen], logs: Mapping[str, Path], deadline: float) -> None:
+    """Until all have ended well; an error as soon as one has not, or at the deadline."""
+    while any(process.poll() is None for process in running.values()):
+        if time.monotonic() > deadline:
+            name = next(name for name, process in running.items() if process.poll() is None)
+            raise RuntimeError(f"the {name} is not done in time: {_end(logs[name])}")
+        _check(running, logs)
+        time.sleep(POLL)
+    _check(running, logs)
+
+
+def _check(running: Mapping[str, subprocess.Popen], logs: Mapping[str, Path]) -> None:
+    for name, process in running.items():
+        if process.poll():
+            raise RuntimeError(f"the {name} failed: {_end(logs[name])}")
+
+
+def _end(log: Path) -> str:
+    return log.read_text(errors="replace")[-2000:]
