@@ -5,9 +5,11 @@ Nothing here sees images or gradients; to try the attack on images is `rconv.lab
 
 from rconv.audit.change import Change, Findings, examine
 from rconv.audit.layers import (
+    EMBEDDING,
     GRADIENT,
     HYBRID,
     NOT_UNIQUE,
+    SPAN,
     TOO_LARGE,
     WEIGHT,
     LayerAudit,
@@ -18,9 +20,11 @@ from rconv.audit.needed import Width
 from rconv.audit.ranks import class_bound, filters_needed, gradient_rank
 
 __all__ = [
+    "EMBEDDING",
     "GRADIENT",
     "HYBRID",
     "NOT_UNIQUE",
+    "SPAN",
     "TOO_LARGE",
     "WEIGHT",
     "Change",

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from rconv.attack.ways import ways_into
 from rconv.audit.generic import meetings
 from rconv.audit.layers import (
     NOT_UNIQUE,
@@ -16,8 +17,8 @@ from rconv.audit.layers import (
 )
 from rconv.audit.needed import Width, met_at, width_of
 from rconv.audit.widths import parameters, with_filters
+from rconv.model.ends import Entry
 from rconv.model.nodes import Network
-from rconv.model.read import read
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def examine(
     Returns
     -------
     Findings
-        Ranks alone: what is short of rank may still be closed by signs, or shown by a prior.
+        Ranks alone: what is short of rank may still be closed by signs, or shown by a prior. No
+        widths where the model is entered below its first Linear.
 
     Raises
     ------
@@ -90,9 +92,11 @@ def examine(
         `active` out of range.
     """
     check_share(active)
-    network = read(model, input_shape)
+    network = ways_into(model, input_shape)[0].network
     options = {"active": active, "seed": seed}
     layers = audit_network(network, **options)
+    if isinstance(network.head, Entry):
+        return Findings(layers, [], None)
     found = [
         (i, width_of(network, met, i, **options))
         for met in meetings(network, *drawn(network, active, seed))

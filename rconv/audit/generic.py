@@ -23,6 +23,7 @@ from rconv.equations.gradient import gradient_matrix
 from rconv.linalg.dense import determines
 from rconv.linalg.equations import FREE
 from rconv.model.activations import Activation
+from rconv.model.ends import Entry
 from rconv.model.geometry import Stage
 from rconv.model.nodes import Network
 from rconv.model.told import backward_order
@@ -129,7 +130,7 @@ def random_maps(network: Network, active: float, generator: torch.Generator) -> 
         (1, C, H, W) for each node, float64. Outputs of an activation lie in its range; that of a
         convolution is not computed from its input, on which no rank depends.
     """
-    maps = []
+    maps, weight = [], (network.stages or (network.head,))[0].weight
     for node in network.nodes:
         x = torch.randn(1, *node.shape, generator=generator, dtype=torch.float64)
         if isinstance(node.does, Activation):
@@ -138,7 +139,7 @@ def random_maps(network: Network, active: float, generator: torch.Generator) -> 
                 x = torch.where(silent, 0.0, x.abs())
             else:
                 x = node.does.function(x)
-        maps.append(x.to(network.head.weight))
+        maps.append(x.to(weight))
     return maps
 
 
@@ -152,7 +153,7 @@ def meetings(network: Network, maps: Sequence[Tensor], cotangent: Tensor) -> Ite
     maps : sequence of Tensor
         (1, C, H, W), the value of each node.
     cotangent : Tensor
-        (1, C, H, W), the derivative of the loss by the head's input.
+        (1, C, H, W), the derivative of the loss by the last node.
 
     Yields
     ------
@@ -160,10 +161,12 @@ def meetings(network: Network, maps: Sequence[Tensor], cotangent: Tensor) -> Ite
         The next one; those above it are taken to be solved.
     """
     tiny = maps[0].new_full((1,), EPS)
-    walk = Walk(network, _whole(maps[-1]), Cotangent(cotangent, tiny))
+    entry = network.head if isinstance(network.head, Entry) else None
+    walk = Walk(network, None if entry else _whole(maps[-1]), Cotangent(cotangent, tiny))
+    spanned = network.nodes[network.entered].inputs if entry and not entry.embedding else ()
     for node in backward_order(network):
         taken = list(network.fed_by(node))
-        if taken:
+        if taken and node not in spanned:
             known = tuple(_known(stage, walk.passed[i], maps[node], tiny) for i, stage in taken)
             yield Meeting(node, known, walk.told(node), network.range_of(node))
         if taken or isinstance(network.nodes[node].does, Activation):

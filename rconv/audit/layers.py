@@ -6,14 +6,16 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
+from rconv.attack.ways import ways_into
 from rconv.audit.generic import Meeting, meetings, random_maps
-from rconv.model.ends import Entry, Head
-from rconv.model.nodes import Network, UnsupportedModelError
-from rconv.model.read import read
+from rconv.model.ends import Entry
+from rconv.model.nodes import Network
 
 GRADIENT = "leaks by gradient constraints"
 WEIGHT = "leaks by weight constraints"
 HYBRID = "needs hybrid"
+SPAN = "leaks by span constraints"
+EMBEDDING = "read off a position embedding"
 NOT_UNIQUE = "does not leak uniquely"
 TOO_LARGE = "too large to tell"
 
@@ -60,6 +62,10 @@ def audit(
 ) -> list[LayerAudit]:
     """Judge every layer of a model, in the order of the attack: head first.
 
+    A model that is not read up to its first Linear is judged from where it is entered: span
+    constraints are taken to hold, which they do where the derivative by the convolution's output
+    has full rank.
+
     Parameters
     ----------
     model : Module
@@ -74,7 +80,8 @@ def audit(
     Returns
     -------
     list of LayerAudit
-        One for the head, then one for each map that convolutions take.
+        One for the head, or for what is entered instead; then one for each map that convolutions
+        take.
 
     Raises
     ------
@@ -84,7 +91,7 @@ def audit(
         `active` out of range.
     """
     check_share(active)
-    return audit_network(read(model, input_shape), active=active, seed=seed)
+    return audit_network(ways_into(model, input_shape)[0].network, active=active, seed=seed)
 
 
 def audit_network(network: Network, *, active: float = 0.5, seed: int = 0) -> list[LayerAudit]:
@@ -102,10 +109,8 @@ def audit_network(network: Network, *, active: float = 0.5, seed: int = 0) -> li
     list of LayerAudit
         Head first.
     """
-    if isinstance(network.head, Entry):
-        raise UnsupportedModelError(f"{network.head.reason}; the audit starts at the first Linear")
     met = meetings(network, *drawn(network, active, seed))
-    return [_judge_head(network.head), *map(judge, met)]
+    return [_judge_top(network), *map(judge, met)]
 
 
 def drawn(network: Network, active: float, seed: int) -> tuple[list[Tensor], Tensor]:
@@ -148,6 +153,14 @@ def judge(met: Meeting) -> LayerAudit:
     return LayerAudit(met.name, n, counted, gradient, met.weight_rows, hybrid, verdict)
 
 
-def _judge_head(head: Head) -> LayerAudit:
-    k, n = head.weight.shape
-    return LayerAudit(head.name, n, k * n, n, 0, n, GRADIENT)
+def _judge_top(network: Network) -> LayerAudit:
+    """The head, or what the network is entered by."""
+    head = network.head
+    if not isinstance(head, Entry):
+        k, n = head.weight.shape
+        return LayerAudit(head.name, n, k * n, n, 0, n, GRADIENT)
+    if head.embedding is not None:
+        n = head.embedding.index.numel()
+        return LayerAudit(head.embedding.name, n, n, n, 0, n, EMBEDDING)
+    g = network.nodes[network.entered].does.geometry
+    return LayerAudit(head.name, g.unknowns, g.gradient_rows, g.unknowns, 0, g.unknowns, SPAN)

@@ -84,6 +84,8 @@ def sentence(found: Findings) -> str:
 def cheapest(found: Findings) -> str:
     """The change that makes a layer short most cheaply, and what it does not promise."""
     change = found.change
+    if not found.widths:
+        return "No change of filters was looked for: the network is entered below its first Linear."
     if found.verdict == NOT_UNIQUE:
         return "The rank is short already: no change of filters was looked for."
     if change is None:
