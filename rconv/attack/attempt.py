@@ -1,12 +1,13 @@
 """One pass from the gradients to images, with its certificate."""
 
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from rconv.attack.certificate import distance, recomputed
-from rconv.attack.entry import entry_residual, from_embedding
+from rconv.attack.entry import checked, from_embedding
 from rconv.attack.from_spans import from_spans
 from rconv.attack.head import HeadInput, head_input, rank_one
 from rconv.attack.labels import own_logits, told_labels
@@ -53,9 +54,8 @@ def attempt(
     image : Tensor
         (M,), int64, the image that each candidate explains.
     """
-    network, head, found = way.network, way.network.head, None
-    if isinstance(head, Head):
-        found = head_input(head, gradients, noise)
+    network, head = way.network, way.network.head
+    found = head_input(head, gradients, noise) if isinstance(head, Head) else None
     image = _images(gradients) if found is None else found.image
     # Relative to the largest entry: gradients of 1e-200, of a saturated softmax, are sound,
     # but have no square.
@@ -66,14 +66,12 @@ def attempt(
     known = start, scaled, noise, unit
     images, reports, spread = recursion(network, way.plans, *known, frugal=frugal)
     if isinstance(head, Entry) and head.embedding is not None:
-        residual = entry_residual(network, start, reports[1], scaled)
-        reports = (replace(reports[0], residual=residual), *reports[1:])
+        reports = checked(network, start, reports, scaled)
     error = expected_error(images, reports, spread, value_range)
     own = recomputed(model, start.linear, images, start.derivative)
     # A layer that the model cuts off from the loss has no gradient; what was read has one.
-    for names in layer_names(network, scaled):
-        for name in names:
-            own.setdefault(name, torch.zeros_like(scaled[name]))
+    for name in chain.from_iterable(layer_names(network, scaled)):
+        own.setdefault(name, torch.zeros_like(scaled[name]))
     levels = layer_levels(network, scaled, noise, unit)
     candidates = Reconstruction(
         images,

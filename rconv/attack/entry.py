@@ -1,5 +1,7 @@
 """Where the recursion starts in a network that is read in part, and what checks it there."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -69,10 +71,10 @@ def _report(entry: Entry, value: Tensor, residual: Tensor) -> LayerReport:
     )
 
 
-def entry_residual(
-    network: Network, start: Start, solved: LayerReport, gradients: Gradients
-) -> Tensor:
-    """How far the gradients at the entry contradict each other, whatever the image.
+def checked(
+    network: Network, start: Start, reports: tuple[LayerReport, ...], gradients: Gradients
+) -> tuple[LayerReport, ...]:
+    """The reports, the first with how far the gradients at the entry contradict each other.
 
     There are more of them than unknowns: the convolution's weight gradient is the product of Ō
     and the windows of its input, its bias gradient the sum of Ō. Noise that nobody told shows
@@ -85,16 +87,24 @@ def entry_residual(
         That ends at the convolution.
     start : Start
         What tells Ō.
-    solved : LayerReport
-        Of the convolution's input.
+    reports : tuple of LayerReport
+        Of the entry, of the convolution's input, and further down.
     gradients : dict of str to Tensor
         Name → (N, *parameter shape).
 
     Returns
     -------
-    Tensor
-        (N,), relative to what errors of one relative size in both factors would be.
+    tuple of LayerReport
+        The residual of the first is relative to what errors of one relative size would leave.
     """
+    residual = reports[0].residual.maximum(_contradiction(network, start, reports[1], gradients))
+    return (replace(reports[0], residual=residual), *reports[1:])
+
+
+def _contradiction(
+    network: Network, start: Start, solved: LayerReport, gradients: Gradients
+) -> Tensor:
+    """(N,): what the windows of the input leave of the weight gradient; 0 if the rank is short."""
     stage, g = network.stages[-1], network.stages[-1].geometry
     output, given = start.cotangent.value.flatten(2), gradients[f"{stage.name}.weight"].flatten(2)
     # Where the input is determined, both ends of its interval are its value.
@@ -105,4 +115,4 @@ def entry_residual(
     left = (given - output @ windows.mT).flatten(1).norm(dim=1)
     contradiction = left / torch.where(size > 0, size, 1.0)
     determined = solved.rank == solved.unknowns
-    return start.report.residual.maximum(torch.where(determined, contradiction, 0.0))
+    return torch.where(determined, contradiction, 0.0)
