@@ -1,6 +1,7 @@
 """One pass from the gradients to images, with its certificate."""
 
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -69,9 +70,8 @@ def attempt(
     error = expected_error(images, reports, spread, value_range)
     own = recomputed(model, start.linear, images, start.derivative)
     # A layer that the model cuts off from the loss has no gradient; what was read has one.
-    for names in layer_names(network, scaled):
-        for name in names:
-            own.setdefault(name, torch.zeros_like(scaled[name]))
+    for name in chain.from_iterable(layer_names(network, scaled)):
+        own.setdefault(name, torch.zeros_like(scaled[name]))
     levels = layer_levels(network, scaled, noise, unit)
     candidates = Reconstruction(
         images,
