@@ -37,8 +37,8 @@ from rconv.observe.observation import Gradients
 
 ROUNDINGS = 4.0
 """Of the gradients' dtype, that their entries carry: an average is summed over all samples and
-positions. Without it the images of 220 random networks came out at 1.2 times their expected error
-in the median and at 13 times at the most."""
+positions. Chosen on 213 images of random networks, which without it had 1.2 times their expected
+error in the median and 13 times at the most; with it, on others, 0.7 times in the median."""
 
 
 def required_for_batches(network: Network, batch: int | None) -> None:
