@@ -64,7 +64,7 @@ html: $(READY)
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
 test: $(READY)
-	@$(RUN) pytest --numprocesses auto --dist loadgroup
+	@$(RUN) pytest --numprocesses auto
 
 notebooks: $(READY)
 	@$(RUN) jupytext --quiet --update --to ipynb notebooks/*.md

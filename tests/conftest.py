@@ -17,11 +17,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, before torch
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(items):
-    """Of tests that run side by side, a file is one worker's, and all that needs the book too."""
-    for item in items:
-        group = "book" if "book" in item.fixturenames else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Of tests that run side by side, a file is one worker's, and those that need the book too."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = Path(nodeid.split("::")[0]).name
+            return "book" if file in ("test_book.py", "test_notebooks.py") else file
+
+    return Files(config, log)
 
 
 @pytest.fixture(scope="session")
