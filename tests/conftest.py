@@ -19,15 +19,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, before torch
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Of tests that run side by side, a file is one worker's, and those that need the book too."""
-    from xdist.scheduler import LoadScopeScheduling
+    """Of tests that run side by side, a file is one worker's: what it has made serves all in it."""
+    from xdist.scheduler import LoadFileScheduling
 
-    class Files(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            file = Path(nodeid.split("::")[0]).name
-            return "book" if file in ("test_book.py", "test_notebooks.py") else file
-
-    return Files(config, log)
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

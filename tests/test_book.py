@@ -67,7 +67,7 @@ def test_images_have_alternative_texts(pages):
 
 GENERATED = {
     "experiment": "Photos-lenet_main",
-    "filters": "Photos-lenet_main",
+    "filters": "Digits-lenet_main",
     "comparison": "Photos-dlg_lenet",
 }
 
