@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, lsmr
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from rconv.linalg.equations import Equations, residual
@@ -106,9 +107,12 @@ def _runs(system: Equations) -> Callable[..., tuple[Tensor, int, float, str]]:
         counts, conditions = [], []
 
         def solved(rows: Tensor) -> Tensor:
-            x, _, count, _, _, _, condition, _ = lsmr(
-                operator, rows.flatten().cpu().numpy(), 0.0, ACCURACY, ACCURACY, 0.0, ITERATIONS
-            )
+            rows = rows.flatten().cpu().numpy()
+            # The threads of NumPy's short vectors and of PyTorch's convolutions would wait for each
+            # other: on two cores 14 times slower.
+            with threadpool_limits(1, "blas"):
+                found = lsmr(operator, rows, 0.0, ACCURACY, ACCURACY, 0.0, ITERATIONS)
+            x, count, condition = found[0], found[2], found[6]
             counts.append(count)
             conditions.append(condition)
             return torch.from_numpy(x).to(like).reshape(1, -1, 1)
