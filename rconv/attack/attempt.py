@@ -1,6 +1,7 @@
 """One pass from the gradients to images, with its certificate."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import torch
@@ -10,6 +11,7 @@ from rconv.attack.certificate import distance, recomputed
 from rconv.attack.entry import checked, from_embedding
 from rconv.attack.from_spans import from_spans
 from rconv.attack.head import HeadInput, head_input, rank_one
+from rconv.attack.joint import solve_map
 from rconv.attack.labels import own_logits, told_labels
 from rconv.attack.recursion import recursion
 from rconv.attack.report import Reconstruction
@@ -63,8 +65,8 @@ def attempt(
     scaled = {name: _divided(g[image], unit) for name, g in gradients.items()}
     noise = noise.select(image, gradients)
     start = _start(way, found, scaled, noise, unit)
-    known = start, scaled, noise, unit
-    images, reports, spread = recursion(network, way.plans, *known, frugal=frugal)
+    known, solve = (start, scaled, noise, unit), partial(solve_map, frugal=frugal)
+    images, reports, spread = recursion(network, way.plans, *known, solve=solve)
     if found is None and way.spans is None:
         reports = checked(network, start, reports, scaled)
     error = expected_error(images, reports, spread, value_range)

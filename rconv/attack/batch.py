@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from rconv.attack.attempt import largest_entry
 from rconv.attack.batch_head import (
-    BatchHead,
     InseparableError,
     batch_head,
     head_gradient,
@@ -23,15 +22,14 @@ from rconv.attack.certificate import distance, recomputed
 from rconv.attack.doubts import with_batch_doubts
 from rconv.attack.head import HeadInput
 from rconv.attack.plan import LayerPlan
-from rconv.attack.recursion import known_of
+from rconv.attack.recursion import recursion
 from rconv.attack.report import LayerReport, Reconstruction
 from rconv.attack.signal import Told
-from rconv.attack.start import channel_errors, head_report
+from rconv.attack.solve import Known
+from rconv.attack.start import head_report
 from rconv.attack.verdict import expected_error, layer_levels, revealed_noise
-from rconv.attack.walk import Walk
-from rconv.linalg.solution import root_mean_square
+from rconv.linalg.solution import Solution
 from rconv.model.nodes import Network, UnsupportedModelError
-from rconv.model.told import backward_order
 from rconv.observe.noise import ARITHMETIC, Noise
 from rconv.observe.observation import Gradients
 
@@ -135,9 +133,12 @@ def reconstruct_batch(
     unit = largest / found.factor  # of what was sent; the samples' own cotangents are in `largest`
     found = found.divided(largest)
     summed = {name: g / unit.reshape(-1, *[1] * (g.dim() - 1)) for name, g in gradients.items()}
-    images, reports, spread = _recursion(network, plans, found, summed, noise, unit)
+    start = found.start(network.head.name)
+    own = start, summed, noise, unit
+    # An offset's gradient is the sum over all samples: it settles no kink of one.
+    images, reports, spread = recursion(network, plans, *own, solve=_solve, offsets={})
     error = expected_error(images, reports, spread, value_range)
-    own = recomputed(model, network.head.name, images, found.samples.cotangent)
+    own = recomputed(model, start.linear, images, start.derivative)
     own = {name: g.sum(dim=0, keepdim=True) for name, g in own.items()}
     levels = layer_levels(network, summed, noise, unit)
     head = error.new_full((1,), found.samples.residual)
@@ -151,28 +152,11 @@ def reconstruct_batch(
     return with_batch_doubts(Reconstruction(images, reports, *fields, *judged))
 
 
-def _recursion(
-    network: Network,
-    plans: Sequence[LayerPlan],
-    found: BatchHead,
-    gradients: Gradients,
-    noise: Noise,
-    unit: Tensor,
-) -> tuple[Tensor, tuple[LayerReport, ...], Tensor]:
-    """Images, reports and the images' error by the noise, as `rconv.attack.recursion` has them."""
-    walk = Walk(network, found.told, found.cotangent)
-    reports, error = [head_report(network.head.name, found.input)], walk.head.error
-    by_name = {plan.stage.name: plan for plan in plans}
-    for node in backward_order(network):
-        for i, stage in network.fed_by(node):
-            known = known_of(stage, walk.passed[i], gradients, noise, unit)
-            solved, report = solve_batch(by_name[stage.name], known)
-            reports.append(report.under(reports, by_name[stage.name].bounds))
-            value = solved.value.reshape(-1, *network.nodes[node].shape)
-            error = channel_errors(value, solved.error, report.constraints, noise)
-            walk.solved(node, Told.whole(value, error))
-        walk.pass_on(node, {})  # an offset's gradient is the sum over all samples
-    return walk.whole[0].value, tuple(reports), root_mean_square(error)
+def _solve(
+    plans: Sequence[LayerPlan], known: Sequence[Known], told: Told | None
+) -> tuple[Solution, LayerReport]:
+    """`solve_batch`, as the recursion calls it: in a chain one convolution takes a map."""
+    return solve_batch(plans[0], known[0])
 
 
 def _untold(network: Network, batch: int, bias: Tensor, reason: str) -> Reconstruction:

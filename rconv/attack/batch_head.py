@@ -12,8 +12,9 @@ from torch import Tensor
 from rconv.attack.disaggregation import HeadEquations, Samples, disaggregate
 from rconv.attack.head import HeadInput
 from rconv.attack.signal import Cotangent, Told
+from rconv.attack.start import Start, head_report
 from rconv.attack.verdict import ACCUMULATED, ARITHMETIC
-from rconv.linalg.solution import root_mean_square
+from rconv.linalg.solution import largest_of_noise, root_mean_square
 from rconv.model.ends import Head
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
@@ -55,17 +56,18 @@ class BatchHead:
         back = replace(self.cotangent, value=self.cotangent.value / unit)
         return replace(self, samples=samples, cotangent=back)
 
-    @property
-    def input(self) -> HeadInput:
-        """The same as a head of B images says it."""
+    def start(self, name: str) -> Start:
+        """What the recursion starts from, as a head of this name and of B images says it."""
         value, count = self.told.value.flatten(1), len(self.samples.labels)
-        return HeadInput(
+        head = HeadInput(
             value,
             self.samples.cotangent,
             torch.arange(count, device=value.device),
             torch.full_like(value[:, 0], self.samples.residual),
             torch.ones(count, dtype=torch.bool, device=value.device),
         )
+        report = head_report(name, head)
+        return Start(self.told, self.cotangent, report, name, self.samples.cotangent)
 
 
 def batch_head(
@@ -135,10 +137,7 @@ def head_gradient(head: Head, gradients: Gradients, noise: Noise) -> tuple[Tenso
     parts, errors = [], []
     for name in (f"{head.name}.weight", f"{head.name}.bias"):
         own = gradients[name]
-        unit = own.new_ones(1)
-        spread = noise.rows(name, own, unit)
-        if spread is None:
-            spread = torch.ones_like(own) * noise.level(name, own, unit) * root_mean_square(own)
+        spread = noise.row_errors(name, own, own.new_ones(1))
         parts.append(own[0].reshape(len(own[0]), -1))
         errors.append(spread[0].reshape(parts[-1].shape))
     return torch.cat(parts, dim=1), torch.cat(errors, dim=1)
@@ -157,9 +156,7 @@ def head_rank(gradient: Tensor, errors: Tensor) -> int:
     int
     """
     values = torch.linalg.svdvals(gradient)
-    # Of independent errors of one size σ the largest singular value is σ (√K + √(n + 1)).
-    sides = sum(side**0.5 for side in gradient.shape)
-    floor = ACCUMULATED * float(root_mean_square(errors[None])) * sides
+    floor = ACCUMULATED * float(largest_of_noise(errors, *gradient.shape))
     return int((values > floor + ARITHMETIC * values[0]).sum())
 
 

@@ -12,7 +12,6 @@ from rconv.attack.spans import TOLD, Entered, Own, enter, rank_of
 from rconv.attack.start import Start
 from rconv.equations.spans import Spans
 from rconv.linalg.equations import FREE
-from rconv.linalg.solution import root_mean_square
 from rconv.model.geometry import Stage
 from rconv.model.nodes import Network
 from rconv.observe.noise import Noise
@@ -94,29 +93,16 @@ def span_ranks(network: Network, spans: Spans, gradients: Gradients, noise: Nois
 def _own(stage: Stage, gradients: Gradients, noise: Noise, unit: Tensor) -> list[Own]:
     """Each image's gradients of one convolution, and their errors."""
     name = f"{stage.name}.weight"
-    weight = gradients[name]
-    spread = _spread(name, gradients, noise, unit)
+    weight = gradients[name].flatten(3)
+    spread = noise.row_errors(name, gradients[name], unit).flatten(3)
     offset = f"{stage.name}.bias" if f"{stage.name}.bias" in gradients else stage.offset
-    totals = gradients.get(offset)
-    factor = 1.0 if offset == f"{stage.name}.bias" or stage.scale is None else stage.scale
-    found = []
-    for i, own in enumerate(weight.flatten(3)):
-        total = None if totals is None else totals[i] * factor
-        other = spread.new_zeros(())
-        if totals is not None:
-            other = (_spread(offset, gradients, noise, unit)[i] * factor).abs()
-        found.append(Own(own, spread[i].flatten(2), total, other))
-    return found
-
-
-def _spread(name: str, gradients: Gradients, noise: Noise, unit: Tensor) -> Tensor:
-    """Standard deviation of each entry of one parameter's gradient."""
-    gradient = gradients[name]
-    own = noise.rows(name, gradient, unit)
-    if own is not None:
-        return own
-    common = noise.level(name, gradient, unit) * root_mean_square(gradient)
-    return common.reshape(-1, *[1] * (gradient.dim() - 1)).expand_as(gradient)
+    totals, errors = [None] * len(weight), spread.new_zeros(len(weight))
+    if offset in gradients:
+        scaled = stage.scale is not None and offset != f"{stage.name}.bias"
+        factor = stage.scale if scaled else 1.0
+        totals = gradients[offset] * factor
+        errors = (noise.row_errors(offset, gradients[offset], unit) * factor).abs()
+    return [Own(*own) for own in zip(weight, spread, totals, errors, strict=True)]
 
 
 def _multiplied(

@@ -1,6 +1,6 @@
 """The recursion: activation, equations and propagation, map by map down to the image."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from rconv.attack.signal import Told
 from rconv.attack.solve import Known
 from rconv.attack.start import Start, channel_errors
 from rconv.attack.walk import Walk
-from rconv.linalg.solution import root_mean_square
+from rconv.linalg.solution import Solution, root_mean_square
 from rconv.model.geometry import Stage
 from rconv.model.nodes import Network
 from rconv.model.told import backward_order
@@ -28,7 +28,8 @@ def recursion(
     noise: Noise,
     unit: Tensor,
     *,
-    frugal: bool = False,
+    solve: Callable[..., tuple[Solution, LayerReport]] = solve_map,
+    offsets: Gradients | None = None,
 ) -> tuple[Tensor, tuple[LayerReport, ...], Tensor]:
     """From where the network ends down to the image.
 
@@ -46,8 +47,10 @@ def recursion(
         What is known of their errors.
     unit : Tensor
         (M,).
-    frugal : bool
-        Where `auto` may choose, keep the cheapest equations.
+    solve : callable
+        What solves for a map, as `solve_map` does.
+    offsets : dict of str to Tensor, optional
+        Those gradients that tell the sides of kinks, where not all of them may.
 
     Returns
     -------
@@ -71,19 +74,17 @@ def recursion(
             error = told.error
         elif taken:
             own = [by_name[stage.name] for _, stage in taken]
-            known = [known_of(stage, walk.passed[i], gradients, noise, unit) for i, stage in taken]
-            solved, report = solve_map(own, known, walk.told(node), frugal=frugal)
+            known = [_known(stage, walk.passed[i], gradients, noise, unit) for i, stage in taken]
+            solved, report = solve(own, known, walk.told(node))
             reports.append(report.under(reports, own[0].bounds))
             value = solved.value.reshape(-1, *network.nodes[node].shape)
             error = channel_errors(value, solved.error, report.constraints, noise)
             walk.solved(node, Told.whole(value, error))
-        walk.pass_on(node, gradients)
+        walk.pass_on(node, gradients if offsets is None else offsets)
     return walk.whole[0].value, tuple(reports), root_mean_square(error)
 
 
-def known_of(
-    stage: Stage, passed: Passed, gradients: Gradients, noise: Noise, unit: Tensor
-) -> Known:
+def _known(stage: Stage, passed: Passed, gradients: Gradients, noise: Noise, unit: Tensor) -> Known:
     """What is known of one convolution before its input is."""
     name = f"{stage.name}.weight"
     gradient = gradients[name]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rconv.equations.spans import Spans, row_space
-from rconv.linalg.solution import rank_floor
+from rconv.linalg.solution import largest_of_noise, rank_floor
 
 DRAWS = 2
 """Times that the noise is added once more, to see what it does to hundreds of entries."""
@@ -162,8 +162,7 @@ def rank_of(spans: Spans, own: Own) -> int:
 
 def _largest(own: Own, sizes: Tensor) -> Tensor:
     """Largest singular value that errors can have, if they are independent and of one size."""
-    rows, columns = own.gradient.flatten(1).shape
-    noise = own.spread.square().mean().sqrt() * (rows**0.5 + columns**0.5)
+    noise = largest_of_noise(own.spread, *own.gradient.flatten(1).shape)
     return noise.maximum(sizes[0] * torch.finfo(sizes.dtype).eps)
 
 

@@ -110,9 +110,7 @@ def with_filters(network: Network, node: int, filters: int, seed: int = 0) -> Ne
         elif isinstance(does, Affine):
             does = Affine(does.scale[mine.source], does.shift[mine.source])
         nodes.append(replace(own, does=does, shape=(len(mine.source), *own.shape[1:])))
-    stages = tuple(own.does for own in nodes if isinstance(own.does, Stage))
-    head = _head(network.head, network.nodes[-1].shape, channels[-1])
-    return Network(stages, head, tuple(nodes))
+    return Network.of(nodes, _head(network.head, network.nodes[-1].shape, channels[-1]))
 
 
 def parameters(network: Network) -> int:

@@ -75,12 +75,6 @@ class BatchSystem(TwoKinds):
         """b, (1, m, 1)."""
         return self._rows(self.gradient_weight * self.gradient, self.row_weight * self.output)
 
-    @property
-    def deviation(self) -> Tensor:
-        """Standard deviation of b's errors, (1, m, 1); 0 for rows that are not used."""
-        weight = self.output_error * (self.row_weight > 0)
-        return self._rows(self.gradient_error.expand_as(self.gradient), weight)
-
     def product(self, x: Tensor) -> Tensor:
         """A x of all rows: (1, n, 1) → (1, m, 1)."""
         maps = x.reshape(-1, *self.stage.geometry.input)
@@ -132,6 +126,3 @@ class BatchSystem(TwoKinds):
     def _shifts(self) -> dict[str, tuple[int, int]]:
         g = self.stage.geometry
         return {"stride": g.stride, "padding": g.padding, "dilation": g.dilation}
-
-    def _rows(self, gradient: Tensor, weight: Tensor) -> Tensor:
-        return torch.cat([gradient.flatten(), weight.flatten()])[None, :, None]

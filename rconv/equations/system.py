@@ -6,7 +6,6 @@ that one amplifies the other holds down.
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from rconv.equations.weighing import TwoKinds
@@ -61,12 +60,6 @@ class StackedSystem(TwoKinds):
         """b, (1, m, 1)."""
         return self._rows(self.gradient, self.row_weight * self.output)
 
-    @property
-    def deviation(self) -> Tensor:
-        """Standard deviation of b's errors, (1, m, 1); 0 for rows that are not used."""
-        weight = self.output_error * (self.row_weight > 0)
-        return self._rows(self.gradient_error.expand_as(self.gradient), weight)
-
     def product(self, x: Tensor) -> Tensor:
         """A x of all rows: (1, n, 1) → (1, m, 1)."""
         image = x.reshape(1, *self.stage.geometry.input)
@@ -107,9 +100,6 @@ class StackedSystem(TwoKinds):
             gradient_error=self.gradient_error * gradient,
             output_error=self.output_error * weight,
         )
-
-    def _rows(self, gradient: Tensor, weight: Tensor) -> Tensor:
-        return torch.cat([gradient.flatten(), weight.flatten()])[None, :, None]
 
     def row_sizes(self) -> tuple[Tensor, Tensor]:
         """Norms of the rows of both kinds, as they are weighed."""

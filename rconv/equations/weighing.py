@@ -6,6 +6,7 @@ follow from each row's own noise are this project's.
 
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from rconv.linalg.equations import worth
@@ -18,6 +19,8 @@ class TwoKinds:
     ----------
     has_gradients : bool
         Whether there are gradient constraints.
+    gradient : Tensor
+        Their right-hand sides.
     row_weight : Tensor
         Weight of each weight constraint, 0 where the output is unknown.
     gradient_error, output_error : Tensor
@@ -25,6 +28,7 @@ class TwoKinds:
     """
 
     has_gradients: bool
+    gradient: Tensor
     row_weight: Tensor
     gradient_error: Tensor
     output_error: Tensor
@@ -36,6 +40,12 @@ class TwoKinds:
     def row_sizes(self) -> tuple[Tensor, Tensor]:
         """Norms of the rows of both kinds, as they are weighed."""
         raise NotImplementedError
+
+    @property
+    def deviation(self) -> Tensor:
+        """Standard deviation of b's errors, (1, m, 1); 0 for rows that are not used."""
+        weight = self.output_error * (self.row_weight > 0)
+        return self._rows(self.gradient_error.expand_as(self.gradient), weight)
 
     @property
     def used(self) -> bool:
@@ -77,3 +87,7 @@ class TwoKinds:
         used = self.row_weight > 0
         m = float(weight[used].mean()) if used.any() else 0.0
         return a or 1.0, m or 1.0
+
+    def _rows(self, gradient: Tensor, weight: Tensor) -> Tensor:
+        """Both blocks of rows as one, (1, m, 1)."""
+        return torch.cat([gradient.flatten(), weight.flatten()])[None, :, None]

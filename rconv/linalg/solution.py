@@ -111,6 +111,26 @@ def root_mean_square(tensor: Tensor) -> Tensor:
     return tensor.flatten(1).square().mean(dim=1).sqrt()
 
 
+def largest_of_noise(deviation: Tensor, rows: int, columns: int) -> Tensor:
+    """Largest singular value that errors have in a matrix, independent and of one size σ.
+
+    It is σ (√rows + √columns), in the limit of large matrices.
+
+    Parameters
+    ----------
+    deviation : Tensor
+        Standard deviation of the entries' errors, broadcasts to them; σ is its root mean square.
+    rows, columns : int
+        Of the matrix.
+
+    Returns
+    -------
+    Tensor
+        A number.
+    """
+    return deviation.square().mean().sqrt() * (rows**0.5 + columns**0.5)
+
+
 @dataclass(frozen=True)
 class Spectrum:
     """What the singular values of A say of a solution, for N matrices.

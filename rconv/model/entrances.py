@@ -6,6 +6,7 @@ output it can give at all.
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -55,8 +56,7 @@ def entrances(
     for i in sorted(leading_to(steps, len(steps) - 1), reverse=True):
         if type(steps[i].what) is not nn.Conv2d:
             continue
-        entry = Entry(steps[i].name, None, logits, reason, reach(own, steps[i].name, shape))
-        reasons = []
+        entry, reasons = Entry(steps[i].name, None, logits, reason), []
         for end in _ends(steps, i):
             try:
                 network = network_below(steps, shape, entry, end)
@@ -64,7 +64,8 @@ def entrances(
             except UnsupportedModelError as error:
                 reasons.append(str(error))
                 continue
-            found.append(network)
+            reached = replace(entry, reach=reach(own, entry.name, shape))
+            found.append(replace(network, head=reached))
             break
         else:
             refusals.append(reasons[0])

@@ -132,6 +132,25 @@ class Noise:
         common = (others * root_mean_square(gradient)).reshape(shape)
         return torch.hypot(common, own / unit.reshape(shape)).expand_as(gradient)
 
+    def row_errors(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor:
+        """`rows`, written out where one number says it all.
+
+        Parameters
+        ----------
+        name, gradient, unit
+            As `level` takes them.
+
+        Returns
+        -------
+        Tensor
+            Shaped as `gradient`, in its unit.
+        """
+        own = self.rows(name, gradient, unit)
+        if own is not None:
+            return own
+        common = self.level(name, gradient, unit) * root_mean_square(gradient)
+        return common.reshape(-1, *[1] * (gradient.dim() - 1)).expand_as(gradient)
+
     def level(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor:
         """Relative error of one parameter's gradient, both as root mean squares.
 
