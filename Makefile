@@ -64,7 +64,7 @@ html: $(READY)
 	@echo "The book: file://$(CURDIR)/_build/html/index.html"
 
 test: $(READY)
-	@$(RUN) pytest --numprocesses auto
+	@$(RUN) pytest --numprocesses auto --no-loadscope-reorder
 
 notebooks: $(READY)
 	@$(RUN) jupytext --quiet --update --to ipynb notebooks/*.md

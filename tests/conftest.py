@@ -17,6 +17,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, before torch
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items):
+    """The book first: it takes longest, and all else can run beside it."""
+    items.sort(key=lambda item: item.path.name != "test_book.py")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """Of tests that run side by side, a file is one worker's: what it has made serves all in it."""

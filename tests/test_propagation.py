@@ -11,7 +11,7 @@ from rconv.attack.backward import settle_sides, through_activation
 from rconv.attack.head import head_input
 from rconv.attack.plan import LayerPlan
 from rconv.attack.solve import Known, by_gradient, stacked
-from rconv.attack.start import errors, from_head
+from rconv.attack.start import channel_errors, from_head
 from rconv.attack.walk import _propagated
 from rconv.equations.gradient import gradient_matrix
 from rconv.model.activations import from_module
@@ -325,10 +325,10 @@ def test_where_a_transposed_convolution_cancels_its_noise_weighs_more():
 def test_errors_of_one_size_are_shared_by_the_channels_and_roundings_are_not():
     value = normal(1, 2, 50, 50) * torch.tensor([1.0, 1e-3]).double()[:, None, None]
     level, rounding, added = torch.tensor([1e-6]).double(), Noise(relative=1e-6), Noise(spread=1e-6)
-    apart = errors(value, level, ("gradient",), rounding)[0]
+    apart = channel_errors(value, level, ("gradient",), rounding)[0]
     assert (apart[1] / apart[0]).item() == pytest.approx(1e-3, rel=0.1)
     for kind, noise in (("gradient", added), ("hybrid", rounding), ("hybrid", added)):
-        shared = errors(value, level, (kind,), noise)[0]
+        shared = channel_errors(value, level, (kind,), noise)[0]
         assert shared[0] == shared[1] and shared[0].item() == pytest.approx(0.7e-6, rel=0.1)
 
 
