@@ -1,5 +1,5 @@
 // The chosen layer's classes, and how many of each one's pixels its equations tell.
-play("classes", ({ data, all, one }) => {
+play("residues", ({ data, all, one }) => {
   const percent = (part, whole) => `${(100 * part) / Math.max(whole, 1)}%`;
 
   const grid = (name, side, shift, own) => {

@@ -20,7 +20,7 @@ SCALE = 70
 """Percent of a bar that the unknowns take: more equations than these are seen to be more."""
 
 
-def classes(
+def residues(
     sizes: Sequence[int],
     kernels: Sequence[int],
     strides: Sequence[int],
@@ -63,7 +63,7 @@ def classes(
         f"{_bars(own, start[3], filters)}"
     )
     return play.figure(
-        "classes",
+        "residues",
         "Residue classes of pixels and offsets, and the rank of the equations",
         body,
         own["said"][start[3]],
