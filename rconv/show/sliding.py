@@ -58,7 +58,7 @@ def sliding(cotangent: torch.Tensor, geometry: Geometry) -> str:
 def _tint(value: float, largest: float) -> str:
     """Orange for positive and blue for negative numbers, the stronger the larger."""
     colour = play.ORANGE if value > 0 else play.BLUE
-    return f"{colour}{round(255 * (0.15 + 0.75 * abs(value) / largest)):02x}" if value else "#8883"
+    return f"{colour}{round(255 * (0.12 + 0.5 * abs(value) / largest)):02x}" if value else "#8883"
 
 
 def _square(x: int, y: int, text: str, more: str = "") -> str:
