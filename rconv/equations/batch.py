@@ -90,14 +90,15 @@ class BatchSystem(TwoKinds):
         weight = self.row_weight * weight.reshape(self.output.shape)
         return (back + self.stage.transpose(weight)).reshape(1, -1, 1)
 
-    def normal_matrix(self) -> Tensor:
-        """AᵀA of all rows, (1, n, n), dense."""
+    def normal_matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """AᵀA of all rows, (1, n, n), dense, in this precision."""
         g, batch = self.stage.geometry, len(self.output)
-        gram = self.gradient.new_zeros(batch, g.unknowns, batch, g.unknowns)
-        for i, own in enumerate(self.row_weight):
-            gram[i, :, i] = weight_gram(self.stage.weight, own.flatten(1), g)
+        gram = self.gradient.new_zeros(batch, g.unknowns, batch, g.unknowns, dtype=dtype)
+        for i, own in enumerate(self.row_weight.to(dtype)):
+            gram[i, :, i] = weight_gram(self.stage.weight.to(dtype), own.flatten(1), g)
         factor = self.gradient_weight.expand(g.output[0], 1, *g.kernel).reshape(-1, 1)
-        matrix = torch.cat([a * factor for a in gradient_matrix(self.cotangent, g)], dim=1)
+        rows = [a * factor for a in gradient_matrix(self.cotangent, g)]
+        matrix = torch.cat(rows, dim=1).to(dtype)
         shared = (matrix.mT @ matrix).reshape(batch, g.pixels, batch, g.pixels)
         for c in range(g.input[0]):
             cut = slice(c * g.pixels, (c + 1) * g.pixels)
