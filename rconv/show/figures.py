@@ -83,7 +83,7 @@ def comparison(
         for row, ax in enumerate((top, middle, bottom)):
             ax.set_visible(True)
             if column == 0:
-                ax.set_ylabel(ROWS[row], fontsize=8, color="black")
+                ax.set_ylabel(ROWS[row], fontsize=9, color="black")
     return figure
 
 
