@@ -18,6 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+LINE = 7.0
+"""Inches, 672 CSS pixels: the text column on a desk. Figures of up to `MANY` are drawn to fit it;
+wider ones have many panels, and several lines."""
+
+MANY = 9.0
+
 PHONE = 3.75
 """Inches, 360 CSS pixels: the widest panel on a phone, whose text column is a little narrower."""
 
@@ -72,12 +78,14 @@ def page(figure: Figure) -> str:
     """
     number = next(NUMBER)
     width, height = figure.get_size_inches()
+    line = LINE if LINE < width <= MANY else width
+    figure.set_size_inches(line, height)
     panels, widest = _panels(figure, f"{number}-")
     kinds = [("", panels)]
     if widest > PHONE:
-        figure.set_size_inches(width * PHONE / widest, height)
+        figure.set_size_inches(line * PHONE / widest, height)
         kinds = [(" rconv-wide", panels), (" rconv-narrow", _panels(figure, f"{number}n-")[0])]
-        figure.set_size_inches(width, height)
+    figure.set_size_inches(width, height)
     drawn = "".join(f'<div class="rconv-panels{kind}">{"".join(own)}</div>' for kind, own in kinds)
     return f'<div class="rconv-figure" role="img">{drawn}</div>'
 
@@ -87,6 +95,8 @@ def _panels(figure: Figure, salt: str) -> tuple[list[str], float]:
     columns: dict[Any, list[Artist]] = {}
     for ax in filter(Axes.get_visible, figure.axes):
         columns.setdefault(_column(ax), []).append(ax)
+        if len(ax.get_shared_y_axes().get_siblings(ax)) > 1:
+            ax.tick_params(labelleft=True)  # the axes that it shares may stand above it
     groups = [*columns.values(), *([legend] for legend in figure.legends)]
     shown = [artist for group in groups for artist in group]
     for legend in figure.legends:
