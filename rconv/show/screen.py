@@ -24,8 +24,8 @@ wider ones have many panels, and several lines."""
 
 MANY = 9.0
 
-PHONE = 3.75
-"""Inches, 360 CSS pixels: the widest panel on a phone, whose text column is a little narrower."""
+PHONE = 3.6
+"""Inches, 346 CSS pixels: the widest panel on a phone, whose text column may be narrower by 1/20."""
 
 SHRINK = 0.92
 """A panel may shrink to this before the next one moves below it. Text has 9 points, 12 CSS pixels,
