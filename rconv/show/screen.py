@@ -25,7 +25,7 @@ wider ones have many panels, and several lines."""
 MANY = 9.0
 
 PHONE = 3.6
-"""Inches, 346 CSS pixels: the widest panel on a phone, whose text column may be narrower by 1/20."""
+"""Inches, 346 CSS pixels: the widest panel on a phone. Its text column may be 1/20 narrower."""
 
 SHRINK = 0.92
 """A panel may shrink to this before the next one moves below it. Text has 9 points, 12 CSS pixels,
