@@ -92,3 +92,11 @@ def test_text_stays_text_of_eleven_pixels_or_more():
         sizes = [float(s) for s in re.findall(r"font-size: ([\d.]+)px", alone)]
         assert "a title" in html or "one" in html
         assert sizes and min(sizes) * 96 / 72 * SHRINK >= 11
+
+
+def test_many_marks_at_one_place_are_one():
+    figure, axes = drawn(3)
+    axes[0, 0].plot([0.5] * 1000 + [1.0], [0.5] * 1000 + [1.0], "o", color="#0072B2")
+    html = page(figure)
+    marks = re.search(r'<g[^>]*style="fill: #0072b2[^>]*>(.*?)</g>', html, re.S)[1]
+    assert marks.count("<use") == 2 and "style" not in marks

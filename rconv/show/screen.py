@@ -43,14 +43,18 @@ MARGIN = 0.05
 
 CLEANED = (
     (r'^.*?(<svg)[^>]*( viewBox="[^"]*").*?</defs>', r"\1\2>"),
+    (r'<path d="[^"]*" style="fill: none"/>', ""),  # neither filled nor drawn
+    (r'font-family: [^;"]*;? ?|<!--.*?-->| transform="rotate\(-0 [^"]*"|xlink:', ""),
+    (r"(?<![\w.])(\d\d+\.\d\d|\d\.\d{3})\d+", r"\1"),
     (r'<g id="[^"]*"', "<g"),
-    (r"font-family: [^;\"]*;? ?|<!--.*?-->| transform=\"rotate\(-0 [^\"]*\"", ""),
-    (r"(?<=[ \"(]|-)(\d+\.\d{3})\d+", r"\1"),
     (r"\s*\n\s*", "\n"),
+    (r"(<g>\n</g>\n)+", ""),
     ("#000000", "currentColor"),
     ("#ffffff", "var(--pst-color-background, #fff)"),
 )
 """What a page needs not, or has better: names, fonts, digits, spaces; its own black and white."""
+
+MARKS = r'<g( clip-path="[^"]*")?>\n((?:<use [^>]*/>\n){2,})</g>'
 
 NUMBER = itertools.count()
 """Figures on one page are numbered, so that the names inside their SVGs differ."""
@@ -142,4 +146,16 @@ def _svg(figure: Figure, box: Bbox, salt: str) -> str:
     svg = file.getvalue()
     for pattern, text in CLEANED:
         svg = re.sub(pattern, text, svg, flags=re.DOTALL)
+    svg = re.sub(MARKS, _marks, svg)
     return svg.replace("<svg", f'<svg style="{style}" fill="currentColor"', 1)
+
+
+def _marks(found: re.Match) -> str:
+    """A line of marks: their style once, and one mark where several lie at a tenth of a point."""
+    own = re.sub(r'(?<= [xy]=")(\d+\.\d)\d*', r"\1", found[2]).splitlines()
+    styles = {re.search(r' style="[^"]*"', use)[0] for use in own}
+    if len(styles) > 1:
+        return found[0]
+    (style,) = styles
+    uses = "\n".join(dict.fromkeys(use.replace(style, "") for use in own))
+    return f"<g{found[1] or ''}{style}>\n{uses}\n</g>"
