@@ -10,6 +10,7 @@ from typing import Any
 
 from rconv.lab import archive
 from rconv.lab.records import Record
+from rconv.show.numbers import scientific
 
 PREFIX = "application/papermill.record/"
 
@@ -32,12 +33,13 @@ def glue(name: str, value: Any) -> None:
     name : str
         Unique within its page.
     value : number or str
-        What the text shows.
+        What the text shows; in a string, numbers as `rconv.show.numbers` writes them.
     """
     from IPython.display import display
 
     metadata = {"scrapbook": {"name": name, "mime_prefix": PREFIX}}
-    data = {f"{PREFIX}text/plain": repr(value)}
+    shown = scientific(value) if isinstance(value, str) else value
+    data = {f"{PREFIX}text/plain": repr(shown)}
     display(data, metadata=metadata, raw=True)
 
 

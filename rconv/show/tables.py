@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from rconv.lab.records import Record, open_directions, value, won
+from rconv.show.numbers import scientific
 
 QUALITY_HEADER = (
     "activation",
@@ -123,9 +124,9 @@ def explain(record: Record) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table."""
+    """A Markdown table, its numbers as `rconv.show.numbers` writes them."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return "\n".join(scientific("| " + " | ".join(map(str, line)) + " |") for line in lines)
 
 
 def decibel(psnr: float | None) -> str:
