@@ -74,7 +74,7 @@ def test_setup_cells_name_the_repository():
     url = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
     setup = {code_cells(path)[0] for path in NOTEBOOKS}
     assert len(setup) == 1, "set-up cells differ"
-    assert f'"git+{url}"' in setup.pop()
+    assert f'"{url}"' in setup.pop()
 
 
 @pytest.fixture(scope="module")
