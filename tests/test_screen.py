@@ -42,10 +42,22 @@ def test_a_narrow_figure_is_one_panel():
     assert panels(html) == 1 and "rconv-narrow" not in html
 
 
-def test_columns_and_legends_are_panels_of_their_own():
+def test_plots_and_legends_are_panels_of_their_own():
     figure, axes = drawn(7, columns=3, rows=2)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center")
-    assert panels(page(figure)) == 4
+    assert panels(page(figure)) == 7
+
+
+def test_pictures_that_belong_together_stay_so():
+    images = torch.rand(4, 3, 4, 4)
+    assert panels(page(comparison(images, images))) == 4
+
+
+def test_panels_of_one_row_are_equally_high():
+    figure, axes = drawn(5, columns=2, rows=2)
+    axes[1, 0].set_title("a title\nof two lines")
+    heights = [float(h) for h in re.findall(r'viewBox="0 0 [\d.]+ ([\d.]+)', page(figure))]
+    assert heights[0] == heights[1] < heights[2] == heights[3]
 
 
 def test_what_is_too_wide_for_a_phone_is_drawn_again():

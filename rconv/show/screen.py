@@ -1,9 +1,9 @@
 """Figures on a page: sharp on any screen, in the page's colours, in panels that a phone stacks.
 
-``%load_ext rconv.show.screen`` in a notebook shows each figure as panels, one per column of axes
-and one per legend, each an SVG of its own: as many stand side by side as fit. Black and white are
-those of the page, which may be dark; all other colours, and pictures, stay what they are. Where a
-panel is too wide for a phone, the figure is drawn a second time, narrower.
+``%load_ext rconv.show.screen`` in a notebook shows each figure as panels, one per column of
+pictures, per plot and per legend, each an SVG of its own: as many stand side by side as fit. Black
+and white are those of the page, which may be dark; all other colours, and pictures, stay what they
+are. Where a panel is too wide for a phone, the figure is drawn a second time, narrower.
 """
 
 import io
@@ -95,27 +95,28 @@ def page(figure: Figure) -> str:
 
 
 def _panels(figure: Figure, salt: str) -> tuple[list[str], float]:
-    """The panels' SVGs from left to right, legends last, and the widest one's inches."""
-    columns: dict[Any, list[Artist]] = {}
+    """The panels' SVGs in reading order, legends last, and the widest one's inches."""
+    panels: dict[Any, list[Artist]] = {}
     for ax in filter(Axes.get_visible, figure.axes):
-        columns.setdefault(_column(ax), []).append(ax)
+        panels.setdefault(_place(ax), []).append(ax)
         if len(ax.get_shared_y_axes().get_siblings(ax)) > 1:
             ax.tick_params(labelleft=True)  # the axes that it shares may stand above it
-    groups = [*columns.values(), *([legend] for legend in figure.legends)]
-    shown = [artist for group in groups for artist in group]
+    axes = [ax for panel in panels.values() for ax in panel]
+    shown = [*axes, *figure.legends]
     for legend in figure.legends:
         legend.set_in_layout(False)
     figure.set_layout_engine("constrained")
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # what is hidden keeps its place
+    groups = [*panels.values(), *([legend] for legend in figure.legends)]
     boxes = [_box(figure, group) for group in groups]
-    rows = _box(figure, [ax for group in columns.values() for ax in group])
+    for place, box in zip(panels, boxes, strict=False):  # panels of one row align
+        row = _box(figure, [ax for ax in axes if _rows(ax) & _rows(*panels[place])])
+        box.update_from_data_y([row.y0, row.y1])
     drawn = []
     for number, (group, box) in enumerate(zip(groups, boxes, strict=True)):
         for artist in shown:
             artist.set_visible(artist in group)
-        if group[0] not in figure.legends:
-            box = Bbox.from_extents(box.x0, rows.y0, box.x1, rows.y1)  # so that panels align
         drawn.append(_svg(figure, box, f"{salt}{number}"))
     for artist in shown:
         artist.set_visible(True)
@@ -124,10 +125,16 @@ def _panels(figure: Figure, salt: str) -> tuple[list[str], float]:
     return drawn, max(box.width for box in boxes)
 
 
-def _column(ax: Axes) -> Any:
-    """What axes of one panel have in common: the column of a grid, or nothing."""
+def _place(ax: Axes) -> Any:
+    """What axes of one panel have in common: pictures their column, others nothing."""
     place = ax.get_subplotspec()
-    return id(ax) if place is None else (place.colspan.start, place.colspan.stop)
+    return place.colspan.start if ax.images and place else id(ax)
+
+
+def _rows(*axes: Axes) -> set[int]:
+    """The rows of the grid in which axes stand."""
+    places = [ax.get_subplotspec() for ax in axes]
+    return {row for place in places for row in (place.rowspan if place else (0,))}
 
 
 def _box(figure: Figure, group: Sequence[Artist]) -> Bbox:
