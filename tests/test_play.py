@@ -17,8 +17,8 @@ from rconv.lab import architectures
 from rconv.linalg.solution import relative
 from rconv.model.geometry import Geometry
 from rconv.observe.observation import features, per_sample_gradients
-from rconv.show import play
 from rconv.show.explorer import explorer
+from rconv.show.numbers import scientific
 from rconv.show.peeling import peeling
 from rconv.show.residues import layer as shapes_of
 from rconv.show.residues import residues
@@ -121,7 +121,7 @@ def test_errors_and_ranks_of_the_peeled_layers_are_the_attacks(figures, attacked
     for text, layer, true in zip(said[1:], attacked.layers, attacked.truth, strict=True):
         error = float(relative(layer.low.reshape(true.shape) - true, true))
         assert f"of {layer.name} give" in text and f"Rank {int(layer.rank)} of" in text
-        assert text.endswith(f"error {play.power(error)}.")
+        assert text.endswith(f"error {scientific(f'{error:.0e}')}.")
     assert said[-1].startswith("Step 5: weight constraints of conv1 give the image")
 
 
@@ -171,11 +171,6 @@ def test_nothing_is_loaded_and_data_cannot_end_the_script(figures):
         )
         assert all('alt="' in tag for tag in re.findall(r"<img[^>]*>", html))
     assert data(map_of_cells(methods=["</script>", "b"]))["methods"][0] == "</script>"
-
-
-def test_small_numbers():
-    assert play.power(7e-7) == "7·10⁻⁷" and play.power(1e-12) == "10⁻¹²"
-    assert play.power(0) == "0" and play.power(float("nan")) == "not a number"
 
 
 @pytest.fixture(scope="module")

@@ -52,19 +52,12 @@ class LayerPlan:
     ):
         self.stage, self.kind, self.first, self.bounds = stage, kind, first, bounds
         self.signs, self.prior, self.exact = signs, prior, exact
-        g = stage.geometry
-        large = kind in ("weight", "hybrid") and not self.affordable
-        if large and not (kind == "weight" and self.system is not None):
-            raise ValueError(
-                f"{stage.name}: {kind} constraints would take a dense system of {g.unknowns} "
-                f"unknowns, more than {dense.MAX_UNKNOWNS}; use gradient or auto for this layer"
-            )
-        if self.weight_first:
+        if self.weight_first and self.affordable:
             _ = self.system  # factored here, so that no image waits for it
 
     @property
     def affordable(self) -> bool:
-        """Whether a dense system of the layer's unknowns is allowed."""
+        """Whether the layer's unknowns are few enough for a dense factorisation."""
         return self.stage.geometry.unknowns <= dense.MAX_UNKNOWNS
 
     @property
@@ -76,6 +69,17 @@ class LayerPlan:
     def weight_next(self) -> bool:
         """Whether `auto` tries them because gradient constraints cannot suffice."""
         return self.kind == "auto" and not gradients_suffice(self.stage.geometry)
+
+    @property
+    def determines(self) -> bool:
+        """Whether weight constraints may determine the layer's input alone.
+
+        They do where it is `affordable`; elsewhere there are enough of them.
+        """
+        if self.affordable:
+            return self.system is not None
+        g = self.stage.geometry
+        return self.stage.activation.invertible and g.weight_rows >= g.unknowns
 
     @cached_property
     def system(self) -> SparseSystem | None:
@@ -98,12 +102,11 @@ class LayerPlan:
         """
         if self.kind != "auto":
             return self.kind
-        if known and (self.weight_first or self.weight_next) and self.system is not None:
+        if known and (self.weight_first or self.weight_next) and self.determines:
             # Directions that the noise drowns are better told by more rows.
-            if bool(self.system.spectrum.condition * tolerance < 1) or not self.affordable:
+            if not self.affordable or bool(self.system.spectrum.condition * tolerance < 1):
                 return "weight"
-        suffice = gradients_suffice(self.stage.geometry) or not self.affordable
-        return "gradient" if suffice else "hybrid"
+        return "gradient" if gradients_suffice(self.stage.geometry) else "hybrid"
 
 
 def gradients_suffice(geometry: Geometry, samples: int = 1) -> bool:

@@ -64,13 +64,13 @@ class JointSystem:
             back = back + part.adjoint(part_rows)
         return back
 
-    def normal_matrix(self) -> Tensor:
-        """AᵀA of all rows, (1, n, n)."""
+    def normal_matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """AᵀA of all rows, (1, n, n), in this precision."""
         first, *others = self.parts
-        gram = first.normal_matrix()
+        gram = first.normal_matrix(dtype)
         for part in others:
-            gram += part.normal_matrix()
-        gram[0].diagonal().add_(self.weight**2)
+            gram += part.normal_matrix(dtype)
+        gram[0].diagonal().add_(self.weight.to(dtype) ** 2)
         return gram
 
     def scaled(self) -> "JointSystem":

@@ -12,6 +12,7 @@ import torch
 from rconv.lab import metrics
 from rconv.show import play
 from rconv.show.explorer_parts import TRUSTED, Shown, card, head, scale
+from rconv.show.numbers import scientific
 
 DIGITS = 16
 """Decimal digits of double precision: a certificate of 10⁻¹⁶ fills its bar."""
@@ -95,7 +96,7 @@ def _fact(psnr: float, rank: float, certificate: float, unknowns: int, doubt: st
         "no error" if math.isinf(psnr) else f"{psnr:.0f} dB",
         f"rank {rank:.0f} of {unknowns}",
         round(rank / unknowns, 4),
-        f"certificate {play.power(certificate)}",
+        f"certificate {scientific(f'{certificate:.0e}')}",
         round(max(digits / DIGITS, 0.0), 4),
         f"in doubt: {doubt}" if doubt else TRUSTED,
     )

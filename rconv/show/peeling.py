@@ -11,6 +11,7 @@ from torch import Tensor
 from rconv.attack.report import LayerReport
 from rconv.linalg.solution import relative
 from rconv.show import play
+from rconv.show.numbers import scientific
 from rconv.show.panels import MAP_COLOURS, SIGNED_MAP_COLOURS
 
 BEST = 1e-16
@@ -75,7 +76,8 @@ def _said(step: int, layer: LayerReport, error: float, image: bool) -> str:
     way = WAYS.get(layer.constraints[0], layer.constraints[0])
     return (
         f"Step {step}: {way} of {layer.name} give {'the image' if image else 'its input'}. "
-        f"Rank {int(layer.rank)} of {layer.unknowns} unknowns, relative error {play.power(error)}."
+        f"Rank {int(layer.rank)} of {layer.unknowns} unknowns, "
+        f"relative error {scientific(f'{error:.0e}')}."
     )
 
 
@@ -91,7 +93,7 @@ def _panel(step: int, layer: str, found: Tensor, error: float, image: bool) -> s
         f'src="{_picture(found, image)}"></div>'
         f'<div class="facts"><span>{"image" if image else "map"} {size}</span>'
         f'<div class="error"><div class="bar" aria-hidden="true"><i style="width: {share:.1%}">'
-        f"</i></div>error {play.power(error)}</div></div></li>"
+        f"</i></div>error {scientific(f'{error:.0e}')}</div></div></li>"
     )
 
 

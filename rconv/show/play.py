@@ -9,7 +9,6 @@ in the browser, so that a figure works from a file, in Jupyter, and without a ne
 import base64
 import io
 import json
-import math
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -116,12 +115,3 @@ def png(pixels: torch.Tensor) -> str:
     file = io.BytesIO()
     Image.fromarray(values).save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def power(value: float) -> str:
-    """A small number as a text such as 7·10⁻⁷."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else "not a number"
-    digit, exponent = f"{value:.0e}".split("e")
-    head = "" if digit == "1" else f"{digit}·"
-    return f"{head}10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
