@@ -155,10 +155,12 @@ def _rows(values: torch.Tensor, geometry: Geometry, places: torch.Tensor) -> lis
             f" {'−' if v < 0 else '+'} {f'{abs(v):g}·' if abs(v) != 1 else ''}X[{q}]"
             for v, q in met[:3]
         )
+        left = terms.removeprefix(" + ").strip() or "0"
+        more = " + …" if len(met) > 3 else ""
         texts.append(
             f"Row ({t // across}, {t % across}): the weight at this offset meets the tinted "
-            f"pixels, Ō laid over the image. Its equation is {terms.removeprefix(' + ').strip()} "
-            f"+ … = ∂ℓ/∂W[{t // across}, {t % across}]."
+            f"pixels, Ō laid over the image. Its equation is {left}{more} "
+            f"= ∂ℓ/∂W[{t // across}, {t % across}]."
         )
     return texts
 
