@@ -138,7 +138,7 @@ def test_cells_hold_what_the_attack_and_the_judge_say():
     assert len(facts) == 12
     assert facts[0] == ["6 dB", "rank 0 of 16", 0.0, "certificate 10⁻¹⁶", 1.0, "the only image"]
     assert facts[8][0] == "no error"  # equal to the original
-    assert facts[11][1:] == ["rank 11 of 16", 0.6875, "certificate 10⁰", 0.0, "in doubt: noise <b>"]
+    assert facts[11][1:] == ["rank 11 of 16", 0.6875, "certificate 1", 0.0, "in doubt: noise <b>"]
     html = map_of_cells()
     assert html.count(' trusted"') == 7
     assert "filters <n>" not in re.sub(r"<script.*", "", html, flags=re.S)
@@ -208,8 +208,9 @@ def pages(figures, tmp_path_factory):
         '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<style>html[data-theme='dark'] {{{DARK}}}</style>"
     )
+    around = '<div class="cell_output container"><div class="output text_html">'  # as in the book
     for name, html in figures.items():
-        (folder / f"{name}.html").write_text(head + html, encoding="utf-8")
+        (folder / f"{name}.html").write_text(head + around + html, encoding="utf-8")
     return {name: (folder / f"{name}.html").as_uri() for name in figures}
 
 
@@ -256,6 +257,7 @@ def test_the_window_slides_by_keys_and_buttons(play_with, figures):
     assert figure.said == found["windows"][14]
     assert slider.get_attribute("aria-valuetext") == "15 of 16"
     assert figure.count(".matrix .later") == 9 and figure.count(".matrix .now") == 9
+    assert [e.text for e in figure.all(".rconv-play svg.output .now + text")] == ["−2"]
     figure.one("[data-by='-1']").click()
     assert figure.said == found["windows"][13] and figure.count(".image .now") == 9
     assert not figure.one("[data-by='1']").get_property("disabled")

@@ -98,5 +98,5 @@ def _fact(psnr: float, rank: float, certificate: float, unknowns: int, doubt: st
         round(rank / unknowns, 4),
         f"certificate {scientific(f'{certificate:.0e}')}",
         round(max(digits / DIGITS, 0.0), 4),
-        f"in doubt: {doubt}" if doubt else TRUSTED,
+        f"in doubt: {scientific(doubt)}" if doubt else TRUSTED,
     )

@@ -46,7 +46,7 @@ def sliding(cotangent: torch.Tensor, geometry: Geometry) -> str:
     body = (
         f'{steps}<div class="pair"><div><b class="title">image X, pixel q</b>{image}</div>'
         f'<div><b class="title">Ō</b>{_output(values, tints, last)}</div></div>'
-        f'<b class="title">A, a row for each offset (i, j), a column for each pixel q</b>'
+        f'<b class="title">A: rows are offsets (i, j), columns pixels q</b>'
         f"{_matrix(matrix, places, geometry, tints, last)}"
     )
     data = {"places": places.tolist(), "tints": tints, "windows": windows, "rows": rows}

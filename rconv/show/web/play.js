@@ -2,8 +2,9 @@
 const play = (name, start) => {
   for (const root of document.querySelectorAll(`.rconv-play.${name}:not([data-ready])`)) {
     root.dataset.ready = "yes";
-    const all = (selector, within = root) => [...within.querySelectorAll(selector)];
-    const one = (selector, within = root) => within.querySelector(selector);
+    // Without :scope, a class of the page around the figure would count too.
+    const all = (selector, within = root) => [...within.querySelectorAll(`:scope ${selector}`)];
+    const one = (selector, within = root) => all(selector, within)[0];
     const form = one("form");
     const data = JSON.parse(one("script[type='application/json']").textContent);
     let timer = null;
