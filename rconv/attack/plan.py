@@ -33,10 +33,6 @@ class LayerPlan:
         Whether `auto` lets the range close what equations leave open, and a prior the rest;
         whether the intervals that are left are exact.
 
-    Raises
-    ------
-    ValueError
-        The layer would need a dense system that is too large.
     """
 
     def __init__(
@@ -146,7 +142,7 @@ def make_plan(
     Raises
     ------
     ValueError
-        Unknown constraints, or a dense system that is too large.
+        Unknown constraints.
     """
     kinds = kinds_per_layer(constraints, len(network.stages))
     entry = network.head.name if isinstance(network.head, Entry) else None
