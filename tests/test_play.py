@@ -138,7 +138,7 @@ def test_cells_hold_what_the_attack_and_the_judge_say():
     assert len(facts) == 12
     assert facts[0] == ["6 dB", "rank 0 of 16", 0.0, "certificate 10⁻¹⁶", 1.0, "the only image"]
     assert facts[8][0] == "no error"  # equal to the original
-    assert facts[11][1:] == ["rank 11 of 16", 0.6875, "certificate 10⁰", 0.0, "in doubt: noise <b>"]
+    assert facts[11][1:] == ["rank 11 of 16", 0.6875, "certificate 1", 0.0, "in doubt: noise <b>"]
     html = map_of_cells()
     assert html.count(' trusted"') == 7
     assert "filters <n>" not in re.sub(r"<script.*", "", html, flags=re.S)
