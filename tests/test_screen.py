@@ -82,11 +82,15 @@ def test_black_is_the_pages_own_and_other_colours_stay():
 
 
 def test_names_differ_between_figures_and_what_is_named_is_there():
-    pair = [page(drawn(3)[0]) for _ in range(2)]
+    pair = [page(drawn(width)[0]) for width in (3, 4)]
     names = [set(re.findall(r' id="([^"]+)"', html)) for html in pair]
     used = [set(re.findall(r'(?:href="#|url\(#)([\w-]+)', html)) for html in pair]
     assert names[0] and not names[0] & names[1]
     assert used[0] <= names[0] and used[1] <= names[1]
+
+
+def test_a_figure_is_drawn_the_same_again():
+    assert page(drawn(7)[0]) == page(drawn(7)[0])
 
 
 def test_pixels_are_stored_as_they_are():

@@ -6,8 +6,8 @@ and white are those of the page, which may be dark; all other colours, and pictu
 are. Where a panel is too wide for a phone, the figure is drawn a second time, narrower.
 """
 
+import hashlib
 import io
-import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -56,9 +56,6 @@ CLEANED = (
 
 MARKS = r'<g( clip-path="[^"]*")?>\n((?:<use [^>]*/>\n){2,})</g>'
 
-NUMBER = itertools.count()
-"""Figures on one page are numbered, so that the names inside their SVGs differ."""
-
 
 def load_ipython_extension(shell: Any) -> None:
     """Show figures this way in a notebook; IPython calls it."""
@@ -80,21 +77,20 @@ def page(figure: Figure) -> str:
     str
         One element, which the book's extension `captions` gives its alternative text.
     """
-    number = next(NUMBER)
     width, height = figure.get_size_inches()
     line = LINE if LINE < width <= MANY else width
     figure.set_size_inches(line, height)
-    panels, widest = _panels(figure, f"{number}-")
+    panels, widest = _panels(figure)
     kinds = [("", panels)]
     if widest > PHONE:
         figure.set_size_inches(line * PHONE / widest, height)
-        kinds = [(" rconv-wide", panels), (" rconv-narrow", _panels(figure, f"{number}n-")[0])]
+        kinds = [(" rconv-wide", panels), (" rconv-narrow", _panels(figure)[0])]
     figure.set_size_inches(width, height)
     drawn = "".join(f'<div class="rconv-panels{kind}">{"".join(own)}</div>' for kind, own in kinds)
     return f'<div class="rconv-figure" role="img">{drawn}</div>'
 
 
-def _panels(figure: Figure, salt: str) -> tuple[list[str], float]:
+def _panels(figure: Figure) -> tuple[list[str], float]:
     """The panels' SVGs in reading order, legends last, and the widest one's inches."""
     panels: dict[Any, list[Artist]] = {}
     for ax in filter(Axes.get_visible, figure.axes):
@@ -114,10 +110,10 @@ def _panels(figure: Figure, salt: str) -> tuple[list[str], float]:
         row = _box(figure, [ax for ax in axes if _rows(ax) & _rows(*panels[place])])
         box.update_from_data_y([row.y0, row.y1])
     drawn = []
-    for number, (group, box) in enumerate(zip(groups, boxes, strict=True)):
+    for group, box in zip(groups, boxes, strict=True):
         for artist in shown:
             artist.set_visible(artist in group)
-        drawn.append(_svg(figure, box, f"{salt}{number}"))
+        drawn.append(_svg(figure, box))
     for artist in shown:
         artist.set_visible(True)
         artist.set_in_layout(True)
@@ -143,10 +139,10 @@ def _box(figure: Figure, group: Sequence[Artist]) -> Bbox:
     return pixels.transformed(figure.dpi_scale_trans.inverted()).padded(MARGIN)
 
 
-def _svg(figure: Figure, box: Bbox, salt: str) -> str:
+def _svg(figure: Figure, box: Bbox) -> str:
     """Draw what is visible of a figure as SVG, cut to a box in inches."""
     file = io.StringIO()
-    with mpl.rc_context({**STYLE, "svg.hashsalt": salt}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "rconv"}):
         figure.savefig(file, format="svg", bbox_inches=box, transparent=True, dpi=192)
     points = 72 * box.width
     style = f"flex: {points:.1f} 1 {SHRINK * points:.1f}pt; max-width: {points:.1f}pt"
@@ -154,6 +150,9 @@ def _svg(figure: Figure, box: Bbox, salt: str) -> str:
     for pattern, text in CLEANED:
         svg = re.sub(pattern, text, svg, flags=re.DOTALL)
     svg = re.sub(MARKS, _marks, svg)
+    # Names inside a drawing are its own on the page, and the same whenever it is drawn.
+    own = "r" + hashlib.sha1(svg.encode()).hexdigest()[:8]
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{own}", svg)
     return svg.replace("<svg", f'<svg style="{style}" fill="currentColor"', 1)
 
 
