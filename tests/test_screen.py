@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from rconv.show.figures import comparison, show_image
+from rconv.show.figures import comparison, show_image, show_map
 from rconv.show.screen import PHONE, SHRINK, STYLE, page
 
 
@@ -64,6 +64,13 @@ def test_what_is_too_wide_for_a_phone_is_drawn_again():
     html = page(drawn(7)[0])
     wide, narrow = widths(html)
     assert wide > 1.5 * narrow and narrow == pytest.approx(72 * PHONE, rel=0.05)
+
+
+def test_pictures_limited_by_their_height_become_narrow_too():
+    figure = Figure((6.5, 2.6), layout="constrained")
+    for ax, columns in zip(figure.subplots(1, 2, width_ratios=(2, 6)), (2, 9), strict=True):
+        show_map(ax, torch.rand(4, columns), "a map")
+    assert max(widths(page(figure))[2:]) < 72 * PHONE * 1.05
 
 
 def test_a_figure_is_left_as_it_was():
