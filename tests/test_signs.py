@@ -24,7 +24,8 @@ from rconv.equations.system import StackedSystem
 from rconv.lab import metrics
 from rconv.lab.architectures import build
 from rconv.linalg import margin, signs
-from rconv.linalg.dense import null_space, solve_stacked
+from rconv.linalg.cholesky import null_space
+from rconv.linalg.dense import solve_stacked
 from rconv.linalg.equations import residual
 from rconv.linalg.extremes import extremes
 from rconv.linalg.signs import Forced

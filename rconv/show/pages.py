@@ -10,6 +10,7 @@ from typing import Any
 
 from rconv.lab import archive
 from rconv.lab.records import Record
+from rconv.show.numbers import scientific
 
 PREFIX = "application/papermill.record/"
 
@@ -24,20 +25,24 @@ def glue(name: str, value: Any) -> None:
     """Give a value a name by which this page, or another one, can quote it.
 
     Quoted as ``{glue:text}`name``` in the same page, ``{glue:text}`file.md::name``` from another
-    one, with a format behind it where the value is a number: ``{glue:text}`name:.1f```. What
+    one, with a format behind it where the value is a number: ``{glue:text}`name:.1f```. A figure
+    that stands above the cells that make it is quoted by the directive ``{glue:} name``. What
     MyST-NB's own function of this name does, without Sphinx behind it.
 
     Parameters
     ----------
     name : str
         Unique within its page.
-    value : number or str
-        What the text shows.
+    value : number, str or HTML
+        What the text shows; in a string, numbers as `rconv.show.numbers` writes them.
     """
     from IPython.display import display
 
     metadata = {"scrapbook": {"name": name, "mime_prefix": PREFIX}}
-    data = {f"{PREFIX}text/plain": repr(value)}
+    shown = scientific(value) if isinstance(value, str) else value
+    data = {f"{PREFIX}text/plain": repr(shown)}
+    if hasattr(value, "_repr_html_"):
+        data[f"{PREFIX}text/html"] = value._repr_html_()
     display(data, metadata=metadata, raw=True)
 
 

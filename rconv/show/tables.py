@@ -10,6 +10,7 @@ from typing import Any
 
 from rconv.lab.intervals import rate_interval
 from rconv.lab.records import Record, open_directions, value, won
+from rconv.show.numbers import scientific
 
 QUALITY_HEADER = (
     "activation",
@@ -156,9 +157,9 @@ def explain(record: Record) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table."""
+    """A Markdown table, its numbers as `rconv.show.numbers` writes them."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return "\n".join(scientific("| " + " | ".join(map(str, line)) + " |") for line in lines)
 
 
 def decibel(psnr: float | None) -> str:

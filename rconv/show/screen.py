@@ -1,0 +1,168 @@
+"""Figures on a page: sharp on any screen, in the page's colours, in panels that a phone stacks.
+
+``%load_ext rconv.show.screen`` in a notebook shows each figure as panels, one per column of
+pictures, per plot and per legend, each an SVG of its own: as many stand side by side as fit. Black
+and white are those of the page, which may be dark; all other colours, and pictures, stay what they
+are. Where a panel is too wide for a phone, the figure is drawn a second time, narrower.
+"""
+
+import io
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+LINE = 7.0
+"""Inches, 672 CSS pixels: the text column on a desk. Figures of up to `MANY` are drawn to fit it;
+wider ones have many panels, and several lines."""
+
+MANY = 9.0
+
+PHONE = 3.6
+"""Inches, 346 CSS pixels: the widest panel on a phone. Its text column may be 1/20 narrower."""
+
+SHRINK = 0.92
+"""A panel may shrink to this before the next one moves below it. Text has 9 points, 12 CSS pixels,
+or more, and stays above 11."""
+
+STYLE = {
+    **{"font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9, "xtick.labelsize": 9},
+    **{"ytick.labelsize": 9, "image.interpolation": "none", "svg.fonttype": "none"},
+    **{"image.composite_image": False, "svg.image_inline": True},
+}
+"""Text stays text, and pixels are stored as they are: the browser draws both sharply."""
+
+MARGIN = 0.05
+"""Inches around a panel."""
+
+CLEANED = (
+    (r'^.*?(<svg)[^>]*( viewBox="[^"]*").*?</defs>', r"\1\2>"),
+    (r'<path d="[^"]*" style="fill: none"/>', ""),  # neither filled nor drawn
+    (r'font-family: [^;"]*;? ?|<!--.*?-->| transform="rotate\(-0 [^"]*"|xlink:', ""),
+    (r"(?<![\w.])(\d\d+\.\d\d|\d\.\d{3})\d+", r"\1"),
+    (r'<g id="[^"]*"', "<g"),
+    (r"\s*\n\s*", "\n"),
+    (r"(<g>\n</g>\n)+", ""),
+    ("#000000", "currentColor"),
+    ("#ffffff", "var(--pst-color-background, #fff)"),
+)
+"""What a page needs not, or has better: names, fonts, digits, spaces; its own black and white."""
+
+MARKS = r'<g( clip-path="[^"]*")?>\n((?:<use [^>]*/>\n){2,})</g>'
+
+NUMBER = itertools.count()
+"""Figures on one page are numbered, so that the names inside their SVGs differ."""
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Show figures this way in a notebook; IPython calls it."""
+    shell.run_line_magic("matplotlib", "inline")
+    shell.display_formatter.formatters["text/html"].for_type(Figure, page)
+    mpl.rcParams.update(STYLE)
+
+
+def page(figure: Figure) -> str:
+    """Draw a figure as HTML for a page.
+
+    Parameters
+    ----------
+    figure : Figure
+        What to draw, best with the layout "constrained". It is left as it was.
+
+    Returns
+    -------
+    str
+        One element, which the book's extension `captions` gives its alternative text.
+    """
+    number = next(NUMBER)
+    width, height = figure.get_size_inches()
+    line = LINE if LINE < width <= MANY else width
+    figure.set_size_inches(line, height)
+    panels, widest = _panels(figure, f"{number}-")
+    kinds = [("", panels)]
+    if widest > PHONE:
+        figure.set_size_inches(line * PHONE / widest, height)
+        kinds = [(" rconv-wide", panels), (" rconv-narrow", _panels(figure, f"{number}n-")[0])]
+    figure.set_size_inches(width, height)
+    drawn = "".join(f'<div class="rconv-panels{kind}">{"".join(own)}</div>' for kind, own in kinds)
+    return f'<div class="rconv-figure" role="img">{drawn}</div>'
+
+
+def _panels(figure: Figure, salt: str) -> tuple[list[str], float]:
+    """The panels' SVGs in reading order, legends last, and the widest one's inches."""
+    panels: dict[Any, list[Artist]] = {}
+    for ax in filter(Axes.get_visible, figure.axes):
+        panels.setdefault(_place(ax), []).append(ax)
+        if len(ax.get_shared_y_axes().get_siblings(ax)) > 1:
+            ax.tick_params(labelleft=True)  # the axes that it shares may stand above it
+    axes = [ax for panel in panels.values() for ax in panel]
+    shown = [*axes, *figure.legends]
+    for legend in figure.legends:
+        legend.set_in_layout(False)
+    figure.set_layout_engine("constrained")
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # what is hidden keeps its place
+    groups = [*panels.values(), *([legend] for legend in figure.legends)]
+    boxes = [_box(figure, group) for group in groups]
+    for place, box in zip(panels, boxes, strict=False):  # panels of one row align
+        row = _box(figure, [ax for ax in axes if _rows(ax) & _rows(*panels[place])])
+        box.update_from_data_y([row.y0, row.y1])
+    drawn = []
+    for number, (group, box) in enumerate(zip(groups, boxes, strict=True)):
+        for artist in shown:
+            artist.set_visible(artist in group)
+        drawn.append(_svg(figure, box, f"{salt}{number}"))
+    for artist in shown:
+        artist.set_visible(True)
+        artist.set_in_layout(True)
+    figure.set_layout_engine("constrained")
+    return drawn, max(box.width for box in boxes)
+
+
+def _place(ax: Axes) -> Any:
+    """What axes of one panel have in common: pictures their column, others nothing."""
+    place = ax.get_subplotspec()
+    return place.colspan.start if ax.images and place else id(ax)
+
+
+def _rows(*axes: Axes) -> set[int]:
+    """The rows of the grid in which axes stand."""
+    places = [ax.get_subplotspec() for ax in axes]
+    return {row for place in places for row in (place.rowspan if place else (0,))}
+
+
+def _box(figure: Figure, group: Sequence[Artist]) -> Bbox:
+    """What a group covers, with a margin, in inches."""
+    pixels = Bbox.union([artist.get_tightbbox() for artist in group])
+    return pixels.transformed(figure.dpi_scale_trans.inverted()).padded(MARGIN)
+
+
+def _svg(figure: Figure, box: Bbox, salt: str) -> str:
+    """Draw what is visible of a figure as SVG, cut to a box in inches."""
+    file = io.StringIO()
+    with mpl.rc_context({**STYLE, "svg.hashsalt": salt}):
+        figure.savefig(file, format="svg", bbox_inches=box, transparent=True, dpi=192)
+    points = 72 * box.width
+    style = f"flex: {points:.1f} 1 {SHRINK * points:.1f}pt; max-width: {points:.1f}pt"
+    svg = file.getvalue()
+    for pattern, text in CLEANED:
+        svg = re.sub(pattern, text, svg, flags=re.DOTALL)
+    svg = re.sub(MARKS, _marks, svg)
+    return svg.replace("<svg", f'<svg style="{style}" fill="currentColor"', 1)
+
+
+def _marks(found: re.Match) -> str:
+    """A line of marks: their style once, and one mark where several lie at a tenth of a point."""
+    own = re.sub(r'(?<= [xy]=")(\d+\.\d)\d*', r"\1", found[2]).splitlines()
+    styles = {re.search(r' style="[^"]*"', use)[0] for use in own}
+    if len(styles) > 1:
+        return found[0]
+    (style,) = styles
+    uses = "\n".join(dict.fromkeys(use.replace(style, "") for use in own))
+    return f"<g{found[1] or ''}{style}>\n{uses}\n</g>"
