@@ -81,6 +81,15 @@ def test_captions_are_numbered(book):
     assert not re.search(r"<em>(Figure|Table)\.</em>", text)
 
 
+@pytest.mark.parametrize(
+    "page", ["04_gradient_constraints", "07_recursion", "08_rank", "16_explore"]
+)
+def test_a_figure_that_one_plays_with_is_the_first(book, page):
+    before, after = (book / "notebooks" / f"{page}.html").read_text().split('class="rconv-play', 1)
+    assert "<h2" not in before and "caption-number" not in before
+    assert 'caption-number">Figure' in after.split("<h2")[0]
+
+
 def test_numbers_are_written_with_powers_of_ten(pages):
     text = "".join(path.read_text() for path in pages)
     prose = re.sub(r"<(pre|script|style|svg|code)\b.*?</\1>", "", text, flags=re.S)

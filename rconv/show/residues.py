@@ -126,7 +126,11 @@ def _said(equations: int, unknowns: int, rank: int) -> str:
     """Whether the count suffices, and whether the rank does."""
     count = "enough by the count" if equations >= unknowns else "too few by the count"
     left = unknowns - rank
-    told = "the generic rank is full" if not left else f"{left} of the unknowns stay open"
+    told = (
+        "the generic rank is full"
+        if not left
+        else f"{left} {'directions stay' if left > 1 else 'direction stays'} open"
+    )
     return f"{equations} equations for {unknowns} unknowns: {count}. Rank {rank}: {told}."
 
 

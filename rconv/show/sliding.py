@@ -58,7 +58,7 @@ def sliding(cotangent: torch.Tensor, geometry: Geometry) -> str:
 def _tint(value: float, largest: float) -> str:
     """Orange for positive and blue for negative numbers, the stronger the larger."""
     colour = play.ORANGE if value > 0 else play.BLUE
-    return f"{colour}{round(255 * (0.15 + 0.75 * abs(value) / largest)):02x}" if value else "#8883"
+    return f"{colour}{round(255 * (0.12 + 0.5 * abs(value) / largest)):02x}" if value else "#8883"
 
 
 def _square(x: int, y: int, text: str, more: str = "") -> str:
@@ -155,10 +155,12 @@ def _rows(values: torch.Tensor, geometry: Geometry, places: torch.Tensor) -> lis
             f" {'−' if v < 0 else '+'} {f'{abs(v):g}·' if abs(v) != 1 else ''}X[{q}]"
             for v, q in met[:3]
         )
+        left = terms.removeprefix(" + ").strip() or "0"
+        more = " + …" if len(met) > 3 else ""
         texts.append(
             f"Row ({t // across}, {t % across}): the weight at this offset meets the tinted "
-            f"pixels, Ō laid over the image. Its equation is {terms.removeprefix(' + ').strip()} "
-            f"+ … = ∂ℓ/∂W[{t // across}, {t % across}]."
+            f"pixels, Ō laid over the image. Its equation is {left}{more} "
+            f"= ∂ℓ/∂W[{t // across}, {t % across}]."
         )
     return texts
 
