@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -146,3 +147,25 @@ def test_records_are_kept_for_the_points_of_the_grid(tmp_path, monkeypatch):
     module("records").main("paper")
     kept = sorted(path.stem for path in (tmp_path / "book/records").glob("*/*"))
     assert kept == ["A-x", "A-y"], "the new one, and the one that has no result now"
+
+
+def test_every_point_has_the_notebook_that_its_rocket_opens(tmp_path, monkeypatch):
+    for name in ("notebooks", "workflow/grids"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks" / "experiment" / "No-longer.ipynb").write_text("{}")
+    module("launchable").main()
+    made, kept = ({p.relative_to(r): p.read_text() for p in r.glob("notebooks/*/*.ipynb")}
+                  for r in (tmp_path, ROOT))  # fmt: skip
+    assert made == kept, "run `make notebooks`"
+    assert len(made) > 50
+
+
+def test_such_a_notebook_has_its_points_parameters_and_titles():
+    page = nbformat.read(ROOT / "notebooks" / "filters" / "Digits-lenet_main.ipynb", 4)
+    (injected,) = (c for c in page.cells if "injected-parameters" in c.metadata.get("tags", []))
+    values = {}
+    exec(injected.source, values)
+    assert (values["dataset"], values["architecture"]) == ("Digits", "lenet_main")
+    assert any(c.source.startswith("# ") and "Digits" in c.source for c in page.cells)
+    assert not any(cell.get("outputs") for cell in page.cells)
