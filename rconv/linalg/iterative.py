@@ -15,18 +15,18 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from rconv.linalg.equations import Equations, residual
-from rconv.linalg.refine import NEGLIGIBLE, refine
-from rconv.linalg.solution import POWERS, STALLED, Solution, relative
+from rconv.linalg.refine import NEGLIGIBLE
+from rconv.linalg.solution import CONVERGED, POWERS, STALLED, Solution, relative
 
 ACCURACY = 1e-12
-"""Of the first run, relative. A second one on what is left of the rows finds the other digits
-without the rounding of the first; with less than this, a condition of 100 costs a third run."""
+"""Of the first run, relative. A second one on what is left of the rows finds most other digits,
+without the rounding of the first."""
 
 CORRECTION = 1e-6
-"""Of the further runs: what is left of the rows is partly rounding, and no x explains that."""
+"""Of the second run: what is left of the rows is partly rounding, and no x explains that."""
 
 COARSE = 1e-4
-"""Of a run that only tells a size: of the error, and of the weakest direction."""
+"""Of a last correction, and of runs that tell a size: of the error, or of the weakest direction."""
 
 ITERATIONS = 3_000
 """At most, of one run. What has not converged by then is not corrected, and counts as open."""
@@ -66,7 +66,7 @@ def solve_iterative(system: MatrixFree, samples: int = 1) -> Solution:
         lower bound. The error is measured on a random one.
     """
     run = Runs(system)
-    x, iterations, status = run.refined(system.rhs)
+    x, last, iterations, status = run.refined(system.rhs)
     generator = torch.Generator().manual_seed(0)
 
     def random(like: Tensor) -> Tensor:
@@ -74,17 +74,17 @@ def solve_iterative(system: MatrixFree, samples: int = 1) -> Solution:
 
     z = random(x)
     told, needed = run(system.product(z))
-    if (_unseen(z, told, samples) > SEEN**2).any() and needed < ITERATIONS:
+    if (_sizes(z - told, samples) > SEEN).any() and needed < ITERATIONS:
         told = told + run(system.product(z - told), CORRECTION)[0]
-    left = _unseen(z, told, samples)
-    opened = torch.where(left > SEEN**2, left.ceil(), 0.0).long()
+    left = _sizes(z - told, samples)
+    opened = torch.where(left > SEEN, left.square().ceil(), 0.0).long()
     errors = system.deviation.expand_as(system.rhs)
     weak = run(random(errors) * (errors if errors.any() else 1.0), COARSE)[0]
     shift = weak * bool(errors.any())
     value, own = x.reshape(samples, -1, 1), relative(residual(system, x), system.rhs)
-    error = shift.reshape(samples, -1).norm(dim=1) / value.flatten(1).norm(dim=1).clamp(min=1e-300)
+    error = torch.maximum(_sizes(shift, samples), _sizes(last, samples)) / _sizes(x, samples)
     # Products round, too.
-    n, error = value.shape[1], error.clamp(min=NEGLIGIBLE)
+    n, error = value.shape[1], error.nan_to_num(nan=0.0).clamp(min=NEGLIGIBLE)
     return Solution(
         value,
         n - opened.clamp(max=n),
@@ -98,9 +98,9 @@ def solve_iterative(system: MatrixFree, samples: int = 1) -> Solution:
     )
 
 
-def _unseen(z: Tensor, told: Tensor, samples: int) -> Tensor:
-    """(B,): squared norm of what the rows do not tell of each sample's part of a vector."""
-    return (z - told).reshape(samples, -1).square().sum(dim=1)
+def _sizes(x: Tensor, samples: int) -> Tensor:
+    """(B,): norm of each sample's part."""
+    return x.reshape(samples, -1).norm(dim=1)
 
 
 class Runs:
@@ -123,20 +123,16 @@ class Runs:
         y, count = self._lsmr(self._operator, rhs, accuracy)
         return self._inverse(y), count
 
-    def refined(self, rhs: Tensor) -> tuple[Tensor, int, str]:
-        """x for rows to all digits, the iterations it took, and its status."""
+    def refined(self, rhs: Tensor) -> tuple[Tensor, Tensor, int, str]:
+        """x for rows to all digits, its last correction, the iterations it took, and its status."""
         x, total = self(rhs)
-        if total >= ITERATIONS:
-            return x, total, STALLED
-
-        def correction(x: Tensor) -> Tensor:
-            nonlocal total
+        status = CONVERGED if total < ITERATIONS else STALLED
+        if status == CONVERGED:
             step, count = self(rhs - self.system.product(x), CORRECTION)
-            total += count
-            return step
-
-        x, _, status = refine(correction, x)
-        return x, total, status[0]
+            x, total = x + step, total + count
+        # What a coarse run still finds is as large as the error that is left.
+        step, count = self(rhs - self.system.product(x), COARSE)
+        return x + step, step, total + count, status
 
     def dual(self, x: Tensor, accuracy: float) -> Tensor:
         """The smallest r with Aᵀr = x, (1, m, 1)."""
