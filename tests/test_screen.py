@@ -7,7 +7,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from rconv.show.figures import comparison, show_image
+from rconv.show.figures import comparison, show_image, show_map
 from rconv.show.screen import PHONE, SHRINK, STYLE, page
 
 
@@ -66,6 +66,13 @@ def test_what_is_too_wide_for_a_phone_is_drawn_again():
     assert wide > 1.5 * narrow and narrow == pytest.approx(72 * PHONE, rel=0.05)
 
 
+def test_pictures_limited_by_their_height_become_narrow_too():
+    figure = Figure((6.5, 2.6), layout="constrained")
+    for ax, columns in zip(figure.subplots(1, 2, width_ratios=(2, 6)), (2, 9), strict=True):
+        show_map(ax, torch.rand(4, columns), "a map")
+    assert max(widths(page(figure))[2:]) < 72 * PHONE * 1.05
+
+
 def test_a_figure_is_left_as_it_was():
     figure, axes = drawn(7, columns=2)
     page(figure)
@@ -82,11 +89,15 @@ def test_black_is_the_pages_own_and_other_colours_stay():
 
 
 def test_names_differ_between_figures_and_what_is_named_is_there():
-    pair = [page(drawn(3)[0]) for _ in range(2)]
+    pair = [page(drawn(width)[0]) for width in (3, 4)]
     names = [set(re.findall(r' id="([^"]+)"', html)) for html in pair]
     used = [set(re.findall(r'(?:href="#|url\(#)([\w-]+)', html)) for html in pair]
     assert names[0] and not names[0] & names[1]
     assert used[0] <= names[0] and used[1] <= names[1]
+
+
+def test_a_figure_is_drawn_the_same_again():
+    assert page(drawn(7)[0]) == page(drawn(7)[0])
 
 
 def test_pixels_are_stored_as_they_are():

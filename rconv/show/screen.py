@@ -6,8 +6,8 @@ and white are those of the page, which may be dark; all other colours, and pictu
 are. Where a panel is too wide for a phone, the figure is drawn a second time, narrower.
 """
 
+import hashlib
 import io
-import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +26,9 @@ MANY = 9.0
 
 PHONE = 3.6
 """Inches, 346 CSS pixels: the widest panel on a phone. Its text column may be 1/20 narrower."""
+
+TRIES = 3
+"""Layouts until pictures whose height was the limit are as narrow as that, to a few percent."""
 
 SHRINK = 0.92
 """A panel may shrink to this before the next one moves below it. Text has 9 points, 12 CSS pixels,
@@ -56,9 +59,6 @@ CLEANED = (
 
 MARKS = r'<g( clip-path="[^"]*")?>\n((?:<use [^>]*/>\n){2,})</g>'
 
-NUMBER = itertools.count()
-"""Figures on one page are numbered, so that the names inside their SVGs differ."""
-
 
 def load_ipython_extension(shell: Any) -> None:
     """Show figures this way in a notebook; IPython calls it."""
@@ -80,49 +80,57 @@ def page(figure: Figure) -> str:
     str
         One element, which the book's extension `captions` gives its alternative text.
     """
-    number = next(NUMBER)
     width, height = figure.get_size_inches()
     line = LINE if LINE < width <= MANY else width
-    figure.set_size_inches(line, height)
-    panels, widest = _panels(figure, f"{number}-")
-    kinds = [("", panels)]
+    panels, widest = _laid_out(figure, line)
+    kinds = [("", _drawn(figure, panels))]
     if widest > PHONE:
-        figure.set_size_inches(line * PHONE / widest, height)
-        kinds = [(" rconv-wide", panels), (" rconv-narrow", _panels(figure, f"{number}n-")[0])]
+        kinds = [(" rconv-wide", kinds[0][1])]
+        for _ in range(TRIES):  # pictures become narrower only where their height is no limit
+            line *= PHONE / widest
+            panels, widest = _laid_out(figure, line)
+        kinds.append((" rconv-narrow", _drawn(figure, panels)))
     figure.set_size_inches(width, height)
-    drawn = "".join(f'<div class="rconv-panels{kind}">{"".join(own)}</div>' for kind, own in kinds)
+    figure.set_layout_engine("constrained")
+    drawn = "".join(f'<div class="rconv-panels{kind}">{svgs}</div>' for kind, svgs in kinds)
     return f'<div class="rconv-figure" role="img">{drawn}</div>'
 
 
-def _panels(figure: Figure, salt: str) -> tuple[list[str], float]:
-    """The panels' SVGs in reading order, legends last, and the widest one's inches."""
+def _laid_out(figure: Figure, width: float) -> tuple[list[tuple[list[Artist], Bbox]], float]:
+    """The panels in reading order with their boxes, legends last, and the widest plot's inches."""
     panels: dict[Any, list[Artist]] = {}
     for ax in filter(Axes.get_visible, figure.axes):
         panels.setdefault(_place(ax), []).append(ax)
         if len(ax.get_shared_y_axes().get_siblings(ax)) > 1:
             ax.tick_params(labelleft=True)  # the axes that it shares may stand above it
-    axes = [ax for panel in panels.values() for ax in panel]
-    shown = [*axes, *figure.legends]
     for legend in figure.legends:
         legend.set_in_layout(False)
+    figure.set_size_inches(width, figure.get_figheight())
     figure.set_layout_engine("constrained")
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # what is hidden keeps its place
-    groups = [*panels.values(), *([legend] for legend in figure.legends)]
-    boxes = [_box(figure, group) for group in groups]
-    for place, box in zip(panels, boxes, strict=False):  # panels of one row align
+    boxes = {place: _box(figure, panel) for place, panel in panels.items()}
+    axes = [ax for panel in panels.values() for ax in panel]
+    for place, box in boxes.items():  # panels of one row align
         row = _box(figure, [ax for ax in axes if _rows(ax) & _rows(*panels[place])])
         box.update_from_data_y([row.y0, row.y1])
+    found = [(panels[place], box) for place, box in boxes.items()]
+    found += [([legend], _box(figure, [legend])) for legend in figure.legends]
+    return found, max(box.width for box in boxes.values())
+
+
+def _drawn(figure: Figure, panels: Sequence[tuple[list[Artist], Bbox]]) -> str:
+    """The SVGs of the panels, each drawn while the others are hidden."""
+    shown = [artist for panel, _ in panels for artist in panel]
     drawn = []
-    for number, (group, box) in enumerate(zip(groups, boxes, strict=True)):
+    for panel, box in panels:
         for artist in shown:
-            artist.set_visible(artist in group)
-        drawn.append(_svg(figure, box, f"{salt}{number}"))
+            artist.set_visible(artist in panel)
+        drawn.append(_svg(figure, box))
     for artist in shown:
         artist.set_visible(True)
         artist.set_in_layout(True)
-    figure.set_layout_engine("constrained")
-    return drawn, max(box.width for box in boxes)
+    return "".join(drawn)
 
 
 def _place(ax: Axes) -> Any:
@@ -143,10 +151,10 @@ def _box(figure: Figure, group: Sequence[Artist]) -> Bbox:
     return pixels.transformed(figure.dpi_scale_trans.inverted()).padded(MARGIN)
 
 
-def _svg(figure: Figure, box: Bbox, salt: str) -> str:
+def _svg(figure: Figure, box: Bbox) -> str:
     """Draw what is visible of a figure as SVG, cut to a box in inches."""
     file = io.StringIO()
-    with mpl.rc_context({**STYLE, "svg.hashsalt": salt}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "rconv"}):
         figure.savefig(file, format="svg", bbox_inches=box, transparent=True, dpi=192)
     points = 72 * box.width
     style = f"flex: {points:.1f} 1 {SHRINK * points:.1f}pt; max-width: {points:.1f}pt"
@@ -154,6 +162,9 @@ def _svg(figure: Figure, box: Bbox, salt: str) -> str:
     for pattern, text in CLEANED:
         svg = re.sub(pattern, text, svg, flags=re.DOTALL)
     svg = re.sub(MARKS, _marks, svg)
+    # Names inside a drawing are its own on the page, and the same whenever it is drawn.
+    own = "r" + hashlib.sha1(svg.encode()).hexdigest()[:8]
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{own}", svg)
     return svg.replace("<svg", f'<svg style="{style}" fill="currentColor"', 1)
 
 
