@@ -83,7 +83,7 @@ lint: $(READY)
 
 clean:
 	rm -rf _build book/published book/experiment book/filters book/comparison book/defences book/verdict \
-	    book/initialisation book/openings results .snakemake
+	    book/initialisation book/openings book/api results .snakemake
 
 .venv/.installed: pyproject.toml
 	@echo "The environment: .venv (a few minutes, once)"

@@ -4,8 +4,10 @@ import json
 import re
 import shutil
 import time
+import tomllib
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
@@ -81,6 +83,15 @@ def test_captions_are_numbered(book):
     assert not re.search(r"<em>(Figure|Table)\.</em>", text)
 
 
+@pytest.mark.parametrize(
+    "page", ["04_gradient_constraints", "07_recursion", "08_rank", "16_explore"]
+)
+def test_a_figure_that_one_plays_with_is_the_first(book, page):
+    before, after = (book / "notebooks" / f"{page}.html").read_text().split('class="rconv-play', 1)
+    assert "<h2" not in before and "caption-number" not in before
+    assert 'caption-number">Figure' in after.split("<h2")[0]
+
+
 def test_numbers_are_written_with_powers_of_ten(pages):
     text = "".join(path.read_text() for path in pages)
     prose = re.sub(r"<(pre|script|style|svg|code)\b.*?</\1>", "", text, flags=re.S)
@@ -88,29 +99,62 @@ def test_numbers_are_written_with_powers_of_ten(pages):
     assert not re.findall(r">[^<]*\b\d(?:\.\d+)?e-\d\d\b[^<]*<", prose)
 
 
-GENERATED = {
-    "experiment": "Photos-lenet_main",
-    "filters": "Digits-lenet_main",
-    "comparison": "Photos-dlg_lenet",
-}
+def buttons(page):
+    """Addresses of the buttons at the top that lead to the repository, Binder and Colab."""
+    return [link for link in page.links if "/rconv/rconv/" in link and "launch" not in link]
 
 
-@pytest.mark.parametrize("notebook", GENERATED)
-def test_launch_buttons_open_the_notebook_a_page_was_made_from(book, notebook):
-    made = (book / "book" / notebook / f"{GENERATED[notebook]}.html").read_text()
-    assert f"/notebooks/{notebook}.ipynb" in made
-    assert f"main/book/{notebook}" not in made
+def test_rockets_pencils_and_issues_lead_to_files_that_exist(book, pages):
+    root, missing = book.parents[1], []
+    for path, page in pages.items():
+        for link in buttons(page):
+            if found := re.search(r"(?:main\?urlpath=lab/tree|(?:blob|edit)/main)/(.+)$", link):
+                missing += [(path.name, link)] * (not (root / found[1]).exists())
+    assert not missing
 
 
-def test_launch_buttons_of_other_pages_open_their_own_notebook(book):
-    assert "/notebooks/08_rank.ipynb" in (book / "notebooks" / "08_rank.html").read_text()
+def test_a_rocket_of_a_page_of_the_grid_opens_that_very_point(book, pages):
+    made = sorted(book.glob("book/*/*-*.html"))
+    assert made
+    for path in made:
+        notebook, point = path.parent.name, path.stem
+        found = buttons(pages[path])
+        assert any(link.endswith(f"lab/tree/notebooks/{notebook}/{point}.ipynb") for link in found)
+        assert any(link.endswith(f"blob/main/notebooks/{notebook}/{point}.ipynb") for link in found)
+        assert any(link.endswith(f"edit/main/notebooks/{notebook}.md") for link in found)
+
+
+def test_rockets_of_other_pages_open_their_own_notebook(book, pages):
+    own = buttons(pages[book / "notebooks" / "08_rank.html"])
+    assert sum(link.endswith("/notebooks/08_rank.ipynb") for link in own) == 2
+    assert any(link.endswith("/edit/main/notebooks/08_rank.md") for link in own)
+    assert any("/issues/new" in link for link in own)
+
+
+def test_downloads_hold_no_outputs_and_the_cells_of_the_page(book):
+    paths = sorted(book.glob("_sources/**/*.ipynb"))
+    assert len(paths) > 30
+    for path in paths:
+        cells = json.loads(path.read_text())["cells"]
+        assert any(cell["cell_type"] == "code" for cell in cells), path
+        assert not any(cell.get("outputs") for cell in cells), path
+
+
+def test_every_page_shows_the_version(book, pages):
+    version = tomllib.loads((book.parents[1] / "pyproject.toml").read_text())["project"]["version"]
+    text = f"Version {version}: <a"
+    assert not [path for path in pages if "footer" in (own := path.read_text()) and text not in own]
+
+
+def test_the_book_is_light(book):
+    assert sum(path.stat().st_size for path in book.rglob("*") if path.is_file()) < 10e6
 
 
 def test_every_module_is_in_the_reference(book):
     package = book.parents[1] / "rconv"
     files = (path for path in package.rglob("*.py") if not path.stem.startswith("_"))
     modules = {".".join(path.relative_to(package.parent).with_suffix("").parts) for path in files}
-    reference = (book / "book" / "api.html").read_text()
+    reference = "".join(path.read_text() for path in book.glob("book/api/*.html"))
     assert not {name for name in modules if f'id="module-{name}"' not in reference}
 
 
@@ -158,12 +202,6 @@ class Visit:
     phone: dict = field(default_factory=dict)
 
 
-MATHEMATICS_DONE = """
-const done = arguments[0];
-if (!document.querySelector('.math')) done();
-else window.MathJax.startup.promise.then(() => done());
-"""
-
 FORM = """
 const name = element => element.outerHTML.slice(0, 120);
 const all = selector => [...document.querySelectorAll(selector)];
@@ -190,8 +228,8 @@ SEE = (
 return {
   lost,
   pale: own.filter(e => brightness(e) > 128).map(e => e.textContent),
-  unrendered: all('.math').filter(e => !e.querySelector('mjx-container')).map(name),
-  errors: all('mjx-merror, [data-mjx-error]').map(name),
+  unrendered: all('.math').filter(e => !e.querySelector('.katex-html')).map(name),
+  errors: all('.katex-error').map(name),
   broken: all('img').filter(e => e.complete && !e.naturalWidth).map(name),
 };
 """
@@ -219,7 +257,6 @@ return {
 def visit(browser, path):
     """Open one page, wide and then as a phone in dark mode, and note what happened."""
     browser.get(path.as_uri())
-    browser.execute_async_script(MATHEMATICS_DONE)
     result = Visit(seen=browser.execute_script(SEE))
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
     result.phone = browser.execute_script(SEE_ON_PHONE)
@@ -262,6 +299,28 @@ def test_no_request_leaves_the_book(visits):
 
 def test_mathematics_is_rendered(visits):
     assert not wrong(visits, lambda visit: visit.seen["unrendered"] + visit.seen["errors"])
+
+
+def weight(visit):
+    """Bytes that a browser loads for a page and its styles, scripts and fonts."""
+    files = {unquote(urlsplit(url).path) for url in visit.requested if url.startswith("file:")}
+    pictures = (".png", ".svg", ".jpg", ".webp", ".gif", ".ico")
+    return sum(Path(name).stat().st_size for name in files if not name.endswith(pictures))
+
+
+def test_pages_are_light(visits):
+    assert not wrong(visits, lambda visit: weight(visit) * (weight(visit) > 1e6))
+
+
+def test_icons_are_drawn(browser, book):
+    browser.get((book / "notebooks" / "08_rank.html").as_uri())
+    drawn = """
+    const icon = document.querySelector('.fa-rocket, .fa-download');
+    const {fontFamily, content} = getComputedStyle(icon, '::before');
+    const loaded = () => document.fonts.check(`900 16px ${fontFamily}`);
+    return document.fonts.ready.then(() => [content.length > 2, loaded()]);
+    """
+    assert browser.execute_script(drawn) == [True, True]
 
 
 def test_images_are_shown(visits):

@@ -23,8 +23,8 @@ from rconv.lab.archive import Archive
 TAG = "needs-images"
 """Of cells that attack images or show them."""
 
-COLOURS = 64
-"""Of a figure: lines and text need no more, and it takes a quarter of the bytes."""
+COLOURS = 32
+"""Of a figure: lines and text need no more, and it takes a fifth of the bytes."""
 
 NOTE = """:::{{admonition}} Drawn from records
 :class: note
@@ -34,7 +34,7 @@ are those of the machine that made them.{pictures} What the grid gave to the not
 
 {parameters}
 
-The same page from an attack of your own:
+The same page from an attack of your own, by the notebook `{notebook}`:
 
 ```bash
 make grid GRID={grid} POINT={notebook}/{point}{data}
@@ -109,10 +109,12 @@ def execute(notebook: nbformat.NotebookNode) -> None:
 
 
 def lighten(notebook: nbformat.NotebookNode) -> None:
-    """Save figures with few colours."""
+    """Show what the cells say and not the cells, which are the notebook's; few colours do."""
     for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.metadata["tags"] = ["remove-input" if cell.outputs else "remove-cell"]
         for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
+            if "image/png" in output.data:
                 figure = Image.open(io.BytesIO(b64decode(output.data["image/png"])))
                 file = io.BytesIO()
                 figure.convert("RGB").quantize(COLOURS).save(file, "PNG", optimize=True)
@@ -124,6 +126,6 @@ def draw(record: Path) -> nbformat.NotebookNode:
     notebook = assemble(record, archive.read(record))
     execute(notebook)
     take_records(notebook)
-    lighten(notebook)
     clean(notebook)
+    lighten(notebook)
     return notebook

@@ -50,7 +50,11 @@ def main() -> None:
     from run import replace
 
     for record, (page, now) in todo.items():
-        notebook = draw(record)
+        try:
+            notebook = draw(record)
+        except Exception as error:
+            error.add_note(f"The page of {record} could not be drawn.")
+            raise
         notebook.metadata["drawn_from"] = now
         replace(page, nbformat.writes(notebook) + "\n")
     print(f"Records: {len(todo)} pages drawn, {time.process_time() - start:.0f} CPU seconds")

@@ -27,6 +27,7 @@ def preload():
     """Import what kernels import, but start nothing: threads do not survive a fork."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # kernels run side by side
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    os.environ["JPY_PARENT_PID"] = str(os.getpid())  # without this process, no kernel
     try:
         for name in ("ipykernel.kernelapp", "matplotlib.pyplot"):
             importlib.import_module(name)

@@ -34,9 +34,11 @@ def number(app, doctree):
 
 
 def spoken_of(paragraph):
-    """What stands above a caption: a cell's output, or a table."""
+    """What stands above a caption: a cell's output, a pasted one, or a table."""
     place = paragraph.parent.index(paragraph)
     above = paragraph.parent[place - 1] if place else None
+    if isinstance(above, nodes.container) and above.get("nb_element") == "mime_bundle":
+        return above  # what a later cell has glued
     if isinstance(above, nodes.container):
         outputs = [own for own in above if "cell_output" in own.get("classes", ())]
         return outputs[-1] if outputs else None

@@ -3,7 +3,8 @@
 The theme links every page to a file of its own name. A page that the grid made is not in the
 repository: its rocket opens the notebook that `workflow/launchable.py` writes for this very point,
 and the pencil the parameterised notebook that all its points come from. The front page has no
-.ipynb: from there a reader starts at the whole attack.
+.ipynb: from there a reader starts at the whole attack. A page of the reference is written from
+the docstrings, so its pencil opens the wing's first one.
 """
 
 import re
@@ -12,12 +13,16 @@ from pathlib import Path
 FRONT = "book/index"
 START = "notebooks/07_recursion.ipynb"
 POINT = re.compile(r"book/(\w+)/([\w-]+)")
+WING = re.compile(r"book/api/\d+_(\w+)")
 
 
 def targets(pagename, root):
     """What a page's rocket and pencil open, or None where the theme is right."""
     if pagename == FRONT:
         return START, f"{FRONT}.md"
+    if wing := WING.fullmatch(pagename):
+        package = f"rconv/{wing[1]}"
+        return None, f"{package}/__init__.py" if Path(root, package).is_dir() else f"{package}.py"
     point = POINT.fullmatch(pagename)
     if point is None:
         return None

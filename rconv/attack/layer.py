@@ -7,11 +7,11 @@ from torch import Tensor
 
 from rconv.attack.apart import by_signs_apart
 from rconv.attack.backward import Passed
-from rconv.attack.large import matrix_free
+from rconv.attack.large import by_gradients, matrix_free
 from rconv.attack.plan import LayerPlan
 from rconv.attack.report import LayerReport
 from rconv.attack.signs import by_signs
-from rconv.attack.solve import Known, by_gradient, by_weight, stacked
+from rconv.attack.solve import Known, by_weight, stacked
 from rconv.linalg.solution import Solution
 from rconv.model.geometry import Stage
 
@@ -54,9 +54,9 @@ def solve_layer(
     for kind, sparse, where in _groups(kinds, by_model, noise.device):
         own = known.select(where)
         if kind == "gradient":
-            parts.append(by_gradient(own))
+            parts.append(by_gradients(own))
         elif not plan.affordable:
-            parts.append(matrix_free(own, kind, plan.bounds))
+            parts.append(matrix_free(plan, own, kind))
         elif sparse:
             parts.append(by_weight(plan, own))
         else:
@@ -68,13 +68,15 @@ def solve_layer(
         for i in [] if frugal else unsure.nonzero()[:, 0].tolist():
             if kinds[i] == "hybrid":
                 continue
-            own = known.select([i])
-            large = not plan.affordable
-            other = matrix_free(own, "hybrid", plan.bounds) if large else stacked(plan, own)
+            other = _hybrid(plan, known.select([i]))
             if is_better(other, solved, i):
                 solved, kinds[i] = solved.replace(i, other), "hybrid"
     solved, left = _closed(plan, known, solved)
     return solved, layer_report(plan.stage, solved, known.passed, kinds, left)
+
+
+def _hybrid(plan: LayerPlan, known: Known) -> Solution:
+    return stacked(plan, known) if plan.affordable else matrix_free(plan, known, "hybrid")
 
 
 def _closed(

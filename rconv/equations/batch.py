@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from rconv.equations.gradient import gradient_matrix
+from rconv.equations.precondition import Block, Preconditioner
 from rconv.equations.weighing import TwoKinds
 from rconv.equations.weight import weight_gram
+from rconv.equations.windows import residue_classes
 from rconv.linalg.equations import FREE, UNKNOWN
 from rconv.model.geometry import Stage
 
@@ -132,6 +134,19 @@ class BatchSystem(TwoKinds):
         shape, squares = (g.output[0], 1, *g.kernel), self.cotangent.square()
         gradient = conv2d_weight(ones, shape, squares, **self._shifts).clamp(min=0).sqrt()
         return gradient * self.gradient_weight, self.stage.row_norms() * self.row_weight
+
+    def preconditioner(self) -> Preconditioner:
+        """P⁻¹ for these rows, as they are weighed."""
+        g, batch = self.stage.geometry, len(self.output)
+        squares = (self.stage.row_norms() * self.row_weight).square().sum()
+        factor = self.gradient_weight.expand(g.output[0], 1, *g.kernel).flatten(1)
+        blocks = []
+        for offsets, pixels in residue_classes(g) if self.has_gradients else ():
+            parts = gradient_matrix(self.cotangent, g, (offsets, pixels))
+            weight = factor[:, offsets].reshape(-1, 1)
+            blocks.append(Block.of(torch.cat([own * weight for own in parts], dim=1), pixels))
+        shape = (batch, g.input[0], g.pixels)
+        return Preconditioner.of(blocks, shape, float(squares / self.unknowns))
 
     @cached_property
     def _has_outputs(self) -> bool:

@@ -1,5 +1,6 @@
 """Everything linear in one map: the rows of all convolutions that take it, and known entries."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,6 +73,10 @@ class JointSystem:
             gram += part.normal_matrix(dtype)
         gram[0].diagonal().add_(self.weight.to(dtype) ** 2)
         return gram
+
+    def preconditioner(self) -> Callable[[Tensor], Tensor]:
+        """None: rows of several convolutions have no residue classes in common."""
+        return lambda x: x
 
     def scaled(self) -> "JointSystem":
         """All blocks divided by their mean row norm."""

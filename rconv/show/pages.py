@@ -25,14 +25,15 @@ def glue(name: str, value: Any) -> None:
     """Give a value a name by which this page, or another one, can quote it.
 
     Quoted as ``{glue:text}`name``` in the same page, ``{glue:text}`file.md::name``` from another
-    one, with a format behind it where the value is a number: ``{glue:text}`name:.1f```. What
+    one, with a format behind it where the value is a number: ``{glue:text}`name:.1f```. A figure
+    that stands above the cells that make it is quoted by the directive ``{glue:} name``. What
     MyST-NB's own function of this name does, without Sphinx behind it.
 
     Parameters
     ----------
     name : str
         Unique within its page.
-    value : number or str
+    value : number, str or HTML
         What the text shows; in a string, numbers as `rconv.show.numbers` writes them.
     """
     from IPython.display import display
@@ -40,6 +41,8 @@ def glue(name: str, value: Any) -> None:
     metadata = {"scrapbook": {"name": name, "mime_prefix": PREFIX}}
     shown = scientific(value) if isinstance(value, str) else value
     data = {f"{PREFIX}text/plain": repr(shown)}
+    if hasattr(value, "_repr_html_"):
+        data[f"{PREFIX}text/html"] = value._repr_html_()
     display(data, metadata=metadata, raw=True)
 
 
