@@ -27,8 +27,9 @@ MANY = 9.0
 PHONE = 3.6
 """Inches, 346 CSS pixels: the widest panel on a phone. Its text column may be 1/20 narrower."""
 
-TRIES = 3
-"""Layouts until pictures whose height was the limit are as narrow as that, to a few percent."""
+TRIES, FITS = 3, 1.02
+"""Layouts, at most, until pictures whose height was the limit are as narrow as that, and near
+enough."""
 
 SHRINK = 0.92
 """A panel may shrink to this before the next one moves below it. Text has 9 points, 12 CSS pixels,
@@ -45,7 +46,6 @@ MARGIN = 0.05
 """Inches around a panel."""
 
 CLEANED = (
-    (r'^.*?(<svg)[^>]*( viewBox="[^"]*").*?</defs>', r"\1\2>"),
     (r'<path d="[^"]*" style="fill: none"/>', ""),  # neither filled nor drawn
     (r'font-family: [^;"]*;? ?|<!--.*?-->| transform="rotate\(-0 [^"]*"|xlink:', ""),
     (r"(?<![\w.])(\d\d+\.\d\d|\d\.\d{3})\d+", r"\1"),
@@ -56,6 +56,11 @@ CLEANED = (
     ("#ffffff", "var(--pst-color-background, #fff)"),
 )
 """What a page needs not, or has better: names, fonts, digits, spaces; its own black and white."""
+
+PARTS = re.compile(
+    r'^  <g id="panel(\d+)">$.*?^  </g>\n|^ <defs>\n  <clipPath.*?^ </defs>\n', re.M | re.S
+)
+"""Axes and legends in matplotlib's SVG, and the rectangles that bound lines, at its end."""
 
 MARKS = r'<g( clip-path="[^"]*")?>\n((?:<use [^>]*/>\n){2,})</g>'
 
@@ -87,11 +92,14 @@ def page(figure: Figure) -> str:
     if widest > PHONE:
         kinds = [(" rconv-wide", kinds[0][1])]
         for _ in range(TRIES):  # pictures become narrower only where their height is no limit
-            line *= PHONE / widest
-            panels, widest = _laid_out(figure, line)
+            if widest > FITS * PHONE:
+                line *= PHONE / widest
+                panels, widest = _laid_out(figure, line)
         kinds.append((" rconv-narrow", _drawn(figure, panels)))
     figure.set_size_inches(width, height)
     figure.set_layout_engine("constrained")
+    for legend in figure.legends:
+        legend.set_in_layout(True)
     drawn = "".join(f'<div class="rconv-panels{kind}">{svgs}</div>' for kind, svgs in kinds)
     return f'<div class="rconv-figure" role="img">{drawn}</div>'
 
@@ -107,8 +115,8 @@ def _laid_out(figure: Figure, width: float) -> tuple[list[tuple[list[Artist], Bb
         legend.set_in_layout(False)
     figure.set_size_inches(width, figure.get_figheight())
     figure.set_layout_engine("constrained")
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # what is hidden keeps its place
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine("none")  # no other place when it is drawn
     boxes = {place: _box(figure, panel) for place, panel in panels.items()}
     axes = [ax for panel in panels.values() for ax in panel]
     for place, box in boxes.items():  # panels of one row align
@@ -120,17 +128,22 @@ def _laid_out(figure: Figure, width: float) -> tuple[list[tuple[list[Artist], Bb
 
 
 def _drawn(figure: Figure, panels: Sequence[tuple[list[Artist], Bbox]]) -> str:
-    """The SVGs of the panels, each drawn while the others are hidden."""
-    shown = [artist for panel, _ in panels for artist in panel]
-    drawn = []
-    for panel, box in panels:
-        for artist in shown:
-            artist.set_visible(artist in panel)
-        drawn.append(_svg(figure, box))
-    for artist in shown:
-        artist.set_visible(True)
-        artist.set_in_layout(True)
-    return "".join(drawn)
+    """The panels as SVGs, cut from one drawing."""
+    for number, (panel, _) in enumerate(panels):
+        for artist in panel:
+            artist.set_gid(f"panel{number}")
+    file = io.StringIO()
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "rconv"}):
+        figure.savefig(file, format="svg", transparent=True, dpi=192)
+    parts: dict[int, str] = {}
+    for part in PARTS.finditer(file.getvalue()):  # the frames of lines go with the first panel
+        number = int(part[1] or 0)
+        parts[number] = parts.get(number, "") + _cleaned(part[0])
+    height = figure.get_figheight()
+    drawn = "".join(_svg(box, height, parts[n]) for n, (_, box) in enumerate(panels))
+    # Names inside a drawing are its own on the page, and the same whenever it is drawn.
+    own = "r" + hashlib.sha1(drawn.encode()).hexdigest()[:8]
+    return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{own}", drawn)
 
 
 def _place(ax: Axes) -> Any:
@@ -151,21 +164,18 @@ def _box(figure: Figure, group: Sequence[Artist]) -> Bbox:
     return pixels.transformed(figure.dpi_scale_trans.inverted()).padded(MARGIN)
 
 
-def _svg(figure: Figure, box: Bbox) -> str:
-    """Draw what is visible of a figure as SVG, cut to a box in inches."""
-    file = io.StringIO()
-    with mpl.rc_context({**STYLE, "svg.hashsalt": "rconv"}):
-        figure.savefig(file, format="svg", bbox_inches=box, transparent=True, dpi=192)
-    points = 72 * box.width
-    style = f"flex: {points:.1f} 1 {SHRINK * points:.1f}pt; max-width: {points:.1f}pt"
-    svg = file.getvalue()
+def _svg(box: Bbox, height: float, content: str) -> str:
+    """A panel: what lies in a box, in inches, of a drawing so many inches high."""
+    x, y, width, high = (72 * n for n in (box.x0, height - box.y1, box.width, box.height))
+    style = f"flex: {width:.1f} 1 {SHRINK * width:.1f}pt; max-width: {width:.1f}pt"
+    view = f"{x:.2f} {y:.2f} {width:.2f} {high:.2f}"
+    return f'<svg style="{style}" viewBox="{view}" fill="currentColor">\n{content}</svg>'
+
+
+def _cleaned(svg: str) -> str:
     for pattern, text in CLEANED:
         svg = re.sub(pattern, text, svg, flags=re.DOTALL)
-    svg = re.sub(MARKS, _marks, svg)
-    # Names inside a drawing are its own on the page, and the same whenever it is drawn.
-    own = "r" + hashlib.sha1(svg.encode()).hexdigest()[:8]
-    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{own}", svg)
-    return svg.replace("<svg", f'<svg style="{style}" fill="currentColor"', 1)
+    return re.sub(MARKS, _marks, svg)
 
 
 def _marks(found: re.Match) -> str:
