@@ -88,7 +88,8 @@ def main() -> None:
             print(run.stdout, end="", flush=True)
     print(table(tuple(points[0]), [tuple(map(str, point.values())) for point in points]))
     if options.write:
-        made = f"python benchmarks/large.py, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        threads = torch.get_num_threads()
+        made = f"python benchmarks/large.py, {threads} thread(s), torch {torch.__version__}"
         options.write.write_text(json.dumps({"made": made, "points": points}, indent=1) + "\n")
 
 
