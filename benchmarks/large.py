@@ -88,8 +88,8 @@ def main() -> None:
             print(run.stdout, end="", flush=True)
     print(table(tuple(points[0]), [tuple(map(str, point.values())) for point in points]))
     if options.write:
-        threads, version = torch.get_num_threads(), torch.__version__
-        made = f"python benchmarks/large.py, {threads} threads, torch {version}"
+        threads = torch.get_num_threads()
+        made = f"python benchmarks/large.py, {threads} thread(s), torch {torch.__version__}"
         options.write.write_text(json.dumps({"made": made, "points": points}, indent=1) + "\n")
 
 

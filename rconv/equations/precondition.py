@@ -103,7 +103,9 @@ class Preconditioner:
     shape: tuple[int, int, int]
 
     @staticmethod
-    def of(blocks: list[Block | None], shape: tuple[int, int, int], level: float):
+    def of(
+        blocks: list[Block | None], shape: tuple[int, int, int], level: float
+    ) -> "Preconditioner":
         """With the blocks that there are, and α no smaller than they allow."""
         own = [block for block in blocks if block is not None and len(block.sizes)]
         level = max(level, WEAK * max((float(block.sizes[-1]) for block in own), default=1.0))
