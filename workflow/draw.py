@@ -3,28 +3,25 @@
 The cells tagged `needs-images` go; the records take their place, and a note says so.
 """
 
-import io
+import itertools
 import os
-from base64 import b64decode, b64encode
 from contextlib import chdir
 from pathlib import Path
 
 import nbformat
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
+from matplotlib.figure import Figure
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
-from PIL import Image
 from run import NOTEBOOKS, clean, prepare, take_records
 
 from rconv.lab import archive
 from rconv.lab.archive import Archive
+from rconv.show import screen
 
 TAG = "needs-images"
 """Of cells that attack images or show them."""
-
-COLOURS = 32
-"""Of a figure: lines and text need no more, and it takes a fifth of the bytes."""
 
 NOTE = """:::{{admonition}} Drawn from records
 :class: note
@@ -96,7 +93,10 @@ def execute(notebook: nbformat.NotebookNode) -> None:
     """Run the cells here: a process for each page would import PyTorch 44 times."""
     shell = Shell.instance()
     shell.run_line_magic("reset_selective", "-f .")
-    shell.run_line_magic("matplotlib", "inline")
+    shell.extension_manager.load_extension("rconv.show.screen")
+    # No PNG beside what the extension draws.
+    shell.display_formatter.formatters["image/png"].pop(Figure, None)
+    screen.NUMBER = itertools.count()  # a page is the same, whichever was drawn before it
     for cell in notebook.cells:
         if cell.cell_type == "code":
             with chdir(NOTEBOOKS), capture_output() as captured:
@@ -109,16 +109,10 @@ def execute(notebook: nbformat.NotebookNode) -> None:
 
 
 def lighten(notebook: nbformat.NotebookNode) -> None:
-    """Show what the cells say and not the cells, which are the notebook's; few colours do."""
+    """Show what the cells say and not the cells, which are the notebook's."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.metadata["tags"] = ["remove-input" if cell.outputs else "remove-cell"]
-        for output in cell.get("outputs", []):
-            if "image/png" in output.data:
-                figure = Image.open(io.BytesIO(b64decode(output.data["image/png"])))
-                file = io.BytesIO()
-                figure.convert("RGB").quantize(COLOURS).save(file, "PNG", optimize=True)
-                output.data["image/png"] = b64encode(file.getvalue()).decode()
 
 
 def draw(record: Path) -> nbformat.NotebookNode:
