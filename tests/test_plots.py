@@ -160,7 +160,7 @@ def test_show_numbers_refuses_what_is_no_matrix(ax):
 
 def test_show_shares_writes_percentages_and_leaves_out_what_is_not_known(ax):
     show_shares(ax, [[0.999, math.nan], [0.0, 1.0]], ["a", "b"], ["c", "d"], "t")
-    assert [text.get_text() for text in ax.texts] == ["99 %", "–", "0 %", "100 %"]
+    assert [text.get_text() for text in ax.texts] == ["99", "–", "0", "100"]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["c", "d"]
     assert drawn(ax).get_clim() == (0, 1)
 

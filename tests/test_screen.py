@@ -123,3 +123,9 @@ def test_many_marks_at_one_place_are_one():
     html = page(figure)
     marks = re.search(r'<g[^>]*style="fill: #0072b2[^>]*>(.*?)</g>', html, re.S)[1]
     assert marks.count("<use") == 2 and "style" not in marks
+
+
+def test_text_keeps_all_its_digits():
+    figure, axes = drawn(3)
+    axes[0, 0].set_title("0.00012345 and 12.3456789")
+    assert ">0.00012345 and 12.3456789<" in page(figure)

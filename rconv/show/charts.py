@@ -48,7 +48,7 @@ def show_shares(
     columns: Sequence[str],
     title: str | None = None,
 ) -> Axes:
-    """Draw a matrix of shares, each as a coloured field with its percentage.
+    """Draw a matrix of shares, each as a coloured field with its number of percent.
 
     Parameters
     ----------
@@ -71,9 +71,9 @@ def show_shares(
     for i, line in enumerate(shares):
         for j, share in enumerate(line):
             known = not math.isnan(share)
-            text = f"{math.floor(100 * share)} %" if known else "–"  # 100 % means every one
+            text = f"{math.floor(100 * share)}" if known else "–"  # 100 % means every one
             colour = PAPER if known and share < 0.6 else INK
-            ax.text(j, i, text, ha="center", va="center", color=colour)
+            ax.text(j, i, text, ha="center", va="center", color=colour, fontsize=9)
     ax.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
     ax.set_yticks(range(len(rows)), rows)
     if title is not None:

@@ -48,7 +48,6 @@ MARGIN = 0.05
 CLEANED = (
     (r'<path d="[^"]*" style="fill: none"/>', ""),  # neither filled nor drawn
     (r'font-family: [^;"]*;? ?|<!--.*?-->| transform="rotate\(-0 [^"]*"|xlink:', ""),
-    (r"(?<![\w.])(\d\d+\.\d\d|\d\.\d{3})\d+", r"\1"),
     (r'<g id="[^"]*"', "<g"),
     (r"\s*\n\s*", "\n"),
     (r"(<g>\n</g>\n)+", ""),
@@ -61,6 +60,9 @@ PARTS = re.compile(
     r'^  <g id="panel(\d+)">$.*?^  </g>\n|^ <defs>\n  <clipPath.*?^ </defs>\n', re.M | re.S
 )
 """Axes and legends in matplotlib's SVG, and the rectangles that bound lines, at its end."""
+
+TAG, LONG = r"<[^>]*>", r"(?<![\w.])(\d\d+\.\d\d|\d\.\d{3})\d+"
+"""Coordinates stand in tags, and need a hundredth of a point. What is between tags is read."""
 
 MARKS = r'<g( clip-path="[^"]*")?>\n((?:<use [^>]*/>\n){2,})</g>'
 
@@ -175,6 +177,7 @@ def _svg(box: Bbox, height: float, content: str) -> str:
 def _cleaned(svg: str) -> str:
     for pattern, text in CLEANED:
         svg = re.sub(pattern, text, svg, flags=re.DOTALL)
+    svg = re.sub(TAG, lambda tag: re.sub(LONG, r"\1", tag[0]), svg)
     return re.sub(MARKS, _marks, svg)
 
 
