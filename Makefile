@@ -3,8 +3,9 @@
 #   make book        run the embedded grid and build the book (no download of data)
 #   make test        run the tests, the book's included
 #   make paper       the book with the paper's own grid; RCONV_DATA names the data folder
+#   make kept        draw the pages of points whose records are kept, as make book does
 #   make records     keep that grid's results in book/records, as make paper does
-#   make notebooks   write the .ipynb beside each .md in notebooks/
+#   make notebooks   write the .ipynb beside each .md in notebooks/, and those of the grids' points
 #   make lint, make clean
 #
 # The first run makes .venv. PYTHON=python uses an environment of your own instead (conda, Binder),
@@ -28,15 +29,19 @@ endif
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 RUN := $(PYTHON) -m
+WARM := $(PYTHON) workflow/warm.py
 # What the tools say when nothing is wrong.
 SNAKEMAKE := Select jobs|Execute .* jobs|Using |Assuming |Building DAG|Nothing to be done|Complete log
 CHATTER := ^($(SNAKEMAKE)|Elapsed time|\[IPKernelApp\] WARNING)
 HUSH := 2> >(grep --line-buffered -vE '$(CHATTER)' >&2)
 
-.PHONY: book paper records grid html test notebooks lint clean
+.PHONY: book both paper records grid kept html test notebooks lint clean
+
+book: $(READY) # both with the same warm kernels
+	@$(WARM) $(MAKE) --no-print-directory both WARM=
 
 # The pages that could be made are built even if a point of the grid failed; make fails all the same.
-book: $(READY)
+both:
 	@$(MAKE) --no-print-directory grid; grid=$$?; \
 	$(MAKE) --no-print-directory $(PAGES) && exit $$grid
 
@@ -48,16 +53,19 @@ records: $(READY)
 
 grid: $(READY)
 	@echo "Grid $(GRID): a page for every dataset and architecture"
-	@$(RUN) snakemake --profile workflow/profiles/$(PROFILE) \
+	@$(WARM) $(RUN) snakemake $(POINT:%=book/%.ipynb) --profile workflow/profiles/$(PROFILE) \
 	    --configfile workflow/grids/$(GRID).yaml $(HUSH)
+
+kept: $(READY)
+	@$(PYTHON) workflow/kept.py
 
 # Sphinx warns of a page only when it reads it. So after a build that failed or was killed, all
 # pages are read again; the notebooks' outputs stay cached.
-html: $(READY)
+html: $(READY) kept
 	@echo "Pages: notebooks that changed are executed"
 	@[ -e _build/complete ] || rm -rf _build/.doctrees
 	@rm -f _build/complete
-	@$(PYTHON) -c 'from jupyter_book.cli.main import main; main()' build . \
+	@$(WARM) $(PYTHON) -c 'from jupyter_book.cli.main import main; main()' build . \
 	    --warningiserror --keep-going $(HUSH) \
 	    | { grep --line-buffered -o 'notebooks/.*Executed notebook in .* seconds' || true; }
 	@touch _build/complete
@@ -68,13 +76,14 @@ test: $(READY)
 
 notebooks: $(READY)
 	@$(RUN) jupytext --quiet --update --to ipynb notebooks/*.md
+	@$(PYTHON) workflow/launchable.py
 
 lint: $(READY)
 	@$(RUN) ruff check .
 
 clean:
 	rm -rf _build book/published book/experiment book/filters book/comparison book/defences book/verdict \
-	    book/initialisation book/openings results .snakemake
+	    book/initialisation book/openings book/api results .snakemake
 
 .venv/.installed: pyproject.toml
 	@echo "The environment: .venv (a few minutes, once)"

@@ -1,10 +1,13 @@
 """The built book: sound links, readable offline, and working in a browser."""
 
 import json
+import re
 import shutil
 import time
+import tomllib
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
@@ -19,7 +22,8 @@ class Page(HTMLParser):
 
     def __init__(self, path):
         super().__init__()
-        self.anchors, self.links, self.loads, self.images = {""}, [], [], []
+        self.anchors, self.links, self.loads = {""}, [], []
+        self.images, self.drawings = [], []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
@@ -27,6 +31,8 @@ class Page(HTMLParser):
         self.anchors |= {attributes.get("id"), attributes.get("name")}
         if tag == "a" and "href" in attributes:
             self.links.append(attributes["href"])
+        if "rconv-figure" in (attributes.get("class") or ""):
+            self.drawings.append(attributes.get("aria-label") or "")
         if tag == "img":
             self.images.append((attributes["src"], attributes.get("alt") or ""))
         if tag == "link" and attributes.get("rel") in ("stylesheet", "preload", "icon"):
@@ -65,29 +71,90 @@ def test_images_have_alternative_texts(pages):
     assert not {(src, alt) for src, alt in images if not alt.strip() or "_images/" in alt}
 
 
-GENERATED = {
-    "experiment": "Photos-lenet_main",
-    "filters": "Digits-lenet_main",
-    "comparison": "Photos-dlg_lenet",
-}
+def test_drawings_have_alternative_texts(pages):
+    assert sum(len(page.drawings) for page in pages.values()) > 30
+    assert not [path.name for path, page in pages.items() if "" in page.drawings]
 
 
-@pytest.mark.parametrize("notebook", GENERATED)
-def test_launch_buttons_open_the_notebook_a_page_was_made_from(book, notebook):
-    made = (book / "book" / notebook / f"{GENERATED[notebook]}.html").read_text()
-    assert f"/notebooks/{notebook}.ipynb" in made
-    assert f"main/book/{notebook}" not in made
+def test_captions_are_numbered(book):
+    text = (book / "notebooks" / "08_rank.html").read_text()
+    assert re.search(r'class="caption-number">Figure \d+\.1 ?<', text)
+    assert re.search(r'class="caption-number">Table \d+\.1 ?<', text)
+    assert not re.search(r"<em>(Figure|Table)\.</em>", text)
 
 
-def test_launch_buttons_of_other_pages_open_their_own_notebook(book):
-    assert "/notebooks/08_rank.ipynb" in (book / "notebooks" / "08_rank.html").read_text()
+@pytest.mark.parametrize(
+    "page", ["04_gradient_constraints", "07_recursion", "08_rank", "16_explore"]
+)
+def test_a_figure_that_one_plays_with_is_the_first(book, page):
+    before, after = (book / "notebooks" / f"{page}.html").read_text().split('class="rconv-play', 1)
+    assert "<h2" not in before and "caption-number" not in before
+    assert 'caption-number">Figure' in after.split("<h2")[0]
+
+
+def test_numbers_are_written_with_powers_of_ten(pages):
+    text = "".join(path.read_text() for path in pages)
+    prose = re.sub(r"<(pre|script|style|svg|code)\b.*?</\1>", "", text, flags=re.S)
+    assert "·10⁻" in prose
+    assert not re.findall(r">[^<]*\b\d(?:\.\d+)?e-\d\d\b[^<]*<", prose)
+
+
+def buttons(page):
+    """Addresses of the buttons at the top that lead to the repository, Binder and Colab."""
+    return [link for link in page.links if "/rconv/rconv/" in link and "launch" not in link]
+
+
+def test_rockets_pencils_and_issues_lead_to_files_that_exist(book, pages):
+    root, missing = book.parents[1], []
+    for path, page in pages.items():
+        for link in buttons(page):
+            if found := re.search(r"(?:main\?urlpath=lab/tree|(?:blob|edit)/main)/(.+)$", link):
+                missing += [(path.name, link)] * (not (root / found[1]).exists())
+    assert not missing
+
+
+def test_a_rocket_of_a_page_of_the_grid_opens_that_very_point(book, pages):
+    made = sorted(book.glob("book/*/*-*.html"))
+    assert made
+    for path in made:
+        notebook, point = path.parent.name, path.stem
+        found = buttons(pages[path])
+        assert any(link.endswith(f"lab/tree/notebooks/{notebook}/{point}.ipynb") for link in found)
+        assert any(link.endswith(f"blob/main/notebooks/{notebook}/{point}.ipynb") for link in found)
+        assert any(link.endswith(f"edit/main/notebooks/{notebook}.md") for link in found)
+
+
+def test_rockets_of_other_pages_open_their_own_notebook(book, pages):
+    own = buttons(pages[book / "notebooks" / "08_rank.html"])
+    assert sum(link.endswith("/notebooks/08_rank.ipynb") for link in own) == 2
+    assert any(link.endswith("/edit/main/notebooks/08_rank.md") for link in own)
+    assert any("/issues/new" in link for link in own)
+
+
+def test_downloads_hold_no_outputs_and_the_cells_of_the_page(book):
+    paths = sorted(book.glob("_sources/**/*.ipynb"))
+    assert len(paths) > 30
+    for path in paths:
+        cells = json.loads(path.read_text())["cells"]
+        assert any(cell["cell_type"] == "code" for cell in cells), path
+        assert not any(cell.get("outputs") for cell in cells), path
+
+
+def test_every_page_shows_the_version(book, pages):
+    version = tomllib.loads((book.parents[1] / "pyproject.toml").read_text())["project"]["version"]
+    text = f"Version {version}: <a"
+    assert not [path for path in pages if "footer" in (own := path.read_text()) and text not in own]
+
+
+def test_the_book_is_light(book):
+    assert sum(path.stat().st_size for path in book.rglob("*") if path.is_file()) < 10e6
 
 
 def test_every_module_is_in_the_reference(book):
     package = book.parents[1] / "rconv"
     files = (path for path in package.rglob("*.py") if not path.stem.startswith("_"))
     modules = {".".join(path.relative_to(package.parent).with_suffix("").parts) for path in files}
-    reference = (book / "book" / "api.html").read_text()
+    reference = "".join(path.read_text() for path in book.glob("book/api/*.html"))
     assert not {name for name in modules if f'id="module-{name}"' not in reference}
 
 
@@ -135,37 +202,61 @@ class Visit:
     phone: dict = field(default_factory=dict)
 
 
-MATHEMATICS_DONE = """
-const done = arguments[0];
-if (!document.querySelector('.math')) done();
-else window.MathJax.startup.promise.then(() => done());
+FORM = """
+const name = element => element.outerHTML.slice(0, 120);
+const all = selector => [...document.querySelectorAll(selector)];
+// Scrolled to its end, a table shows its last column, within the window.
+const lost = all('article table').filter(table => {
+  const box = table.parentElement, cell = table.rows[0].cells[table.rows[0].cells.length - 1];
+  box.scrollLeft = 1e6;
+  const end = cell.getBoundingClientRect(), inside = box.getBoundingClientRect();
+  box.scrollLeft = 0;
+  return end.right > Math.min(inside.right, innerWidth) + 1 || end.left < inside.left - 1;
+}).map(name);
+const texts = all('.rconv-figure text, .rconv-diagram text').filter(e => e.getClientRects().length);
+// Exponents are smaller than what they stand at.
+const parts = e => e.childElementCount ? [...e.children] : [e];
+const pixels = e => Math.max(...parts(e).map(part => parseFloat(getComputedStyle(part).fontSize)))
+  * Math.hypot(e.getScreenCTM().a, e.getScreenCTM().b);
+const brightness = e => Math.max(...getComputedStyle(e).fill.match(/[\\d.]+/g).slice(0, 3));
+const own = texts.filter(e => !e.style.fill);  // without a colour of its own
 """
 
-SEE = """
-const all = selector => [...document.querySelectorAll(selector)];
-const name = element => element.outerHTML.slice(0, 120);
+SEE = (
+    FORM
+    + """
 return {
-  unrendered: all('.math').filter(e => !e.querySelector('mjx-container')).map(name),
-  errors: all('mjx-merror, [data-mjx-error]').map(name),
+  lost,
+  pale: own.filter(e => brightness(e) > 128).map(e => e.textContent),
+  unrendered: all('.math').filter(e => !e.querySelector('.katex-html')).map(name),
+  errors: all('.katex-error').map(name),
   broken: all('img').filter(e => e.complete && !e.naturalWidth).map(name),
 };
 """
+)
 
-SEE_ON_PHONE = """
+SEE_ON_PHONE = (
+    """
 document.documentElement.dataset.theme = 'dark';
 const root = document.documentElement, article = document.querySelector('.bd-content');
 const images = article ? [...article.querySelectorAll('img')] : [];
+"""
+    + FORM
+    + """
 return {
+  lost,
+  small: texts.filter(e => pixels(e) < 11).map(e => e.textContent + ' ' + pixels(e)),
+  dark: own.filter(e => brightness(e) < 128).map(e => e.textContent),
   sideways: root.scrollWidth - root.clientWidth,
   filtered: images.map(e => getComputedStyle(e).filter).filter(f => f != 'none'),
 };
 """
+)
 
 
 def visit(browser, path):
     """Open one page, wide and then as a phone in dark mode, and note what happened."""
     browser.get(path.as_uri())
-    browser.execute_async_script(MATHEMATICS_DONE)
     result = Visit(seen=browser.execute_script(SEE))
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
     result.phone = browser.execute_script(SEE_ON_PHONE)
@@ -210,6 +301,28 @@ def test_mathematics_is_rendered(visits):
     assert not wrong(visits, lambda visit: visit.seen["unrendered"] + visit.seen["errors"])
 
 
+def weight(visit):
+    """Bytes that a browser loads for a page and its styles, scripts and fonts."""
+    files = {unquote(urlsplit(url).path) for url in visit.requested if url.startswith("file:")}
+    pictures = (".png", ".svg", ".jpg", ".webp", ".gif", ".ico")
+    return sum(Path(name).stat().st_size for name in files if not name.endswith(pictures))
+
+
+def test_pages_are_light(visits):
+    assert not wrong(visits, lambda visit: weight(visit) * (weight(visit) > 1e6))
+
+
+def test_icons_are_drawn(browser, book):
+    browser.get((book / "notebooks" / "08_rank.html").as_uri())
+    drawn = """
+    const icon = document.querySelector('.fa-rocket, .fa-download');
+    const {fontFamily, content} = getComputedStyle(icon, '::before');
+    const loaded = () => document.fonts.check(`900 16px ${fontFamily}`);
+    return document.fonts.ready.then(() => [content.length > 2, loaded()]);
+    """
+    assert browser.execute_script(drawn) == [True, True]
+
+
 def test_images_are_shown(visits):
     assert not wrong(visits, lambda visit: visit.seen["broken"])
 
@@ -220,6 +333,18 @@ def test_no_sideways_scrolling_on_a_phone(visits):
 
 def test_dark_mode_leaves_images_as_they_are(visits):
     assert not wrong(visits, lambda visit: visit.phone["filtered"])
+
+
+def test_no_table_loses_a_column(visits):
+    assert not wrong(visits, lambda visit: visit.seen["lost"] + visit.phone["lost"])
+
+
+def test_labels_are_legible_on_a_phone(visits):
+    assert not wrong(visits, lambda visit: visit.phone["small"])
+
+
+def test_labels_follow_the_mode(visits):
+    assert not wrong(visits, lambda visit: visit.seen["pale"] + visit.phone["dark"])
 
 
 def find(browser, selector):

@@ -8,7 +8,6 @@ import pkgutil
 import re
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -29,32 +28,43 @@ def reference(monkeypatch):
     sys.modules.pop("reference")
 
 
-def test_the_reference_lists_every_module_once_below_its_wing(reference):
-    app, source = SimpleNamespace(env=SimpleNamespace()), ["# The package\n"]
-    reference.write(app, "book/api", source)
-    listed = re.findall(r"^\.\. automodule:: (\S+)$", source[0], re.M)
+def test_the_reference_lists_every_module_once_below_its_wing(reference, tmp_path):
+    reference.write(tmp_path / "api")
+    pages = {path.stem: path.read_text() for path in sorted((tmp_path / "api").iterdir())}
+    listed = {name: re.findall(r"^\.\. automodule:: (\S+)$", text, re.M)
+              for name, text in pages.items()}  # fmt: skip
+    every = [name for names in listed.values() for name in names]
     files = (path for path in (ROOT / "rconv").rglob("*.py") if path.stem != "__main__")
     names = (".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files)
     modules = {name.removesuffix(".__init__") for name in names} - {"rconv"}
-    assert len(listed) == len(set(listed)) and set(listed) == modules
-    last = [name for name in listed if name.count(".") == 1]
-    assert last == list(reference.wings()) and last[0] == "rconv.linalg"
-    assert listed.index("rconv.attack.head") - 1 >= listed.index("rconv.attack")
-    assert re.findall(r"^(#+) ", source[0], re.M).count("##") == len(last)
+    assert len(every) == len(set(every)) and set(every) == modules
+    assert [names[0] for names in listed.values()] == list(reference.wings())
+    assert listed["01_linalg"][0] == "rconv.linalg" and "rconv.attack.head" in every
+    assert all(name.startswith(names[0]) for names in listed.values() for name in names)
+    assert all(re.findall(r"^# ", text, re.M) == ["# "] for text in pages.values())
 
 
-def test_a_page_of_its_own_is_left_alone(reference):
-    source = ["text"]
-    reference.write(SimpleNamespace(), "book/glossary", source)
-    assert source == ["text"]
+def test_only_pages_that_changed_are_written_and_what_is_gone_goes(reference, tmp_path):
+    folder = tmp_path / "api"
+    reference.write(folder)
+    first, second, *_ = sorted(folder.iterdir())
+    untouched = first.stat().st_mtime_ns
+    second.write_text("stale")
+    (folder / "99_gone.md").write_text("a wing that was")
+    reference.write(folder)
+    assert first.stat().st_mtime_ns == untouched
+    assert "automodule" in second.read_text() and not (folder / "99_gone.md").exists()
 
 
-def test_the_reference_is_read_anew_where_a_module_came_or_went(reference):
-    env = SimpleNamespace(rconv_wings=reference.wings())
-    assert reference.note_new(None, env, (), (), ()) == []
-    del env.rconv_wings["rconv.attack"][0]
-    assert reference.note_new(None, env, (), (), ()) == ["book/api"]
-    assert reference.note_new(None, SimpleNamespace(), (), (), ()) == ["book/api"]
+def test_a_name_leads_to_its_lines_in_the_repository(reference):
+    resolve = reference.source("https://host/owner/name", "main")
+    link = resolve("py", {"module": "rconv.attack.attack", "fullname": "Attack.__call__"})
+    path, first, last = re.fullmatch(
+        r"https://host/owner/name/blob/main/(.+)#L(\d+)-L(\d+)", link
+    ).groups()
+    lines = (ROOT / path).read_text().splitlines()[int(first) - 1 : int(last)]
+    assert lines[0].lstrip().startswith(("@", "def __call__"))
+    assert resolve("py", {"module": "rconv.lab.hunt", "fullname": "CASES"}) is None
 
 
 def lookup(path):

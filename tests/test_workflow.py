@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -59,6 +60,13 @@ def test_a_page_and_its_record_the_same_every_time(run, tmp_path):
         assert json.loads(record.read_text()) == [{"dataset": "Photos"}]
         pages.append(page.read_bytes())
     assert pages[0] == pages[1]
+
+
+def test_alternative_texts_are_filled_in(run):
+    cell = "\n```{code-cell}\n:mystnb:\n:  image:\n:    alt: Images of {dataset}\n\nf\n```\n"
+    (run.NOTEBOOKS / "notebook.md").write_text(NOTEBOOK + cell)
+    found = run.prepare(run.NOTEBOOKS / "notebook.md", json.loads(PARAMETERS))
+    assert found.cells[-1].metadata.mystnb.image.alt == "Images of Photos"
 
 
 def test_titles_are_filled_in_and_the_parameters_hidden(run, tmp_path):
@@ -139,3 +147,25 @@ def test_records_are_kept_for_the_points_of_the_grid(tmp_path, monkeypatch):
     module("records").main("paper")
     kept = sorted(path.stem for path in (tmp_path / "book/records").glob("*/*"))
     assert kept == ["A-x", "A-y"], "the new one, and the one that has no result now"
+
+
+def test_every_point_has_the_notebook_that_its_rocket_opens(tmp_path, monkeypatch):
+    for name in ("notebooks", "workflow/grids"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks" / "experiment" / "No-longer.ipynb").write_text("{}")
+    module("launchable").main()
+    made, kept = ({p.relative_to(r): p.read_text() for p in r.glob("notebooks/*/*.ipynb")}
+                  for r in (tmp_path, ROOT))  # fmt: skip
+    assert made == kept, "run `make notebooks`"
+    assert len(made) > 50
+
+
+def test_such_a_notebook_has_its_points_parameters_and_titles():
+    page = nbformat.read(ROOT / "notebooks" / "filters" / "Digits-lenet_main.ipynb", 4)
+    (injected,) = (c for c in page.cells if "injected-parameters" in c.metadata.get("tags", []))
+    values = {}
+    exec(injected.source, values)
+    assert (values["dataset"], values["architecture"]) == ("Digits", "lenet_main")
+    assert any(c.source.startswith("# ") and "Digits" in c.source for c in page.cells)
+    assert not any(cell.get("outputs") for cell in page.cells)

@@ -12,7 +12,8 @@ from rconv.attack.solve import Known, systems
 from rconv.equations.batch import BatchSystem
 from rconv.equations.bounds import Bounds
 from rconv.equations.system import StackedSystem
-from rconv.linalg.dense import null_space, solve_stacked
+from rconv.linalg.cholesky import null_space
+from rconv.linalg.dense import solve_stacked
 from rconv.linalg.equations import FREE
 from rconv.linalg.extremes import extremes
 from rconv.linalg.margin import FEW, PROGRAM

@@ -130,9 +130,9 @@ class FixedSystem:
         """Aᵀ r: (1, m, 1) → (1, n', 1)."""
         return self.system.adjoint(rows)[:, self.free]
 
-    def normal_matrix(self) -> Tensor:
-        """AᵀA, (1, n', n')."""
-        return self.system.normal_matrix()[:, self.free][:, :, self.free]
+    def normal_matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """AᵀA, (1, n', n'), in this precision."""
+        return self.system.normal_matrix(dtype)[:, self.free][:, :, self.free]
 
     def scaled(self) -> "FixedSystem":
         """Both blocks divided by their mean row norm."""

@@ -1,0 +1,112 @@
+"""Sphinx extension: the book carries nothing that no page needs.
+
+After the pages are written: source maps and translations go; pictures are packed as WebP, without
+loss; icons come from the theme's fonts,
+with only the signs that the book uses, and not from the theme's script of 1.5 MB that draws all of
+them anew; stylesheets keep the rules that can match something; the notebooks to download are
+without outputs, as in the repository. Files that are slim already stay as they are.
+"""
+
+import re
+from pathlib import Path
+
+import nbformat
+from fontTools import subset
+from PIL import Image
+from stylesheet import purge
+
+FONTS = "vendor/fontawesome/webfonts"
+UNUSED = ("**/*.map", "locales", f"{FONTS}/*.woff2", "scripts/fontawesome.js")
+STYLES = ("styles/pydata-sphinx-theme.css", "sphinx-design.min.css")
+SCRIPT = re.compile(r"\s*(<!-- So that users can add custom icons -->\s*)?"
+                    r'<script src="[^"]*scripts/fontawesome\.js[^"]*"></script>')  # fmt: skip
+FACE = re.compile(r'(url\([^)]*\.)woff2\) format\("woff2"\),url\([^)]*\.ttf\) format\("truetype"\)')
+SIGN = re.compile(r"\\(f[0-9a-f]{3}|e[0-9a-f]{3})\b")
+PICTURE = re.compile(r"[\w-]+\.png\b")
+WORD = re.compile(r"[\w-]+")
+
+
+def remove(static):
+    """What a browser never asks for."""
+    for pattern in UNUSED:
+        for path in [p for found in static.glob(pattern) for p in (found, *found.rglob("*"))][::-1]:
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+def rewrite(path, change):
+    """Write a text file anew if it changes."""
+    old = path.read_text(encoding="utf-8")
+    new = change(old)
+    if new != old:
+        path.write_text(new, encoding="utf-8")
+    return new
+
+
+def slim_styles(static, words):
+    """Purge the theme's stylesheets; returns the signs of icons that are left in them."""
+    css = ""
+    for name in STYLES:
+        for path in static.glob(name):
+            css += rewrite(
+                path, lambda text: FACE.sub(r'\1woff) format("woff")', purge(text, words))
+            )
+    return {int(sign, 16) for sign in SIGN.findall(css)}
+
+
+def slim_fonts(static, signs):
+    """Fonts of icons with these signs, as WOFF: WOFF2 would need one package more."""
+    for path in static.glob(f"{FONTS}/*.ttf"):
+        options = subset.Options(flavor="woff", notdef_outline=True)
+        font = subset.load_font(str(path), options)
+        chosen = subset.Subsetter(options)
+        chosen.populate(unicodes=signs)
+        chosen.subset(font)
+        subset.save_font(font, str(path.with_suffix(".woff")), options)
+        path.unlink()
+
+
+def slim_pictures(images):
+    """WebP for PNG, pixel by pixel the same; returns what pages should say now for each."""
+    for path in images.glob("*.png"):
+        slim = path.with_suffix(".webp")
+        if not slim.exists():  # the name is a hash of the content
+            with Image.open(path) as image:
+                image.convert("RGBA").save(slim, lossless=True, quality=50, method=3)
+        path.unlink()
+    return {f"{path.stem}.png": path.name for path in images.glob("*.webp")}
+
+
+def without_outputs(text):
+    """A notebook as it is in the repository."""
+    notebook = nbformat.reads(text, nbformat.NO_CONVERT)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    return nbformat.writes(notebook) + "\n"
+
+
+def slim(app, exception):
+    """All of it, once everything is written."""
+    if exception is not None or app.builder.format != "html":
+        return
+    root = Path(app.outdir)
+    static = root / "_static"
+    for path in root.glob("_sources/**/*.ipynb"):
+        rewrite(path, without_outputs)
+    remove(static)
+    pictures = slim_pictures(root / "_images")
+
+    def change(text):
+        text = SCRIPT.sub("", text)
+        return PICTURE.sub(lambda found: pictures.get(found[0], found[0]), text)
+
+    pages = [rewrite(path, change) for path in root.rglob("*.html")]
+    scripts = [path.read_text(encoding="utf-8") for path in static.rglob("*.js")]
+    words = set().union(*(WORD.findall(text) for text in pages + scripts))
+    slim_fonts(static, slim_styles(static, words))
+
+
+def setup(app):
+    """Run after all extensions that copy files."""
+    app.connect("build-finished", slim, priority=900)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
