@@ -188,9 +188,10 @@ def test_audit_prints_the_verdict(capsys):
     out = capsys.readouterr().out
     conv2 = next(line for line in out.splitlines() if line.startswith("conv2"))
     assert conv2.split()[1:4] == ["3072", "3600", "2880"] and "needs hybrid" in conv2
-    *_, verdict, change = out.rstrip().splitlines()
+    *_, verdict, change, batches = out.rstrip().splitlines()
     assert verdict == "dlg_lenet on Digits: needs hybrid"
     assert change.startswith("Cheapest change: conv2 with 9 instead of 12 filters")
+    assert batches.startswith("The gradient of one image tells it, that of more does not; conv2")
 
 
 def test_audit_tries_the_attack_without_the_datasets_files(tmp_path, capsys):
