@@ -2,6 +2,10 @@
 
 The equations are those of small layers, and known by their products alone: memory grows with the
 pixels, not with their square. One image is a batch of one; see `rconv.equations.batch`.
+
+Of 3,072 unknowns by both kinds of equations, with a condition of 10, LSMR needs 0.25 s and the
+dense factorisation 1.0 s, of 9,408 they need 0.7 s and 10 s. But the exact rank is told by the
+latter, and signs and priors need it: it stays up to `rconv.linalg.dense.MAX_UNKNOWNS`.
 """
 
 from dataclasses import replace
