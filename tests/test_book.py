@@ -77,7 +77,7 @@ def test_rockets_pencils_and_issues_lead_to_files_that_exist(book, pages):
     root, missing = book.parents[1], []
     for path, page in pages.items():
         for link in buttons(page):
-            if found := re.search(r"(?:main\?urlpath=lab/tree|(?:blob|edit)/main)/(.+)$", link):
+            if found := re.search(r"(?:main\?urlpath=lab/tree|(?:blob|edit)/main)/([^#]+)", link):
                 missing += [(path.name, link)] * (not (root / found[1]).exists())
     assert not missing
 
