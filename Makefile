@@ -3,6 +3,7 @@
 #   make book        run the embedded grid and build the book (no download of data)
 #   make test        run the tests, the book's included
 #   make paper       the book with the paper's own grid; RCONV_DATA names the data folder
+#   make kept        draw the pages of points whose records are kept, as make book does
 #   make records     keep that grid's results in book/records, as make paper does
 #   make notebooks   write the .ipynb beside each .md in notebooks/, and those of the grids' points
 #   make lint, make clean
@@ -34,7 +35,7 @@ SNAKEMAKE := Select jobs|Execute .* jobs|Using |Assuming |Building DAG|Nothing t
 CHATTER := ^($(SNAKEMAKE)|Elapsed time|\[IPKernelApp\] WARNING)
 HUSH := 2> >(grep --line-buffered -vE '$(CHATTER)' >&2)
 
-.PHONY: book both paper records grid html test notebooks lint clean
+.PHONY: book both paper records grid kept html test notebooks lint clean
 
 book: $(READY) # both with the same warm kernels
 	@$(WARM) $(MAKE) --no-print-directory both WARM=
@@ -52,12 +53,15 @@ records: $(READY)
 
 grid: $(READY)
 	@echo "Grid $(GRID): a page for every dataset and architecture"
-	@$(WARM) $(RUN) snakemake --profile workflow/profiles/$(PROFILE) \
+	@$(WARM) $(RUN) snakemake $(POINT:%=book/%.ipynb) --profile workflow/profiles/$(PROFILE) \
 	    --configfile workflow/grids/$(GRID).yaml $(HUSH)
+
+kept: $(READY)
+	@$(PYTHON) workflow/kept.py
 
 # Sphinx warns of a page only when it reads it. So after a build that failed or was killed, all
 # pages are read again; the notebooks' outputs stay cached.
-html: $(READY)
+html: $(READY) kept
 	@echo "Pages: notebooks that changed are executed"
 	@[ -e _build/complete ] || rm -rf _build/.doctrees
 	@rm -f _build/complete

@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rconv.data import datasets
 from rconv.lab import architectures, archive
 from rconv.lab.experiment import run
 from rconv.lab.records import SUCCESS
@@ -32,12 +34,20 @@ def test_what_is_packed_comes_back_with_four_digits(records):
             assert close or after[key] == value
 
 
-def test_long_runs_are_short_and_the_detail_per_layer_is_left_out():
-    records = [{"kind": "a", "mse": k / 7, "layers": [1, 2]} for k in range(100)]
+def test_long_runs_are_short():
+    records = [{"kind": "a", "mse": k / 7, "residual": 1.0} for k in range(100)]
     packed = archive.pack(records)
     assert packed["runs"] == {"kind": [["a", 100]]}
     assert list(packed["columns"]) == ["mse"]
     assert packed["columns"]["mse"][1] == 0.1429
+
+
+def test_layers_are_packed_one_by_one_and_a_record_may_have_none():
+    layers = [{"name": "fc", "rank": 5, "residual": 1e-9}, {"name": "conv1", "rank": 7}]
+    records = [{"index": 0, "layers": layers}, {"index": 1}]
+    found = archive.unpack(json.loads(json.dumps(archive.pack(records))))
+    kept = [{"name": "fc", "rank": 5}, {"name": "conv1", "rank": 7}]
+    assert found == [{"index": 0, "layers": kept}, {"index": 1, "layers": None}]
 
 
 def test_an_entry_that_some_records_lack_is_none_there():
@@ -51,15 +61,39 @@ def kept(tmp_path):
     records = run("Photos", [1], "lenet_o").records
     source, path = tmp_path / "result.json", tmp_path / "records" / "Photos-lenet_o.json"
     source.write_text(json.dumps(records))
-    archive.write(path, source, "paper", "1.2.3")
+    archive.write(path, source, "paper", "1.2.3", {"images": "1:2"})
     return archive.read(path), records
 
 
 def test_an_archive_says_when_how_and_by_which_version(kept):
     found, (before,) = kept
     assert (found.version, found.grid) == ("1.2.3", "paper") and len(found.date) == 10
+    assert found.torch == torch.__version__ and found.parameters == {"images": "1:2"}
     (after,) = found.records
-    assert after["mse"] == pytest.approx(before["mse"], rel=1e-3) and "layers" not in after
+    assert after["mse"] == pytest.approx(before["mse"], rel=1e-3)
+    assert [x["rank"] for x in after["layers"]] == [x["rank"] for x in before["layers"]]
+
+
+@pytest.mark.parametrize("damage", ["", "[1]", "{}", '{"records": 1}', "half"])
+def test_a_damaged_archive_is_refused_by_its_name(tmp_path, damage):
+    path = tmp_path / "MNIST-lenet.json"
+    path.write_text(KEPT[0].read_text()[:900] if damage == "half" else damage)
+    with pytest.raises(ValueError, match=r"MNIST-lenet.json .*make paper"):
+        archive.read(path)
+
+
+EXPERIMENTS = [path for path in KEPT if path.parent.name == "experiment"]
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_kept_records_are_of_the_parameters_that_they_name(path):
+    kept = archive.read(path)
+    own, asked = kept.records, kept.parameters
+    assert {r["index"] for r in own} == set(datasets.parse_indices(asked["images"]))
+    assert {r["seed"] for r in own} == set(asked["seeds"])
+    assert {r["activation"] for r in own} == set(asked["activations"])
+    single = {r["index"] for r in own if r["dtype"] == "float32"}
+    assert single == set(datasets.parse_indices(asked["single"]))
 
 
 def test_an_archive_knows_when_a_network_has_changed(kept, monkeypatch):
@@ -96,6 +130,7 @@ def test_fresh_results_stand_before_kept_ones(kept, tmp_path, monkeypatch):
             tmp_path / "result.json",
             "paper",
             "1.2.3",
+            {},
         )
     fresh = tmp_path / "fresh" / "experiment" / "Photos-lenet_o.json"
     fresh.write_text('[{"mse": 0.5}]')

@@ -7,7 +7,7 @@ from small import observe, uniform
 from torch import nn
 
 from rconv.attack.attack import Attack
-from rconv.audit import GRADIENT, HYBRID, NOT_UNIQUE, TOO_LARGE, WEIGHT, audit, examine
+from rconv.audit import GRADIENT, HYBRID, NOT_UNIQUE, WEIGHT, audit, examine
 from rconv.audit.generic import meetings
 from rconv.audit.layers import judge
 from rconv.audit.widths import parameters, tied, with_filters
@@ -73,13 +73,14 @@ def test_every_kind_of_verdict_in_one_network():
     assert both.gradient_rank == both.hybrid_rank == 4 * 36, "one Ō, and its rows but once"
 
 
-@pytest.mark.parametrize("filters, verdict", [(5, TOO_LARGE), (1, NOT_UNIQUE)])
-def test_where_a_rank_is_too_large_to_compute_the_count_decides(filters, verdict, monkeypatch):
-    """Of both, no rank is told: the attack leaves the weight constraints out then."""
+@pytest.mark.parametrize("filters, verdict, rank", [(5, HYBRID, 256), (1, NOT_UNIQUE, None)])
+def test_a_rank_too_large_for_a_factorisation_is_told_where_it_is_full(
+    filters, verdict, rank, monkeypatch
+):
     monkeypatch.setattr(dense, "MAX_UNKNOWNS", 250)
     model = seeded(lambda: Blocks(("residual", filters), activation=torch.relu))
     judged = {a.name: a for a in audit(model, SHAPE)}["blocks.0.one and blocks.0.shortcut"]
-    assert (judged.verdict, judged.hybrid_rank, judged.open) == (verdict, None, None)
+    assert (judged.verdict, judged.hybrid_rank) == (verdict, rank)
 
 
 @pytest.mark.parametrize("kind", ["parallel", "plain", "residual"])

@@ -8,6 +8,7 @@ from torch import nn
 from rconv import Attack, UnsupportedModelError
 from rconv.attack.counts import label_counts
 from rconv.attack.disaggregation import disaggregate
+from rconv.data.datasets import load
 from rconv.equations.batch import BatchSystem
 from rconv.lab.metrics import matched
 from rconv.linalg.dense import solve_stacked
@@ -121,6 +122,33 @@ def test_all_images_of_a_batch_come_back(activation, reduction, batch, why):
     assert torch.equal(result.labels[order], labels)
     assert result.gradient_residual.max() < 1e-12
     assert result.doubts == ("",) * 3
+
+
+@pytest.mark.parametrize("dtype, bar", [(torch.float64, 1e-10), (torch.float32, 1e-2)], ids=str)
+def test_signs_close_what_a_batch_leaves_open(dtype, bar):
+    """Six ReLU filters are too few for three digits, whose ink and ReLU outputs are sparse."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 6, 3, 1, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, 1, 1), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(384, 10)).to(dtype)
+    digits = load("Digits", range(3), side=8)
+    x, sent = digits.images.double(), averaged(model, digits.images.to(dtype), digits.labels)
+    plain, closed = (Attack(model, (1, 8, 8), signs=on)(sent, batch=3) for on in (False, True))
+    assert not plain.unique.any() and plain.layers[1].open.min() > 20
+    assert closed.unique.all() and (closed.layers[1].signs == plain.layers[1].open).all()
+    assert relative_error(closed.images[matched(closed.images, x)], x) < bar
+    assert relative_error(plain.images[matched(plain.images, x)], x) > 0.1
+
+
+def test_what_signs_leave_open_too_is_open_in_every_sample_that_it_may_be_of():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 3, 3, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(192, 10)]
+    model, x = nn.Sequential(*layers).double(), uniform(4, 1, 8, 8)
+    found = Attack(model, (1, 8, 8))(averaged(model, x, torch.arange(4)), batch=4)
+    image = found.layers[-1]
+    assert (image.open > 0).all() and not found.unique.any()
+    low, high = found.interval
+    own = x[torch.cdist(x.flatten(1), found.images.flatten(1)).argmin(dim=0)]
+    assert (low - 1e-9 <= own).all() and (own <= high + 1e-9).all()
 
 
 def test_single_precision_and_several_clients():

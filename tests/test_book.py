@@ -22,7 +22,8 @@ class Page(HTMLParser):
 
     def __init__(self, path):
         super().__init__()
-        self.anchors, self.links, self.loads, self.images = {""}, [], [], []
+        self.anchors, self.links, self.loads = {""}, [], []
+        self.images, self.drawings = [], []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
@@ -30,6 +31,8 @@ class Page(HTMLParser):
         self.anchors |= {attributes.get("id"), attributes.get("name")}
         if tag == "a" and "href" in attributes:
             self.links.append(attributes["href"])
+        if "rconv-figure" in (attributes.get("class") or ""):
+            self.drawings.append(attributes.get("aria-label") or "")
         if tag == "img":
             self.images.append((attributes["src"], attributes.get("alt") or ""))
         if tag == "link" and attributes.get("rel") in ("stylesheet", "preload", "icon"):
@@ -66,6 +69,34 @@ def test_images_have_alternative_texts(pages):
     # Where none was given, Sphinx writes the path of the file instead.
     images = {image for page in pages.values() for image in page.images}
     assert not {(src, alt) for src, alt in images if not alt.strip() or "_images/" in alt}
+
+
+def test_drawings_have_alternative_texts(pages):
+    assert sum(len(page.drawings) for page in pages.values()) > 30
+    assert not [path.name for path, page in pages.items() if "" in page.drawings]
+
+
+def test_captions_are_numbered(book):
+    text = (book / "notebooks" / "08_rank.html").read_text()
+    assert re.search(r'class="caption-number">Figure \d+\.1 ?<', text)
+    assert re.search(r'class="caption-number">Table \d+\.1 ?<', text)
+    assert not re.search(r"<em>(Figure|Table)\.</em>", text)
+
+
+@pytest.mark.parametrize(
+    "page", ["04_gradient_constraints", "07_recursion", "08_rank", "16_explore"]
+)
+def test_a_figure_that_one_plays_with_is_the_first(book, page):
+    before, after = (book / "notebooks" / f"{page}.html").read_text().split('class="rconv-play', 1)
+    assert "<h2" not in before and "caption-number" not in before
+    assert 'caption-number">Figure' in after.split("<h2")[0]
+
+
+def test_numbers_are_written_with_powers_of_ten(pages):
+    text = "".join(path.read_text() for path in pages)
+    prose = re.sub(r"<(pre|script|style|svg|code)\b.*?</\1>", "", text, flags=re.S)
+    assert "·10⁻" in prose
+    assert not re.findall(r">[^<]*\b\d(?:\.\d+)?e-\d\d\b[^<]*<", prose)
 
 
 def buttons(page):
@@ -171,25 +202,56 @@ class Visit:
     phone: dict = field(default_factory=dict)
 
 
-SEE = """
-const all = selector => [...document.querySelectorAll(selector)];
+FORM = """
 const name = element => element.outerHTML.slice(0, 120);
+const all = selector => [...document.querySelectorAll(selector)];
+// Scrolled to its end, a table shows its last column, within the window.
+const lost = all('article table').filter(table => {
+  const box = table.parentElement, cell = table.rows[0].cells[table.rows[0].cells.length - 1];
+  box.scrollLeft = 1e6;
+  const end = cell.getBoundingClientRect(), inside = box.getBoundingClientRect();
+  box.scrollLeft = 0;
+  return end.right > Math.min(inside.right, innerWidth) + 1 || end.left < inside.left - 1;
+}).map(name);
+const texts = all('.rconv-figure text, .rconv-diagram text').filter(e => e.getClientRects().length);
+// Exponents are smaller than what they stand at.
+const parts = e => e.childElementCount ? [...e.children] : [e];
+const pixels = e => Math.max(...parts(e).map(part => parseFloat(getComputedStyle(part).fontSize)))
+  * Math.hypot(e.getScreenCTM().a, e.getScreenCTM().b);
+const brightness = e => Math.max(...getComputedStyle(e).fill.match(/[\\d.]+/g).slice(0, 3));
+const own = texts.filter(e => !e.style.fill);  // without a colour of its own
+"""
+
+SEE = (
+    FORM
+    + """
 return {
+  lost,
+  pale: own.filter(e => brightness(e) > 128).map(e => e.textContent),
   unrendered: all('.math').filter(e => !e.querySelector('.katex-html')).map(name),
   errors: all('.katex-error').map(name),
   broken: all('img').filter(e => e.complete && !e.naturalWidth).map(name),
 };
 """
+)
 
-SEE_ON_PHONE = """
+SEE_ON_PHONE = (
+    """
 document.documentElement.dataset.theme = 'dark';
 const root = document.documentElement, article = document.querySelector('.bd-content');
 const images = article ? [...article.querySelectorAll('img')] : [];
+"""
+    + FORM
+    + """
 return {
+  lost,
+  small: texts.filter(e => pixels(e) < 11).map(e => e.textContent + ' ' + pixels(e)),
+  dark: own.filter(e => brightness(e) < 128).map(e => e.textContent),
   sideways: root.scrollWidth - root.clientWidth,
   filtered: images.map(e => getComputedStyle(e).filter).filter(f => f != 'none'),
 };
 """
+)
 
 
 def visit(browser, path):
@@ -271,6 +333,18 @@ def test_no_sideways_scrolling_on_a_phone(visits):
 
 def test_dark_mode_leaves_images_as_they_are(visits):
     assert not wrong(visits, lambda visit: visit.phone["filtered"])
+
+
+def test_no_table_loses_a_column(visits):
+    assert not wrong(visits, lambda visit: visit.seen["lost"] + visit.phone["lost"])
+
+
+def test_labels_are_legible_on_a_phone(visits):
+    assert not wrong(visits, lambda visit: visit.phone["small"])
+
+
+def test_labels_follow_the_mode(visits):
+    assert not wrong(visits, lambda visit: visit.seen["pale"] + visit.phone["dark"])
 
 
 def find(browser, selector):

@@ -71,6 +71,50 @@ def test_gradients_travel_through_files(tmp_path, capsys):
     assert "2 images: 2 unique" in capsys.readouterr().out
 
 
+BATCH = ["-d", "Digits", "-i", "0:3", "-a", "LeakyReLU", "--initialisation", "default",
+         "--filters", "4,40,40,16"]  # fmt: skip
+"""Three digits and a network that tells a batch of them."""
+
+
+def test_a_batch_comes_back_in_the_order_of_its_images(tmp_path, capsys):
+    out, file = tmp_path / "out.png", tmp_path / "out.json"
+    assert main([*BATCH, "--batch", "3", "--out", str(out), "--json", str(file)]) == 0
+    records = json.loads(file.read_text())
+    assert [r["index"] for r in records] == [0, 1, 2]
+    assert [r["batch"] for r in records] == [3, 3, 3]
+    assert all(r["mse"] < 1e-12 and r["unique"] for r in records)
+    assert np.array(Image.open(out)).std() > 10
+    assert "3 images of one batch: 3 unique" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("told", ["3", "auto", "2"])
+def test_the_mean_gradient_of_a_batch_travels_through_a_file(told, tmp_path, capsys):
+    sent, file = str(tmp_path / "g"), tmp_path / "x.json"
+    assert main(["observe", *BATCH, "--batch", "--gradients", sent]) == 0
+    assert "mean gradient of 3 images" in capsys.readouterr().out
+    attacker = ["attack", *BATCH[:2], *BATCH[4:], "--gradients", sent]
+    assert main([*attacker, "--batch", told, "--json", str(file)]) == 0
+    records = json.loads(file.read_text())
+    assert len(records) == (2 if told == "2" else 3)
+    assert all(r["unique"] == (told != "2") for r in records)
+    assert told != "2" or all("rank 3" in r["doubt"] for r in records)
+
+
+NO_BATCHES = {
+    "none": (["--batch", "0"], "whole number from 1"),
+    "no number": (["--batch", "many"], "or auto"),
+    "another number of images": (["-i", "0:2", "--batch", "3"], "name 3"),
+    "as many as classes": (["-i", "0:10", "--batch", "10"], "at most 9 samples"),
+    "alike": (["-i", "4,4,5", "--batch", "auto"], "has the rank of 2"),
+}
+
+
+@pytest.mark.parametrize("arguments, hint", NO_BATCHES.values(), ids=NO_BATCHES)
+def test_what_is_no_batch_is_refused_in_one_line(arguments, hint, capsys):
+    code, told = refusal([*BATCH[:2], *BATCH[4:], *arguments], capsys)
+    assert code == 2 and hint in told and told.count("\n") == 1
+
+
 def update(folder, rate=0.01, dtype=torch.float32):
     """Files of the weights before and after a step on one digit; the options that name them."""
     model = shared_model("Digits", "lenet_main", "Tanh", seed=3).to(dtype)

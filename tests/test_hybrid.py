@@ -12,6 +12,7 @@ from torch import nn
 from rconv.equations.gradient import gradient_matrix
 from rconv.equations.system import StackedSystem
 from rconv.equations.weight import weight_matrix
+from rconv.linalg import dense
 from rconv.linalg.dense import solve_stacked
 from rconv.linalg.equations import Declined, residual
 from rconv.model.activations import from_module
@@ -315,3 +316,41 @@ def test_where_an_error_is_unknown_rows_are_weighed_by_their_size():
 
 def test_where_no_error_is_told_none_is_expected():
     assert solve_stacked(system_of(G)[0], EPS).error.item() == 0
+
+
+@given(geometries(largest=5), SEEDS)
+@settings(max_examples=60, deadline=None)
+def test_single_precision_changes_no_digit_that_counts(g, seed):
+    """Systems of every rank: what is left to single precision is solved as in double."""
+    system, _ = system_of(g, known=0.6, seed=seed)
+    double = solve_stacked(system, EPS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense, "SINGLE_FROM", 1)
+        found = solve_stacked(system, EPS)
+    assert found.rank.item() == double.rank.item()
+    assert found.condition.item() == pytest.approx(double.condition.item(), rel=0.05)
+    off = (found.value - double.value).norm()
+    assert off <= 1e-11 * double.value.norm()
+
+
+@pytest.mark.parametrize("lost", [0, 1, 40])
+def test_a_large_system_is_factored_in_single_precision_only_where_its_rank_is_full(lost):
+    """32 × 32 pixels, all but `lost` of them seen by weight rows of their own."""
+    g = Geometry((1, 32, 32), (1, 32, 32), (1, 1), (1, 1), (0, 0), (1, 1))
+    system, x = system_of(g, gradient=False)
+    weight = system.row_weight.clone()
+    weight.flatten()[:lost] = 0
+    found = solve_stacked(replace(system, row_weight=weight), EPS)
+    single = found.method == ("Cholesky in single precision",)
+    assert single == (lost == 0)
+    assert found.rank.item() == 1024 - lost
+    assert relative_error(found.value[0, lost:, 0], x.flatten()[lost:]) < 1e-14
+
+
+def test_a_badly_conditioned_large_system_is_factored_in_double_precision():
+    g = Geometry((1, 32, 32), (1, 32, 32), (1, 1), (1, 1), (0, 0), (1, 1))
+    system, x = system_of(g, gradient=False)
+    weight = torch.logspace(0, -4, 1024, dtype=torch.float64).reshape(1, 32, 32)
+    found = solve_stacked(replace(system, row_weight=weight), EPS)
+    assert found.method == ("Cholesky",) and found.rank.item() == 1024
+    assert relative_error(found.value[0, :, 0], x.flatten()) < 1e-12

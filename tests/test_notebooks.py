@@ -62,6 +62,14 @@ def test_cells_are_short(path):
     assert widest <= 79, "wider lines do not fit the page"
 
 
+@each_notebook
+def test_few_cells_hide_behind_a_toggle(path):
+    cells = [cell for cell in jupytext.read(path).cells if cell.cell_type == "code"]
+    tags = [set(cell.metadata.get("tags", ())) for cell in cells]
+    toggles = sum(not own.isdisjoint({"hide-input", "hide-output", "hide-cell"}) for own in tags)
+    assert toggles <= 3, "what only draws, lays out or glues is tagged remove-input or remove-cell"
+
+
 def test_setup_cells_name_the_repository():
     url = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
     setup = {code_cells(path)[0] for path in NOTEBOOKS}

@@ -43,5 +43,5 @@ def test_command_lines(command, tmp_path, monkeypatch, capsys):
 
 
 def test_the_two_commands_are_there():
-    assert len(COMMANDS) == 5
+    assert len(COMMANDS) == 6
     assert "make book" in README and "make test" in README

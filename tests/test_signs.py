@@ -24,7 +24,8 @@ from rconv.equations.system import StackedSystem
 from rconv.lab import metrics
 from rconv.lab.architectures import build
 from rconv.linalg import margin, signs
-from rconv.linalg.dense import null_space, solve_stacked
+from rconv.linalg.cholesky import null_space
+from rconv.linalg.dense import solve_stacked
 from rconv.linalg.equations import residual
 from rconv.linalg.extremes import extremes
 from rconv.linalg.signs import Forced
@@ -212,6 +213,8 @@ def test_what_is_fixed_leaves_the_same_equations_for_the_rest(high):
     assert residual(closed, free).abs().max() < 1e-12
     gram, y = closed.normal_matrix(), normal(1, closed.unknowns, 1)
     torch.testing.assert_close(gram @ y, closed.adjoint(closed.product(y)))
+    single = closed.normal_matrix(torch.float32)
+    torch.testing.assert_close(single, gram.float(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(closed.whole(free)[0, :, 0], x.flatten())
     found = solve_stacked(closed, 1e-16)
     if int(found.rank) == closed.unknowns:

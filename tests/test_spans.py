@@ -8,11 +8,19 @@ from small import SEEDS, normal, relative_error
 
 from rconv.attack.spans import Own, enter
 from rconv.equations.spans import Spans, row_space
-from rconv.equations.windows import window_pixels
+from rconv.equations.windows import window_index
 from rconv.linalg.preserved import preserved
 from rconv.model.geometry import Geometry
 
 SQUARE = Geometry((4, 4, 4), (20, 4, 4), (3, 3), (1, 1), (1, 1), (1, 1))
+
+
+def window_pixels(geometry):
+    """(L, kh·kw): the pixel that window p has at offset t, or -1 in the padding."""
+    window = window_index(geometry)
+    pixels = torch.full((geometry.offsets, geometry.positions + 1), -1)
+    pixels.scatter_(1, window, torch.arange(geometry.pixels).expand_as(window))
+    return pixels[:, :-1].T
 
 
 def unfolded(geometry, x):

@@ -17,6 +17,7 @@ def record(mse, rank=64, **changes):
         "constraints": "gradient",
     }
     return {
+        "index": 0,
         "activation": "ReLU",
         "constraints": "paper",
         "dtype": "float64",
@@ -25,6 +26,7 @@ def record(mse, rank=64, **changes):
         "ssim": 1.0,
         "gain": 40.0,
         "unique": rank == 64,
+        "doubt": "" if rank == 64 else f"conv1 has rank {rank} of 64",
         "seconds": 0.005,
         "layers": [layer],
         **changes,
@@ -32,9 +34,26 @@ def record(mse, rank=64, **changes):
 
 
 def test_quality_counts_success_and_takes_what_is_not_finite_for_the_worst():
-    rows = tables.quality_rows([record(1e-20), record(1e-3, rank=50), record(None, rank=0)])
+    records = [record(1e-20), record(1e-3, 50, index=1), record(None, 0, index=2)]
+    rows = tables.quality_rows(records)
     assert len(rows) == 1 and len(rows[0]) == len(tables.QUALITY_HEADER)
-    assert rows[0][:7] == ("ReLU", "paper", "float64", "1 of 3", 1, "1e-03", "inf")
+    success = "1 of 3<br>0 to 96 %"  # Clopper and Pearson's, a little wider: of three clusters
+    assert rows[0][:7] == ("ReLU", "paper", "float64", success, 1, "1e-03", "inf")
+
+
+def test_an_image_attacked_through_several_networks_is_one_draw():
+    one, two = ([record(1e-9, index=k % n) for k in range(8)] for n in (2, 8))
+    assert tables.success(one) == "8 of 8<br>16 to 100 %"
+    assert tables.success(two) == "8 of 8<br>63 to 100 %"
+
+
+def test_failures_are_counted_by_setting_and_reason():
+    noise = "the noise may have grown to 3e-02 of the image"
+    records = [record(1e-20), record(1e-3, 50), record(None, 40), record(1e-2, doubt=noise)]
+    assert tables.failure_rows(records) == [
+        ("ReLU", "paper", "float64", 2, "conv1 is short of rank"),
+        ("ReLU", "paper", "float64", 1, "the noise may have grown to … of the image"),
+    ]
 
 
 def test_quality_has_a_row_for_each_setting_in_their_order():
@@ -54,6 +73,11 @@ def test_ranks_are_spanned_over_the_images():
 )
 def test_explanations_name_the_layer(rank, words):
     assert words in tables.explain(record(1.0, rank))
+
+
+def test_a_record_without_layers_is_explained_by_its_doubt():
+    assert tables.explain(record(1.0, 50, layers=None)) == "conv1 has rank 50 of 64"
+    assert tables.explain(record(1e-9, layers=None)) == "full rank in every layer"
 
 
 def test_worst_first():

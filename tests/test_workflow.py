@@ -62,6 +62,13 @@ def test_a_page_and_its_record_the_same_every_time(run, tmp_path):
     assert pages[0] == pages[1]
 
 
+def test_alternative_texts_are_filled_in(run):
+    cell = "\n```{code-cell}\n:mystnb:\n:  image:\n:    alt: Images of {dataset}\n\nf\n```\n"
+    (run.NOTEBOOKS / "notebook.md").write_text(NOTEBOOK + cell)
+    found = run.prepare(run.NOTEBOOKS / "notebook.md", json.loads(PARAMETERS))
+    assert found.cells[-1].metadata.mystnb.image.alt == "Images of Photos"
+
+
 def test_titles_are_filled_in_and_the_parameters_hidden(run, tmp_path):
     run.main("notebook", tmp_path / "page.ipynb", tmp_path / "record.json", PARAMETERS)
     page = nbformat.read(tmp_path / "page.ipynb", 4)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from grid import points
+from grid import parameters, points
 
 import rconv
 from rconv.lab import archive
@@ -23,11 +23,13 @@ def main(name):
     """Write book/records from results, and say how much it is."""
     config = yaml.safe_load(Path(f"workflow/grids/{name}.yaml").read_text())
     wanted = {
-        Path(notebook, f"{point}.json") for notebook in config for point in points(config[notebook])
+        Path(notebook, f"{point}.json"): parameters(grid, *point.split("-"))
+        for notebook, grid in config.items()
+        for point in points(grid)
     }
-    for path in sorted(wanted):
+    for path, own in sorted(wanted.items()):
         if (RESULTS / path).exists():
-            archive.write(KEPT / path, RESULTS / path, name, rconv.__version__)
+            archive.write(KEPT / path, RESULTS / path, name, rconv.__version__, own)
     for old in KEPT.glob("*/*.json"):
         if old.relative_to(KEPT) not in wanted:
             old.unlink()

@@ -27,12 +27,20 @@ RECORDS = "application/vnd.rconv.records+json"
 
 
 def prepare(path, parameters):
-    """The notebook with its titles filled in: what a code cell prints would be no title."""
+    """The notebook with its titles and alternative texts filled in: no code cell can do that."""
+
+    def fill(text):
+        for name in ("dataset", "architecture"):
+            text = text.replace(f"{{{name}}}", parameters[name])
+        return text
+
     notebook = jupytext.read(path)
     for cell in notebook.cells:
+        image = cell.metadata.get("mystnb", {}).get("image", {})
+        if "alt" in image:
+            image["alt"] = fill(image["alt"])
         if cell.cell_type == "markdown":
-            for name in ("dataset", "architecture"):
-                cell.source = cell.source.replace(f"{{{name}}}", parameters[name])
+            cell.source = fill(cell.source)
     return notebook
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from rconv.attack.layer import is_unsure, layer_report
 from rconv.attack.plan import LayerPlan, gradients_suffice
 from rconv.attack.report import LayerReport
+from rconv.attack.signs import close
 from rconv.attack.solve import Known, at_least, by_weight, gradient_errors, stacked
 from rconv.equations.batch import BatchSystem
 from rconv.equations.gradient import gradient_matrix, gradient_rhs
@@ -56,10 +57,40 @@ def solve_batch(plan: LayerPlan, known: Known) -> tuple[Solution, LayerReport]:
             smaller = bool(hybrid.error.amax() < solved.error.amax())
             if new > own or (new == own and smaller):
                 solved, kind = hybrid, "hybrid"
-    short, value = (solved.rank < unknowns)[:, None], solved.value
-    low, high = (torch.where(short, end, value) for end in plan.bounds)
-    left = torch.zeros_like(solved.rank), torch.zeros_like(value), low, high
-    return solved, layer_report(plan.stage, solved, known.passed, [kind] * len(value), left)
+    dense = len(solved.value) * unknowns <= DENSE and plan.kind == "auto"
+    closes = dense and plan.signs and bool((solved.rank < unknowns).any())
+    solved, left = (_closed if closes else _as_is)(plan, known, solved)
+    return solved, layer_report(plan.stage, solved, known.passed, [kind] * len(solved.rank), left)
+
+
+Left = tuple[Tensor, Tensor, Tensor, Tensor]
+"""The last fields of a report, from `signs` on."""
+
+
+def _as_is(plan: LayerPlan, known: Known, solved: Solution) -> tuple[Solution, Left]:
+    """What is open may be anything in its range."""
+    short = (solved.rank < plan.stage.geometry.unknowns)[:, None]
+    low, high = (torch.where(short, end, solved.value) for end in plan.bounds)
+    return solved, (torch.zeros_like(solved.rank), torch.zeros_like(solved.value), low, high)
+
+
+def _closed(plan: LayerPlan, known: Known, solved: Solution) -> tuple[Solution, Left]:
+    """What the range of the inputs and silent outputs close, of all samples together."""
+    system, precision = _system(plan, known), float(known.precision.amax())
+    joint = solve_stacked(system, precision, weigh="noise")
+    joint = replace(joint, value=joint.value[..., 0])
+    own = LayerPlan(plan.stage, bounds=plan.bounds, prior=False, exact=plan.exact)
+    done = close(own, system, known.passed.weight == 0, joint, precision)
+    if not done.closed:
+        return _as_is(plan, known, solved)
+    batch, unknowns = solved.value.shape
+    gap = system.unknowns - done.solution.rank
+    least = torch.minimum(known.noise.amax(), known.output_noise)
+    value = done.solution.value.reshape(batch, -1)
+    found = _apart(done.solution, value, gap, least)
+    left = (gap - done.closed).clamp(max=unknowns)
+    low, high = (end.reshape(batch, -1) for end in (done.low, done.high))
+    return found, (unknowns - found.rank - left, torch.zeros_like(value), low, high)
 
 
 def _cheapest(plan: LayerPlan, known: Known) -> str:
@@ -110,6 +141,19 @@ def _by_gradient(known: Known) -> Solution:
 
 def _together(plan: LayerPlan, known: Known) -> Solution:
     """Both kinds, the weight constraints where the output is known."""
+    system = _system(plan, known)
+    batch, precision = len(known.output), float(known.precision.amax())
+    least = torch.minimum(known.noise.amax(), known.output_noise)
+    if system.unknowns <= DENSE:
+        joint = solve_stacked(system, precision, weigh="noise")
+        gap = system.unknowns - joint.rank
+        return _apart(joint, joint.value.reshape(batch, -1), gap, least)
+    solution = solve_iterative(system.whitened(), batch)
+    return at_least(replace(solution, value=solution.value.flatten(1)), least)
+
+
+def _system(plan: LayerPlan, known: Known) -> BatchSystem:
+    """The equations of all samples side by side."""
     worst = replace(
         known.passed.select([0]), cotangent_noise=known.passed.cotangent_noise.amax()[None]
     )
@@ -117,7 +161,7 @@ def _together(plan: LayerPlan, known: Known) -> Solution:
     d, kernel = known.gradient.shape[1], known.gradient.shape[3:]
     errors = errors.expand(d * kernel.numel(), 1).reshape(d, 1, *kernel)
     spreads = root_mean_square(known.passed.error)[:, None, None, None]
-    system = BatchSystem(
+    return BatchSystem(
         known.stage,
         known.cotangent,
         known.gradient[0],
@@ -127,14 +171,6 @@ def _together(plan: LayerPlan, known: Known) -> Solution:
         output_error=spreads.expand_as(known.passed.weight),
         bounds=plan.bounds,
     )
-    batch, precision = len(known.output), float(known.precision.amax())
-    least = torch.minimum(known.noise.amax(), known.output_noise)
-    if system.unknowns <= DENSE:
-        joint = solve_stacked(system, precision, weigh="noise")
-        gap = system.unknowns - joint.rank
-        return _apart(joint, joint.value.reshape(batch, -1), gap, least)
-    solution = solve_iterative(system.whitened(), batch)
-    return at_least(replace(solution, value=solution.value.flatten(1)), least)
 
 
 def _apart(joint: Solution, value: Tensor, gap: Tensor, least: Tensor) -> Solution:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rconv.attack.labels import own_logits
 from rconv.attack.report import CLEAR, LayerReport, Reconstruction
+from rconv.linalg.dense import MAX_UNKNOWNS
 from rconv.model.ends import Entry, Head
 from rconv.observe.observation import Gradients
 
@@ -159,7 +160,9 @@ def _layers_reason(result: Reconstruction, i: int, short: list[LayerReport]) -> 
     """Why image i may not be what the client had, as far as its layers and certificate say."""
     revealed = float(result.revealed_noise[i])
     if short:
-        return f"{short[0].name} has rank {int(short[0].rank[i])} of {short[0].unknowns}"
+        rank, n = int(short[0].rank[i]), short[0].unknowns
+        more = "" if n <= MAX_UNKNOWNS else ", too large for signs and a prior to close it"
+        return f"{short[0].name} has rank {rank} of {n}{more}"
     if revealed > 0:
         return f"the gradients carry a noise of {revealed:.0e} that was not told"
     if int(result.twins[i]):

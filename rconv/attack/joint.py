@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 
 from rconv.attack.channels import best_noise, shared_rows
+from rconv.attack.large import CLASS
 from rconv.attack.layer import is_better, is_unsure, solve_layer
 from rconv.attack.plan import LayerPlan
 from rconv.attack.report import LayerReport
@@ -20,6 +21,7 @@ from rconv.attack.weak import with_weight_rows
 from rconv.equations.joint import JointSystem
 from rconv.linalg.dense import solve_stacked
 from rconv.linalg.equations import DenseRows
+from rconv.linalg.iterative import solve_iterative
 from rconv.linalg.normal import independent, least_squares
 from rconv.linalg.shared import SharedRows
 from rconv.linalg.solution import Solution
@@ -61,6 +63,7 @@ def solve_joint(
         How well it is determined; its name is that of all its convolutions.
     """
     apart = all(plan.kind in ("auto", "gradient") for plan in plans)
+    apart &= plans[0].stage.geometry.pixels <= CLASS
     parts, kinds = [], []
     for i in range(len(known[0].gradient)):
         own = [each.select([i]) for each in known]
@@ -69,7 +72,8 @@ def solve_joint(
         if not apart:
             kind = "hybrid"
         elif not frugal and _more_may_help(plans, own, solved):
-            other = with_weight_rows(plans, own, mine) or _together(plans, own, mine)
+            other = with_weight_rows(plans, own, mine) if plans[0].affordable else None
+            other = other or _together(plans, own, mine)
             if is_better(other, solved, 0):
                 solved, kind = other, "hybrid"
         parts.append(solved)
@@ -80,7 +84,7 @@ def solve_joint(
 
 def _more_may_help(plans: Sequence[LayerPlan], known: Sequence[Known], solved: Solution) -> bool:
     """Whether one image's answer lacks rank or amplifies noise, and there are further rows."""
-    if any(plan.kind != "auto" or not plan.affordable for plan in plans):
+    if any(plan.kind != "auto" for plan in plans):
         return False
     rows = any(bool((own.passed.weight > 0).any()) for own in known)
     noise = torch.stack([own.noise for own in known]).amin(dim=0)
@@ -129,7 +133,11 @@ def joint_system(
 def _together(plans: Sequence[LayerPlan], known: Sequence[Known], told: Told | None) -> Solution:
     """Its solution."""
     precision = float(torch.stack([own.precision for own in known]).amax())
-    solution = solve_stacked(joint_system(plans, known, told), precision, weigh="noise")
+    system = joint_system(plans, known, told)
+    if plans[0].affordable:
+        solution = solve_stacked(system, precision, weigh="noise")
+    else:
+        solution = solve_iterative(system.whitened())
     return at_least(replace(solution, value=solution.value.flatten(1)), best_noise(known, told))
 
 

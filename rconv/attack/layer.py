@@ -7,10 +7,11 @@ from torch import Tensor
 
 from rconv.attack.apart import by_signs_apart
 from rconv.attack.backward import Passed
+from rconv.attack.large import by_gradients, matrix_free
 from rconv.attack.plan import LayerPlan
 from rconv.attack.report import LayerReport
 from rconv.attack.signs import by_signs
-from rconv.attack.solve import Known, by_gradient, by_weight, stacked
+from rconv.attack.solve import Known, by_weight, stacked
 from rconv.linalg.solution import Solution
 from rconv.model.geometry import Stage
 
@@ -53,23 +54,29 @@ def solve_layer(
     for kind, sparse, where in _groups(kinds, by_model, noise.device):
         own = known.select(where)
         if kind == "gradient":
-            parts.append(by_gradient(own))
+            parts.append(by_gradients(own))
+        elif not plan.affordable:
+            parts.append(matrix_free(plan, own, kind))
         elif sparse:
             parts.append(by_weight(plan, own))
         else:
             parts.append(stacked(plan, own, gradients=kind == "hybrid"))
         order.append(where)
     solved = Solution.concatenate(parts).select(torch.cat(order).argsort())
-    if plan.kind == "auto" and plan.affordable:
+    if plan.kind == "auto":
         unsure = is_unsure(solved, plan.stage.geometry.unknowns, noise) & known.some
         for i in [] if frugal else unsure.nonzero()[:, 0].tolist():
             if kinds[i] == "hybrid":
                 continue
-            other = stacked(plan, known.select([i]))
+            other = _hybrid(plan, known.select([i]))
             if is_better(other, solved, i):
                 solved, kinds[i] = solved.replace(i, other), "hybrid"
     solved, left = _closed(plan, known, solved)
     return solved, layer_report(plan.stage, solved, known.passed, kinds, left)
+
+
+def _hybrid(plan: LayerPlan, known: Known) -> Solution:
+    return stacked(plan, known) if plan.affordable else matrix_free(plan, known, "hybrid")
 
 
 def _closed(
@@ -97,7 +104,7 @@ def _cheapest(plan: LayerPlan, known: Known, noise: Tensor) -> tuple[list[str], 
     # Where no output is known, as below a sum, there is no choice.
     kinds = [plan.cheapest(whole, own_noise) if own or plan.kind != "auto" else "gradient"
              for whole, own, own_noise in each]  # fmt: skip
-    by_model = [k and kind == "weight" and plan.system is not None
+    by_model = [k and kind == "weight" and plan.affordable and plan.system is not None
                 for k, kind in zip(told, kinds, strict=True)]  # fmt: skip
     return kinds, by_model
 

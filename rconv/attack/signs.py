@@ -9,8 +9,11 @@ from torch import Tensor
 from rconv.attack.plan import LayerPlan
 from rconv.attack.prior import fill
 from rconv.attack.solve import Known, systems
+from rconv.equations.batch import BatchSystem
 from rconv.equations.bounds import Bounds
-from rconv.linalg.dense import null_space, solve_stacked
+from rconv.equations.system import StackedSystem
+from rconv.linalg.cholesky import null_space
+from rconv.linalg.dense import solve_stacked
 from rconv.linalg.equations import FREE
 from rconv.linalg.extremes import extremes
 from rconv.linalg.margin import FEW, PROGRAM
@@ -67,10 +70,34 @@ def by_signs(plan: LayerPlan, known: Known, solution: Solution, *, scale: float 
     Completed
         With the given solution where the inequalities close nothing or contradict the equations.
     """
-    (system,), scale = systems(plan, known), float(root_mean_square(solution.value)[0]) or scale
-    silent = (known.passed.weight[0] == 0) & plan.stage.activation.flat
-    silent &= plan.stage.row_norms() > 0
-    value = solution.value[0]
+    (system,), silent = systems(plan, known), known.passed.weight[0] == 0
+    return close(plan, system, silent, solution, float(known.precision[0]), scale=scale)
+
+
+def close(
+    plan: LayerPlan,
+    system: StackedSystem | BatchSystem,
+    silent: Tensor,
+    solution: Solution,
+    precision: float,
+    *,
+    scale: float = 0.0,
+) -> Completed:
+    """`by_signs` for the equations of an image, or of a batch.
+
+    Parameters
+    ----------
+    plan, solution, scale
+        As `by_signs` takes them.
+    system : StackedSystem or BatchSystem
+        The equations.
+    silent : Tensor
+        Shaped as the system's output, bool: where no output is known.
+    precision : float
+        Relative noise of the equations.
+    """
+    value, scale = solution.value[0], float(root_mean_square(solution.value)[0]) or scale
+    silent = silent & plan.stage.activation.flat & (plan.stage.row_norms() > 0)
     ends = [torch.full_like(value, end) for end in plan.bounds]
     as_is = Completed(solution, 0, torch.zeros_like(value), *ends)
     if not 0 < scale < torch.inf or (plan.bounds == FREE and not silent.any()):
@@ -85,7 +112,7 @@ def by_signs(plan: LayerPlan, known: Known, solution: Solution, *, scale: float 
     if lowest is not None:
         found = forced_at(bounds.along(lowest, basis)[0] / scale, slopes, noise)
     if found is not None and found.active.any():
-        done = _closed(bounds, found, solution, float(known.precision[0]))
+        done = _closed(bounds, found, solution, precision)
         if done is None:
             return as_is
         as_is, basis = done

@@ -3,6 +3,7 @@
 Nothing here sees images or gradients; to try the attack on images is `rconv.lab.trial`.
 """
 
+from rconv.audit.batches import BatchLimit, batch_limits, weakest
 from rconv.audit.change import Change, Findings, examine
 from rconv.audit.layers import (
     EMBEDDING,
@@ -27,14 +28,17 @@ __all__ = [
     "SPAN",
     "TOO_LARGE",
     "WEIGHT",
+    "BatchLimit",
     "Change",
     "Findings",
     "LayerAudit",
     "Width",
     "audit",
+    "batch_limits",
     "class_bound",
     "examine",
     "filters_needed",
     "gradient_rank",
     "overall",
+    "weakest",
 ]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from rconv.attack.ways import ways_into
+from rconv.audit.batches import BatchLimit, limits
 from rconv.audit.generic import meetings
 from rconv.audit.layers import (
     NOT_UNIQUE,
@@ -18,7 +19,7 @@ from rconv.audit.layers import (
 from rconv.audit.needed import Width, met_at, width_of
 from rconv.audit.widths import parameters, with_filters
 from rconv.model.ends import Entry
-from rconv.model.nodes import Network
+from rconv.model.nodes import Network, UnsupportedModelError
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,14 @@ class Findings:
     change : Change or None
         The cheapest that makes the model one that does not leak uniquely; None where it is one
         already, or no change of one convolution's filters does.
+    batches : list of BatchLimit
+        Head first; none where the attack takes no batches of the model.
     """
 
     layers: list[LayerAudit]
     widths: list[Width]
     change: Change | None
+    batches: list[BatchLimit]
 
     @property
     def verdict(self) -> str:
@@ -96,14 +100,18 @@ def examine(
     options = {"active": active, "seed": seed}
     layers = audit_network(network, **options)
     if isinstance(network.head, Entry):
-        return Findings(layers, [], None)
+        return Findings(layers, [], None, [])
     found = [
         (i, width_of(network, met, i, **options))
         for met in meetings(network, *drawn(network, active, seed))
         for i, _ in network.fed_by(met.node)
     ]
     change = None if overall(layers) == NOT_UNIQUE else _cheapest(network, found, **options)
-    return Findings(layers, [width for _, width in found], change)
+    try:
+        batches = limits(network, **options)
+    except UnsupportedModelError:
+        batches = []
+    return Findings(layers, [width for _, width in found], change, batches)
 
 
 def _cheapest(

@@ -38,7 +38,7 @@ class LayerAudit:
         Weight equations that are available: all, or the active ones of a ReLU; and entries that
         a sum or a concatenation above tells.
     hybrid_rank : int or None
-        Rank of all together; None where it is too large to compute.
+        Rank of all together; None where it is too large to compute exactly, and not full.
     verdict : str
         What follows.
     """
@@ -142,7 +142,7 @@ def judge(met: Meeting) -> LayerAudit:
     hybrid: int | None = rank
     if rank < n:
         verdict = NOT_UNIQUE
-        if not met.plans[0].affordable and met.weight_rows:  # which the attack leaves out then
+        if not met.plans[0].affordable and met.weight_rows:  # or LSMR did not converge
             hybrid = None
             verdict = TOO_LARGE if gradient + met.weight_rows >= n else NOT_UNIQUE
     elif kind == "weight" or met.told_whole:

@@ -1,17 +1,16 @@
 """The command line's arguments."""
 
 import argparse
-import re
 from importlib.metadata import version
 from typing import TextIO
 
+from rconv.cli import values
 from rconv.cli.models import DEFAULT
 from rconv.cli.own import FORM
 from rconv.cli.terminal import complain, say
 from rconv.data import datasets
 from rconv.lab.architectures import ACTIVATIONS, ARCHITECTURES, SEED
 from rconv.lab.experiment import DTYPES
-from rconv.lab.photographs import MOST
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,24 +49,36 @@ def _add_attack(commands: argparse._SubParsersAction) -> None:
         default="auto",
         help="auto (default), paper, gradient, weight, hybrid, or a list with one per convolution",
     )
+    attack.add_argument(
+        "--batch",
+        type=values.batch,
+        default=1,
+        metavar="B",
+        help="images of each client's step, which sends their mean gradient (default 1): those "
+        "that -i names, or those behind a file of gradients; auto reads B from the gradient",
+    )
     _add_received(attack)
     attack.add_argument("--strict", action="store_true", help="fail where an image is not unique")
     attack.add_argument(
-        "--out", type=_path, help="picture: original, reconstruction and magnified error"
+        "--out", type=values.path, help="picture: original, reconstruction and magnified error"
     )
-    attack.add_argument("--json", type=_path, help="write one record per image")
+    attack.add_argument("--json", type=values.path, help="write one record per image")
     attack.set_defaults(command="attack")
 
 
 def _add_received(attack: argparse.ArgumentParser) -> None:
     sent = attack.add_mutually_exclusive_group()
     sent.add_argument(
-        "--gradients", type=_path, help="attack a .safetensors file of gradients instead"
+        "--gradients", type=values.path, help="attack a .safetensors file of gradients instead"
     )
     sent.add_argument(
-        "--after", type=_path, help="or one of the weights that a client sent after a step of SGD"
+        "--after",
+        type=values.path,
+        help="or one of the weights that a client sent after a step of SGD",
     )
-    attack.add_argument("--before", type=_path, help="with --after: the weights before the step")
+    attack.add_argument(
+        "--before", type=values.path, help="with --after: the weights before the step"
+    )
     attack.add_argument("--lr", type=float, help="with --after: the learning rate of the step")
     attack.add_argument("--weight-decay", type=float, help="with --after: of the step (default 0)")
 
@@ -80,7 +91,7 @@ def _add_audit(commands: argparse._SubParsersAction) -> None:
     tried = audit.add_mutually_exclusive_group()
     tried.add_argument(
         "--trials",
-        type=_trials,
+        type=values.trials,
         default=4,
         metavar="N",
         help="photographs that the attack is tried on (default 4), 0 for the rank alone",
@@ -91,7 +102,9 @@ def _add_audit(commands: argparse._SubParsersAction) -> None:
         "--active", type=float, default=0.5, help="share of active ReLU outputs (default 0.5)"
     )
     audit.add_argument(
-        "--html", type=_path, help="write the answer as a page to hand on, one file without links"
+        "--html",
+        type=values.path,
+        help="write the answer as a page to hand on, one file without links",
     )
     audit.set_defaults(command="audit")
 
@@ -101,10 +114,13 @@ def _add_observe(commands: argparse._SubParsersAction) -> None:
     _add_model(observe)
     _add_images(observe)
     observe.add_argument(
-        "--gradients", type=_path, required=True, help=".safetensors file to write"
+        "--gradients", type=values.path, required=True, help=".safetensors file to write"
     )
     observe.add_argument(
-        "--save-weights", type=_path, help=".safetensors file to write the model's weights to"
+        "--save-weights", type=values.path, help=".safetensors file to write the model's weights to"
+    )
+    observe.add_argument(
+        "--batch", action="store_true", help="the images are one batch: write their mean gradient"
     )
     observe.set_defaults(command="observe")
 
@@ -113,9 +129,11 @@ def _add_snapshot(commands: argparse._SubParsersAction) -> None:
     snapshot = commands.add_parser("snapshot", help="write the first images of a dataset to a file")
     snapshot.add_argument("-d", "--dataset", required=True, choices=datasets.CLASSES)
     snapshot.add_argument("-n", "--count", type=int, default=200)
-    snapshot.add_argument("--data-dir", type=_path, help="folder of the datasets (or $RCONV_DATA)")
     snapshot.add_argument(
-        "--out-dir", type=_path, help="folder to write to (default the data folder)"
+        "--data-dir", type=values.path, help="folder of the datasets (or $RCONV_DATA)"
+    )
+    snapshot.add_argument(
+        "--out-dir", type=values.path, help="folder to write to (default the data folder)"
     )
     snapshot.set_defaults(command="snapshot")
 
@@ -131,26 +149,26 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     named.add_argument(
         "--model",
-        type=_path,
+        type=values.path,
         metavar="FILE.py:NAME",
         help=f"a model of your own, {FORM}: a class or function without arguments, or a model. "
         "This RUNS the code in it. It is taken in evaluation mode",
     )
     parser.add_argument(
-        "--input-shape", type=_shape, metavar="C,H,W", help="with --model: of one image"
+        "--input-shape", type=values.shape, metavar="C,H,W", help="with --model: of one image"
     )
     parser.add_argument("-d", "--dataset", choices=datasets.CLASSES, default=datasets.DEFAULT)
     parser.add_argument(
         "-a", "--activation", choices=ACTIVATIONS, help="where the architecture leaves it open"
     )
     parser.add_argument(
-        "--seed", type=_seed, help=f"of the initialisation (default the paper's, {SEED})"
+        "--seed", type=values.seed, help=f"of the initialisation (default the paper's, {SEED})"
     )
     parser.add_argument(
-        "--filters", type=_filters, help="filters per convolution, e.g. 16,24,12,12"
+        "--filters", type=values.filters, help="filters per convolution, e.g. 16,24,12,12"
     )
     parser.add_argument("--initialisation", choices=("uniform", "default"))
-    parser.add_argument("--weights", type=_path, help=".safetensors file of trained weights")
+    parser.add_argument("--weights", type=values.path, help=".safetensors file of trained weights")
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
@@ -160,38 +178,7 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_client(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-dir", type=_path, help="folder of the datasets (or $RCONV_DATA)")
+    parser.add_argument(
+        "--data-dir", type=values.path, help="folder of the datasets (or $RCONV_DATA)"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default=next(iter(DTYPES)))
-
-
-def _path(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("the path is empty")
-    return text
-
-
-def _seed(text: str) -> int:
-    # PyTorch's generator takes 64 bits.
-    if not re.fullmatch("[0-9]{1,19}", text) or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"takes a whole number from 0 to 2^63 - 1, got {text!r}")
-    return int(text)
-
-
-def _trials(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,3}", text) or int(text) > MOST:
-        raise argparse.ArgumentTypeError(f"takes a whole number from 0 to {MOST}, got {text!r}")
-    return int(text)
-
-
-def _shape(text: str) -> tuple[int, int, int]:
-    if not re.fullmatch("[0-9]{1,5}(,[0-9]{1,5}){2}", text) or 0 in map(int, text.split(",")):
-        raise argparse.ArgumentTypeError(f"takes three numbers such as 3,64,64, got {text!r}")
-    channels, height, width = map(int, text.split(","))
-    return channels, height, width
-
-
-def _filters(text: str) -> list[int]:
-    numbers = text.split(",")
-    if not all(re.fullmatch("[0-9]{1,6}", number.strip()) for number in numbers):
-        raise argparse.ArgumentTypeError(f"takes numbers such as 16,24,12,12, got {text!r}")
-    return [int(number) for number in numbers]

@@ -52,7 +52,8 @@ Attacked = tuple[list[Record], Tensor, Tensor | None]
 
 def _attack_images(arguments: argparse.Namespace, constraints: str | list[str]) -> Attacked:
     a = arguments
-    options = {"dtype": a.dtype, "constraints": constraints, "progress": watched()}
+    options = {"dtype": a.dtype, "constraints": constraints, "batch": a.batch}
+    options["progress"] = watched()
     if a.model is None:
         indices, name = datasets.parse_indices(a.index), a.architecture or DEFAULT
         options |= {**given_options(a), "device": a.device, "data_dir": a.data_dir}
@@ -76,6 +77,7 @@ def _attack_file(arguments: argparse.Namespace, constraints: str | list[str]) ->
     start = time.perf_counter()
     reconstruction = prepared(
         received.gradients,
+        batch=arguments.batch,
         noise=received.noise,
         strict=arguments.strict,
         progress=watched(),
@@ -87,6 +89,8 @@ def _attack_file(arguments: argparse.Namespace, constraints: str | list[str]) ->
         **received.settings,
         "seconds": (time.perf_counter() - start) / len(reconstruction.images),
     }
+    if arguments.batch != 1:
+        settings["batch"] = arguments.batch
     return make_records(reconstruction, settings), reconstruction.images, None
 
 
@@ -97,12 +101,14 @@ def observe(arguments: argparse.Namespace) -> None:
     check_files(outputs, {"--weights": arguments.weights})
     own = shared(arguments, arguments.dtype)
     truth = images_for(arguments, own.input_shape)
-    gradients = client_gradients(own.model, own.architecture, truth, arguments.dtype)
+    options = {"dtype": arguments.dtype, "together": arguments.batch}
+    gradients = client_gradients(own.model, own.architecture, truth, **options)
     check_gradients(own.model, gradients)
     write_tensors(arguments.gradients, gradients)
     if arguments.save_weights is not None:
         write_tensors(arguments.save_weights, own.model.state_dict())
-    say(f"gradients of {len(truth)} images of {truth.name}: {arguments.gradients}")
+    what = "mean gradient" if arguments.batch else "gradients"
+    say(f"{what} of {len(truth)} images of {truth.name}: {arguments.gradients}")
 
 
 def snapshot(arguments: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ def judge(arguments: argparse.Namespace) -> None:
     given = None if a.index is None else images_for(a, own.input_shape)
     found = examine(own.model, own.input_shape, active=a.active)
     say(table(shown.HEADER, shown.layer_rows(found)))
-    say(f"{own.title}: {found.verdict}\n{shown.cheapest(found)}")
+    say(f"{own.title}: {found.verdict}\n{shown.cheapest(found)}\n{shown.batches(found)}")
     tried = None
     try:
         if given is not None or a.trials:

@@ -10,14 +10,17 @@ the cotangents: nothing but maps is stored. One sample is the case B = 1.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from rconv.equations.gradient import gradient_matrix
+from rconv.equations.precondition import Block, Preconditioner
 from rconv.equations.weighing import TwoKinds
 from rconv.equations.weight import weight_gram
+from rconv.equations.windows import residue_classes
 from rconv.linalg.equations import FREE, UNKNOWN
 from rconv.model.geometry import Stage
 
@@ -51,6 +54,8 @@ class BatchSystem(TwoKinds):
         That of `output` times `row_weight`, broadcasts to it.
     bounds : tuple of float
         Of X.
+    has_gradients : bool
+        Whether the gradient rows are used; all zero else.
     """
 
     stage: Stage
@@ -62,8 +67,7 @@ class BatchSystem(TwoKinds):
     gradient_error: Tensor = UNKNOWN
     output_error: Tensor = UNKNOWN
     bounds: tuple[float, float] = FREE
-
-    has_gradients = True
+    has_gradients: bool = True
 
     @property
     def unknowns(self) -> int:
@@ -73,31 +77,40 @@ class BatchSystem(TwoKinds):
     @property
     def rhs(self) -> Tensor:
         """b, (1, m, 1)."""
-        return self._rows(self.gradient_weight * self.gradient, self.row_weight * self.output)
+        gradient = self.gradient_weight * self.gradient * self.has_gradients
+        return self._rows(gradient, self.row_weight * self.output)
 
     def product(self, x: Tensor) -> Tensor:
         """A x of all rows: (1, n, 1) → (1, m, 1)."""
         maps = x.reshape(-1, *self.stage.geometry.input)
-        own = conv2d_weight(maps, self.gradient.shape, self.cotangent, **self._shifts)
-        return self._rows(self.gradient_weight * own, self.row_weight * self.stage.convolve(maps))
+        own, outputs = torch.zeros_like(self.gradient), torch.zeros_like(self.output)
+        if self.has_gradients:
+            own = conv2d_weight(maps, self.gradient.shape, self.cotangent, **self._shifts)
+        if self._has_outputs:
+            outputs = self.stage.convolve(maps)
+        return self._rows(self.gradient_weight * own, self.row_weight * outputs)
 
     def adjoint(self, rows: Tensor) -> Tensor:
         """Aᵀ r: (1, m, 1) → (1, n, 1)."""
         gradient, weight = rows.flatten().split([self.gradient.numel(), self.output.numel()])
         own = self.gradient_weight * gradient.reshape(self.gradient.shape)
-        shape = (len(self.output), *self.stage.geometry.input)
-        back = conv2d_input(shape, own, self.cotangent, **self._shifts)
-        weight = self.row_weight * weight.reshape(self.output.shape)
-        return (back + self.stage.transpose(weight)).reshape(1, -1, 1)
+        back = rows.new_zeros(len(self.output), *self.stage.geometry.input)
+        if self.has_gradients:
+            back = back + conv2d_input(back.shape, own, self.cotangent, **self._shifts)
+        if self._has_outputs:
+            weight = self.row_weight * weight.reshape(self.output.shape)
+            back = back + self.stage.transpose(weight)
+        return back.reshape(1, -1, 1)
 
-    def normal_matrix(self) -> Tensor:
-        """AᵀA of all rows, (1, n, n), dense."""
+    def normal_matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """AᵀA of all rows, (1, n, n), dense, in this precision."""
         g, batch = self.stage.geometry, len(self.output)
-        gram = self.gradient.new_zeros(batch, g.unknowns, batch, g.unknowns)
-        for i, own in enumerate(self.row_weight):
-            gram[i, :, i] = weight_gram(self.stage.weight, own.flatten(1), g)
+        gram = self.gradient.new_zeros(batch, g.unknowns, batch, g.unknowns, dtype=dtype)
+        for i, own in enumerate(self.row_weight.to(dtype)):
+            gram[i, :, i] = weight_gram(self.stage.weight.to(dtype), own.flatten(1), g)
         factor = self.gradient_weight.expand(g.output[0], 1, *g.kernel).reshape(-1, 1)
-        matrix = torch.cat([a * factor for a in gradient_matrix(self.cotangent, g)], dim=1)
+        rows = [a * factor for a in gradient_matrix(self.cotangent, g)]
+        matrix = torch.cat(rows, dim=1).to(dtype)
         shared = (matrix.mT @ matrix).reshape(batch, g.pixels, batch, g.pixels)
         for c in range(g.input[0]):
             cut = slice(c * g.pixels, (c + 1) * g.pixels)
@@ -121,6 +134,24 @@ class BatchSystem(TwoKinds):
         shape, squares = (g.output[0], 1, *g.kernel), self.cotangent.square()
         gradient = conv2d_weight(ones, shape, squares, **self._shifts).clamp(min=0).sqrt()
         return gradient * self.gradient_weight, self.stage.row_norms() * self.row_weight
+
+    def preconditioner(self) -> Preconditioner:
+        """P⁻¹ for these rows, as they are weighed."""
+        g, batch = self.stage.geometry, len(self.output)
+        squares = (self.stage.row_norms() * self.row_weight).square().sum()
+        factor = self.gradient_weight.expand(g.output[0], 1, *g.kernel).flatten(1)
+        blocks = []
+        for offsets, pixels in residue_classes(g) if self.has_gradients else ():
+            parts = gradient_matrix(self.cotangent, g, (offsets, pixels))
+            weight = factor[:, offsets].reshape(-1, 1)
+            blocks.append(Block.of(torch.cat([own * weight for own in parts], dim=1), pixels))
+        shape = (batch, g.input[0], g.pixels)
+        return Preconditioner.of(blocks, shape, float(squares / self.unknowns))
+
+    @cached_property
+    def _has_outputs(self) -> bool:
+        """Whether any output is known."""
+        return bool(self.row_weight.any())
 
     @property
     def _shifts(self) -> dict[str, tuple[int, int]]:

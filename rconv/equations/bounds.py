@@ -1,5 +1,7 @@
 """What is known of a convolution's input besides equations: its range, and silent outputs.
 
+The input is that of one image, or those of a batch side by side.
+
 Behind a ReLU nothing is negative, an image has its range, and where a ReLU is silent, the output
 of the convolution is not positive. Inequalities that leave no room become equations again.
 """
@@ -10,22 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rconv.equations.batch import BatchSystem
 from rconv.equations.system import StackedSystem
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Inequalities of one image's unknown vec(X).
+    """Inequalities of the unknown vec(X).
 
     Parameters
     ----------
-    system : StackedSystem
+    system : StackedSystem or BatchSystem
         Its equations; their `bounds` are the range of X.
     silent : Tensor
-        (D, Ho, Wo), bool: outputs O that are known not to be positive.
+        Shaped as the system's output, bool: outputs O that are known not to be positive.
     """
 
-    system: StackedSystem
+    system: StackedSystem | BatchSystem
     silent: Tensor
 
     def along(self, start: np.ndarray, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +46,7 @@ class Bounds:
             margins.append(high - start)
             slopes.append(-basis)
         if self.silent.any():
-            norms = self.system.stage.row_norms()[self.silent].cpu().numpy()
+            norms = self.system.stage.row_norms().expand_as(self.silent)[self.silent].cpu().numpy()
             margins.append(-self._outputs(start[:, None], biased=True)[:, 0] / norms)
             slopes.append(-self._outputs(basis, biased=False) / norms[:, None])
         if not margins:
@@ -76,22 +79,22 @@ class Bounds:
         output = stage.convolve(x)
         if biased and stage.bias is not None:
             output = output + stage.bias[:, None, None]
-        return output[:, self.silent].T.cpu().numpy()
+        return output.reshape(-1, *self.silent.shape)[:, self.silent].T.cpu().numpy()
 
 
 @dataclass(frozen=True)
 class FixedSystem:
-    """A stacked system some of whose unknowns are known; see `rconv.linalg.equations.Equations`.
+    """A system some of whose unknowns are known; see `rconv.linalg.equations.Equations`.
 
     Parameters
     ----------
-    system : StackedSystem
+    system : StackedSystem or BatchSystem
         Of all unknowns.
     fixed : Tensor
         (n,): their values, NaN for those that are to be found.
     """
 
-    system: StackedSystem
+    system: StackedSystem | BatchSystem
     fixed: Tensor
 
     @property
@@ -127,9 +130,9 @@ class FixedSystem:
         """Aᵀ r: (1, m, 1) → (1, n', 1)."""
         return self.system.adjoint(rows)[:, self.free]
 
-    def normal_matrix(self) -> Tensor:
-        """AᵀA, (1, n', n')."""
-        return self.system.normal_matrix()[:, self.free][:, :, self.free]
+    def normal_matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """AᵀA, (1, n', n'), in this precision."""
+        return self.system.normal_matrix(dtype)[:, self.free][:, :, self.free]
 
     def scaled(self) -> "FixedSystem":
         """Both blocks divided by their mean row norm."""

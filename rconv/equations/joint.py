@@ -1,5 +1,6 @@
 """Everything linear in one map: the rows of all convolutions that take it, and known entries."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -64,14 +65,18 @@ class JointSystem:
             back = back + part.adjoint(part_rows)
         return back
 
-    def normal_matrix(self) -> Tensor:
-        """AᵀA of all rows, (1, n, n)."""
+    def normal_matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """AᵀA of all rows, (1, n, n), in this precision."""
         first, *others = self.parts
-        gram = first.normal_matrix()
+        gram = first.normal_matrix(dtype)
         for part in others:
-            gram += part.normal_matrix()
-        gram[0].diagonal().add_(self.weight**2)
+            gram += part.normal_matrix(dtype)
+        gram[0].diagonal().add_(self.weight.to(dtype) ** 2)
         return gram
+
+    def preconditioner(self) -> Callable[[Tensor], Tensor]:
+        """None: rows of several convolutions have no residue classes in common."""
+        return lambda x: x
 
     def scaled(self) -> "JointSystem":
         """All blocks divided by their mean row norm."""

@@ -6,6 +6,7 @@ that one amplifies the other holds down.
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from rconv.equations.weighing import TwoKinds
@@ -74,13 +75,14 @@ class StackedSystem(TwoKinds):
         own = self.matrix.T @ gradient.reshape(self.gradient.shape)
         return (back + own.T).reshape(1, -1, 1)
 
-    def normal_matrix(self) -> Tensor:
-        """AᵀA of all rows, (1, n, n)."""
+    def normal_matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """AᵀA of all rows, (1, n, n), in this precision."""
         g = self.stage.geometry
-        gram = weight_gram(self.stage.weight, self.row_weight.flatten(1), g)
+        gram = weight_gram(self.stage.weight.to(dtype), self.row_weight.flatten(1).to(dtype), g)
         if len(self.matrix):
             blocks = gram.view(g.input[0], g.pixels, g.input[0], g.pixels)
-            own = self.matrix.T @ self.matrix
+            matrix = self.matrix.to(dtype)
+            own = matrix.T @ matrix
             for c in range(g.input[0]):
                 blocks[c, :, c] += own
         return gram[None]

@@ -7,11 +7,10 @@ The unknown is the input X, (C, H, W), flattened in this order. Where the output
 """
 
 import numpy as np
-import torch
 from scipy import sparse
 from torch import Tensor
 
-from rconv.equations.windows import window_index, window_pixels
+from rconv.equations.windows import window_index, window_slices
 from rconv.model.geometry import Geometry
 
 
@@ -63,15 +62,11 @@ def weight_gram(weight: Tensor, row_weight: Tensor, geometry: Geometry) -> Tenso
     Tensor
         (C·H·W, C·H·W), symmetric.
     """
-    d, c = weight.shape[:2]
-    pixel = window_pixels(geometry).to(weight.device)
-    channel = torch.arange(c, device=weight.device)[None, :, None] * geometry.pixels
-    unknown = (channel + pixel.clamp(min=0)[:, None, :]).flatten(1)
-    inside = (pixel >= 0)[:, None, :].expand(-1, c, -1).flatten(1)
+    (d, c), (h, w) = weight.shape[:2], geometry.input[1:]
     kernel = weight.reshape(1, d, -1) * row_weight.T[:, :, None]
-    kernel = kernel * inside[:, None, :]
-    product = kernel.mT @ kernel
-    gram = weight.new_zeros(geometry.unknowns**2)
-    flat = unknown[:, :, None] * geometry.unknowns + unknown[:, None, :]
-    gram.index_add_(0, flat.reshape(-1), product.reshape(-1))
+    products = (kernel.mT @ kernel).reshape(*geometry.output[1:], *[c, *geometry.kernel] * 2)
+    gram = weight.new_zeros(c, h, w, c, h, w)
+    for i, (t, y) in enumerate(window_slices(geometry, 0)):
+        for j, (u, x) in enumerate(window_slices(geometry, 1)):
+            gram[:, y, x, :, y, x] += products[i, j, :, t, u, :, t, u]
     return gram.reshape(geometry.unknowns, geometry.unknowns)

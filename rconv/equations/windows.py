@@ -76,11 +76,27 @@ def residue_classes(geometry: Geometry) -> tuple[tuple[Tensor, Tensor], ...]:
     return tuple((own, meets[own].any(dim=0).nonzero()[:, 0]) for own in offsets)
 
 
-@lru_cache(maxsize=64)
-def window_pixels(geometry: Geometry) -> Tensor:
-    """(L, kh·kw): the pixel that window p has at offset t, or -1 in the padding."""
-    window = window_index(geometry)
-    pixels = torch.full((geometry.offsets, geometry.positions + 1), -1)
-    columns = torch.arange(geometry.pixels).expand_as(window)
-    pixels.scatter_(1, window, columns)
-    return pixels[:, :-1].T.contiguous()
+def window_slices(geometry: Geometry, axis: int) -> list[tuple[slice, slice]]:
+    """Along one axis, what each window has inside of the input.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        The convolution's shapes.
+    axis : int
+        0 for rows, 1 for columns.
+
+    Returns
+    -------
+    list of tuple of slice
+        For each output coordinate the kernel offsets that meet a pixel, and these pixels.
+    """
+    size, kernel = geometry.input[1 + axis], geometry.kernel[axis]
+    step, found = geometry.dilation[axis], []
+    for position in range(geometry.output[1 + axis]):
+        start = position * geometry.stride[axis] - geometry.padding[axis]
+        first = max(0, -(start // step))
+        end = max(first, min(kernel, (size - 1 - start) // step + 1))
+        pixels = start + first * step, start + end * step
+        found.append((slice(first, end), slice(*pixels, step) if first < end else slice(0)))
+    return found

@@ -1,18 +1,21 @@
 """Records that the repository keeps: small, dated, and tied to the networks they were made with.
 
-A file holds the records of one point of a grid, column by column: ``{"version", "date", "grid",
-"facts", "records": {"runs", "columns"}}``. A column with few changes is kept as runs of equal
-values. Numbers keep four significant digits, and the detail per layer is left out.
+A file holds the records of one point of a grid, column by column: ``{"version", "torch", "date",
+"grid", "parameters", "facts", "records": {"runs", "columns", "layers"}}``. A column with few
+changes is kept as runs of equal values, layers are packed one by one in the same way, and numbers
+keep four significant digits.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from rconv.files import replacing
 from rconv.lab import architectures
@@ -21,8 +24,11 @@ from rconv.lab.records import SUCCESS, Record
 DIGITS = 4
 """Significant digits that are kept: tables show two, and medians of many are shown with three."""
 
-DROPPED = ("layers",)
-"""Entries of a record that are too bulky to keep."""
+LAYERS = "layers"
+"""The entry of a record that is itself a list of records, one per layer."""
+
+DROPPED = ("residual",)
+"""Entries of a record, and of its layers, that are too bulky to keep."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +39,26 @@ class Archive:
     ----------
     version : str
         Of the package that made them.
+    torch : str or None
+        Version of PyTorch; None in files that are older than this entry.
     date : str
         Day on which the point of the grid was run, ISO 8601, UTC.
     grid : str
         Name of the grid, a file of ``workflow/grids``.
+    parameters : dict
+        What the grid gave to the notebook.
     facts : dict of str to str
         Architecture → `digest` of it when the records were made.
     records : list of Record
-        One per attack. An entry that some records lack is None in these.
+        One per attack. An entry that some records lack is None in these. Old files have no
+        "layers".
     """
 
     version: str
+    torch: str | None
     date: str
     grid: str
+    parameters: dict[str, Any]
     facts: dict[str, str]
     records: list[Record]
 
@@ -66,12 +79,18 @@ def read(path: Path) -> Archive:
     ------
     OSError
         If it cannot be read.
+    ValueError
+        If it is damaged.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return Archive(**{**content, "records": unpack(content["records"])})
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Archive(**{**content, "records": unpack(content["records"])})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        remedy = "take it from the repository again, or run `make paper`"
+        raise ValueError(f"{path} is no archive of records ({error!r}): {remedy}") from error
 
 
-def write(path: Path, source: Path, grid: str, version: str) -> None:
+def write(path: Path, source: Path, grid: str, version: str, parameters: Mapping[str, Any]) -> None:
     """Keep the result of one point of a grid; the file is whole or not there at all.
 
     Parameters
@@ -84,13 +103,17 @@ def write(path: Path, source: Path, grid: str, version: str) -> None:
         Name of the grid.
     version : str
         Of the package.
+    parameters : mapping
+        What the grid gives to the notebook at this point.
     """
     records = json.loads(source.read_text(encoding="utf-8"))
     names = {r.get("architecture") for r in records} & set(architectures.ARCHITECTURES)
     content = {
         "version": version,
+        "torch": str(torch.__version__),
         "date": datetime.fromtimestamp(source.stat().st_mtime, UTC).date().isoformat(),
         "grid": grid,
+        "parameters": dict(parameters),
         "facts": {name: digest(name) for name in sorted(names)},
         "records": pack(records),
     }
@@ -117,23 +140,32 @@ def digest(name: str) -> str:
     return sha.hexdigest()[:16]
 
 
-def pack(records: Sequence[Record]) -> dict[str, dict[str, list]]:
+def pack(records: Sequence[Record]) -> dict[str, Any]:
     """Records as columns: those with long runs of equal values as runs, the others as lists."""
-    packed: dict[str, dict[str, list]] = {"runs": {}, "columns": {}}
-    for key in dict.fromkeys(key for record in records for key in record if key not in DROPPED):
+    packed: dict[str, Any] = {"runs": {}, "columns": {}}
+    left_out = (*DROPPED, LAYERS)
+    for key in dict.fromkeys(key for record in records for key in record if key not in left_out):
         column = [rounded(record.get(key)) for record in records]
         # Told apart as text: True and 1 are equal, and so are 1 and 1.0.
         runs = [[json.loads(text), len(list(same))] for text, same in groupby(column, json.dumps)]
         short = 2 * len(runs) < len(column) or len(runs) == 1
         packed["runs" if short else "columns"][key] = runs if short else column
+    depth = max((len(record.get(LAYERS) or ()) for record in records), default=0)
+    if depth:
+        stacks = (record.get(LAYERS) or [{}] * depth for record in records)
+        packed[LAYERS] = [pack(layer) for layer in zip(*stacks, strict=True)]
     return packed
 
 
-def unpack(packed: dict[str, dict[str, list]]) -> list[Record]:
+def unpack(packed: Mapping[str, Any]) -> list[Record]:
     """The records of `pack`, without what was left out."""
     columns = dict(packed["columns"])
     for key, runs in packed["runs"].items():
         columns[key] = [value for value, count in runs for _ in range(count)]
+    if LAYERS in packed:
+        stacks = zip(*map(unpack, packed[LAYERS]), strict=True)
+        # A record without layers was packed with empty ones.
+        columns[LAYERS] = [None if own[0]["name"] is None else list(own) for own in stacks]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

@@ -11,9 +11,10 @@ from rconv.attack.attack import Attack
 from rconv.attack.report import Reconstruction
 from rconv.data import datasets
 from rconv.lab import architectures
+from rconv.lab.metrics import matched
 from rconv.lab.records import Record, make_records
 from rconv.lab.shared import model_settings, shared_model
-from rconv.observe.observation import Gradients, per_sample_gradients
+from rconv.observe.observation import per_sample_gradients
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16}
 
@@ -50,6 +51,7 @@ def run(
     filters: Sequence[int] | None = None,
     initialisation: str | None = None,
     weights: str | None = None,
+    batch: int | None = 1,
     device: str = "cpu",
     data_dir: str | None = None,
     progress: bool = False,
@@ -68,6 +70,8 @@ def run(
         As `Attack` takes them.
     weights : str, optional
         A `.safetensors` file with trained weights, in place of the seeded ones.
+    batch : int, optional
+        As `attack_images` takes it.
     device : str
         Where the clients compute and most of the attack runs.
     progress : bool
@@ -101,6 +105,7 @@ def run(
         dtype=dtype,
         constraints=constraints,
         signs=signs,
+        batch=batch,
         progress=progress,
     )
 
@@ -114,6 +119,7 @@ def attack_images(
     dtype: str = "float64",
     constraints: str | Sequence[str] = "auto",
     signs: bool = True,
+    batch: int | None = 1,
     progress: bool = False,
 ) -> Experiment:
     """Attack images through a model, and measure.
@@ -130,37 +136,63 @@ def attack_images(
         What the records say of the model.
     dtype, constraints, signs, progress
         As `run` takes them.
+    batch : int, optional
+        Not 1: the images are one client's, which sends their mean gradient; what comes back is
+        put into their order. None lets the attack read the number from the gradient.
 
     Returns
     -------
     Experiment
         Truth, reconstruction and records of the images.
+
+    Raises
+    ------
+    ValueError
+        If these are not so many images, or the gradient tells of another number.
     """
+    count, together = len(truth), batch != 1
+    if batch not in (1, None, count):
+        raise ValueError(f"a batch of {batch}, but {count} images: they form one, so name {batch}")
     options = {"constraints": constraints, "signs": signs, "loss": "cross-entropy"}
     attack = Attack(model, truth.images.shape[1:], **options)
-    gradients = client_gradients(model, architecture, truth, dtype)
-    reconstruction, seconds = _timed(attack, gradients, progress)
-    seconds /= len(truth)
-    settings = {**settings, "dtype": dtype, "constraints": constraints, "seconds": seconds}
+    gradients = client_gradients(model, architecture, truth, dtype, together=together)
+    start = time.perf_counter()
+    reconstruction = attack(gradients, batch=batch, progress=progress)
+    seconds = time.perf_counter() - start
+    settings = {**settings, "dtype": dtype, "constraints": constraints, "seconds": seconds / count}
+    if together:
+        settings["batch"] = count
+        reconstruction = _in_order(reconstruction, truth)
     return Experiment(truth, reconstruction, make_records(reconstruction, settings, truth))
 
 
-def _timed(attack: Attack, gradients: Gradients, progress: bool) -> tuple[Reconstruction, float]:
-    """The attack's answer, and the seconds that it took."""
-    start = time.perf_counter()
-    answer = attack(gradients, progress=progress)
-    return answer, time.perf_counter() - start
+def _in_order(found: Reconstruction, truth: datasets.Images) -> Reconstruction:
+    """The images of a batch, which come back in any order, in that of the truth."""
+    read, count = len(found.images), len(truth)
+    if read != count:
+        raise ValueError(
+            f"the gradient of {count} images has the rank of {read}: two of them are alike, or "
+            "there are not more classes than images; say how many there are"
+        )
+    return found.select(matched(found.images.cpu(), truth.images).tolist())
 
 
 def client_gradients(
-    model: nn.Module, architecture: str | None, truth: datasets.Images, dtype: str = "float64"
+    model: nn.Module,
+    architecture: str | None,
+    truth: datasets.Images,
+    dtype: str = "float64",
+    *,
+    together: bool = False,
 ) -> dict[str, Tensor]:
     """Gradients that the clients send, one image each: name → `(N, *parameter shape)`.
 
     An architecture with one logit is told the parity of the labels; None, the labels as they are.
+    With `together` all images are one client's, whose mean gradient is shaped as the parameters.
     """
     targets = truth.labels
     if architecture is not None:
         targets = architectures.targets(architecture, targets)
     gradients = per_sample_gradients(model, truth.images, targets)
-    return {name: g.to(DTYPES[dtype]) for name, g in gradients.items()}
+    sent = {name: g.mean(dim=0) for name, g in gradients.items()} if together else gradients
+    return {name: g.to(DTYPES[dtype]) for name, g in sent.items()}

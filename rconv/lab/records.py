@@ -129,7 +129,8 @@ def summary(records: list[dict], most: int = 20) -> str:
         for r in shown
     ]
     lines = [table(header, rows)] if rows else []
-    total = f"{len(records)} images: {sum(r['unique'] for r in records)} unique"
+    together = " of one batch" if records[0].get("batch") == len(records) > 1 else ""
+    total = f"{len(records)} images{together}: {sum(r['unique'] for r in records)} unique"
     errors = [r["mse"] for r in records if r["mse"] is not None]
     if errors:
         median = statistics.median(errors)

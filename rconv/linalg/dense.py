@@ -1,25 +1,23 @@
 """Stacked, weighted equations of one unknown, solved by a dense factorisation."""
 
-from dataclasses import replace
-from functools import partial
 from typing import Protocol
 
-import numpy as np
 import torch
-from scipy.linalg import solve_triangular
-from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
+from rconv.linalg.cholesky import Inverse
 from rconv.linalg.equations import Declined, Equations, residual
 from rconv.linalg.refine import refine
-from rconv.linalg.solution import CONDITION_LIMIT, Solution, Spectrum, rank_floor, relative
+from rconv.linalg.solution import CONDITION_LIMIT, CONVERGED, Solution, rank_floor, relative
 
 MAX_UNKNOWNS = 12_000
 """Above it the normal matrix alone takes more than 1.1 GB; the dense solve is refused."""
 
-ROUNDED = 64
-"""Roundings up to which a pivot of a normal matrix counts as none, or half its side if that is
-more, as LAPACK has it: of singular matrices of any size the largest seen had 25."""
+SINGLE_FROM = 1_000
+"""Unknowns from which a factorisation in single precision and more corrections cost less."""
+
+SINGLE_LIMIT = 1e3
+"""Condition up to which it serves: a correction leaves its square times 6e-8 of the error."""
 
 
 class Stacked(Equations, Protocol):
@@ -30,6 +28,9 @@ class Stacked(Equations, Protocol):
 
     def whitened(self) -> "Stacked":
         """The same equations, each row divided by its error, and all by their size."""
+
+    def normal_matrix(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """AᵀA, (1, n, n), in this precision."""
 
 
 def solve_stacked(
@@ -68,34 +69,47 @@ def solve_stacked(
         raise Declined(f"a dense system of {system.unknowns} unknowns, more than {budget}")
     if weigh is not None:
         system = system.scaled() if weigh == "size" else system.whitened()
-    gram = system.normal_matrix()[0]
-    factor, info = torch.linalg.cholesky_ex(gram)
-
-    def inverse(v: Tensor) -> Tensor:
-        return torch.cholesky_solve(v, factor)
-
-    spectrum = Spectrum.estimate(lambda v: gram @ v, inverse, gram[None, :, 0])
-    rank, method, floor = gram.shape[0], "Cholesky", _floor(tolerance)
-    if info != 0 or not spectrum.condition < 1 / floor:
-        inverse, rank, spectrum = _pseudo_inverse(gram, floor)
-        method = "pivoted Cholesky"
-    start = inverse(system.adjoint(system.rhs)[0])[None]
-    x, iterations, status = refine(
-        lambda x: inverse(system.adjoint(residual(system, x))[0])[None], start
-    )
+    known, found = _single(system, tolerance) if weigh is not None else None, None
+    if known is not None:
+        found = _refined(system, known)
+    if found is None or found[2] != (CONVERGED,):
+        gram, floor = system.normal_matrix()[0], _floor(tolerance)
+        known = Inverse.of(gram)
+        if known is None or not known.spectrum.condition < 1 / floor:
+            known = Inverse.pseudo(gram, floor)
+        found = _refined(system, known)
+    x, iterations, status = found
     rhs, spread = system.rhs, system.deviation.expand_as(system.rhs)
     told = spread[spread != 0] if spread.any() else spread.new_zeros(1)
     return Solution(
         x,
-        torch.tensor([rank], device=x.device),
-        spectrum.condition,
-        spectrum.amplification(rhs[rhs != 0][None], x),
+        torch.tensor([known.rank], device=x.device),
+        known.spectrum.condition,
+        known.spectrum.amplification(rhs[rhs != 0][None], x),
         relative(residual(system, x), rhs),
-        spectrum.amplification(told[None], x),
+        known.spectrum.amplification(told[None], x),
         iterations,
-        (method,),
+        (known.method,),
         status,
     )
+
+
+def _single(system: Stacked, tolerance: float) -> Inverse | None:
+    """The inverse in single precision where it serves, for weighed rows, none of which is small."""
+    if system.unknowns < SINGLE_FROM:
+        return None
+    known = Inverse.of(system.normal_matrix(torch.float32)[0])
+    limit = min(SINGLE_LIMIT, 1 / _floor(tolerance))
+    return known if known is not None and known.spectrum.condition < limit else None
+
+
+def _refined(system: Stacked, known: Inverse) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """`refine`, from what an inverse makes of the normal equations."""
+
+    def correction(rows: Tensor) -> Tensor:
+        return known.apply(system.adjoint(rows)[0])[None]
+
+    return refine(lambda x: correction(residual(system, x)), correction(system.rhs))
 
 
 def determines(system: Stacked, tolerance: float) -> bool:
@@ -113,85 +127,10 @@ def determines(system: Stacked, tolerance: float) -> bool:
     bool
         Whether the rank, each row divided by its own error, is full.
     """
-    gram = system.whitened().normal_matrix()[0]
-    factor, info = torch.linalg.cholesky_ex(gram)
-    if info != 0:
-        return False
-    inverse = partial(torch.cholesky_solve, input2=factor)
-    spectrum = Spectrum.estimate(gram.matmul, inverse, gram[None, :, 0])
-    return bool(spectrum.condition < 1 / _floor(tolerance))
+    known = Inverse.of(system.whitened().normal_matrix()[0])
+    return known is not None and bool(known.spectrum.condition < 1 / _floor(tolerance))
 
 
 def _floor(tolerance: float) -> float:
     """Singular values that count are above this share of the largest."""
     return max(float(rank_floor(tolerance)), 1 / CONDITION_LIMIT)
-
-
-def _pseudo_inverse(gram: Tensor, floor: float):
-    """Inverse of AᵀA on the directions it knows (σ above floor · σ_max), their number, spectrum.
-
-    With AᵀA = F Fᵀ and F of full column rank, the pseudoinverse is F (FᵀF)⁻² Fᵀ, and FᵀF has the
-    eigenvalues of AᵀA that are not zero. Where it is badly conditioned in turn, these decide.
-    """
-    packed, order = range_factor(gram.cpu().numpy())
-    factor = torch.from_numpy(packed[order.argsort()]).to(gram)
-    small = factor.mT @ factor
-    triangle, info = torch.linalg.cholesky_ex(small)
-    mean_square = len(small) / len(gram)
-
-    def solve(v: Tensor) -> Tensor:
-        return torch.cholesky_solve(v, triangle)
-
-    if len(small) and info == 0:
-        spectrum = Spectrum.estimate(lambda v: small @ v, solve, small[None, :, 0])
-        if spectrum.condition < 1 / floor:
-            spectrum = replace(spectrum, inverse_square=spectrum.inverse_square * mean_square)
-            return lambda v: factor @ solve(solve(factor.mT @ v)), len(small), spectrum
-    values, vectors = torch.linalg.eigh(small)
-    known = values > values[-1:] * floor**2
-    values, vectors = values[known], factor @ vectors[:, known]
-    extremes = values[[-1, 0]] if len(values) else values.new_tensor([torch.inf, 1.0])
-    condition = (extremes[0] / extremes[1]).sqrt()
-    spectrum = Spectrum(condition[None], (1 / values).sum()[None] / len(gram))
-    return lambda v: vectors @ ((vectors.mT @ v) / values[:, None] ** 2), len(values), spectrum
-
-
-def range_factor(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pivoted Cholesky factorisation of a normal matrix, which may be singular.
-
-    Parameters
-    ----------
-    gram : np.ndarray
-        (n, n).
-
-    Returns
-    -------
-    factor : np.ndarray
-        F, (n, r), lower triangular and of full column rank r.
-    order : np.ndarray
-        (n,): F Fᵀ is `gram` with rows and columns in this order, up to rounding.
-    """
-    floor = max(len(gram) / 2, ROUNDED) * np.finfo(float).eps * gram.diagonal().max(initial=0.0)
-    packed, pivots, rank, _ = dpstrf(gram, lower=1, tol=floor)
-    return np.tril(packed[:, :rank]), pivots - 1
-
-
-def null_space(gram: np.ndarray) -> np.ndarray:
-    """Orthonormal basis of the directions that a normal matrix does not know.
-
-    Parameters
-    ----------
-    gram : np.ndarray
-        AᵀA, (n, n).
-
-    Returns
-    -------
-    np.ndarray
-        (n, r), to about half the digits of float64.
-    """
-    factor, order = range_factor(gram)
-    rank = factor.shape[1]
-    basis = np.zeros((len(gram), len(gram) - rank))
-    basis[order[:rank]] = -solve_triangular(factor[:rank].T, factor[rank:].T, lower=False)
-    basis[order[rank:]] = np.eye(len(gram) - rank)
-    return np.linalg.qr(basis)[0]

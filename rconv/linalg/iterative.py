@@ -1,11 +1,12 @@
 """Equations that are known by their products alone, solved by LSMR (Fong and Saunders, 2011).
 
-No matrix is stored. What a factorisation would tell of rank and noise is told by two further runs
-on random numbers: rows made of a random vector, whose solution from zero lacks what the equations
-do not see of it; and rows of nothing but random errors.
+No matrix is stored. What a factorisation would tell of rank and noise is told by further runs on
+random numbers: rows made of a random vector, whose solution from zero lacks what the equations do
+not see of it; and rows of nothing but random errors.
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,12 +15,18 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from rconv.linalg.equations import Equations, residual
-from rconv.linalg.refine import NEGLIGIBLE, refine
-from rconv.linalg.solution import POWERS, STALLED, Solution, relative
+from rconv.linalg.refine import NEGLIGIBLE
+from rconv.linalg.solution import CONVERGED, POWERS, STALLED, Solution, relative
 
-ACCURACY = 1e-9
-"""Of one run, relative: a second run on what is left of the rows finds the other digits, with no
-more iterations than one run to the end, and without its rounding."""
+ACCURACY = 1e-12
+"""Of the first run, relative. A second one on what is left of the rows finds most other digits,
+without the rounding of the first."""
+
+CORRECTION = 1e-6
+"""Of the second run: what is left of the rows is partly rounding, and no x explains that."""
+
+COARSE = 1e-4
+"""Of a last correction, and of runs that tell a size: of the error, or of the weakest direction."""
 
 ITERATIONS = 3_000
 """At most, of one run. What has not converged by then is not corrected, and counts as open."""
@@ -30,13 +37,23 @@ this once in 100,000 times. What a run leaves of directions that are seen is bel
 has converged to 10 digits in some thousand unknowns."""
 
 
-def solve_iterative(system: Equations, samples: int = 1) -> Solution:
+class MatrixFree(Equations, Protocol):
+    """One system, N = k = 1, that knows what makes its iterations fewer."""
+
+    def preconditioner(self) -> Callable[[Tensor], Tensor]:
+        """P⁻¹, symmetric, (1, n, 1) → (1, n, 1): the iterations are those of A P⁻¹.
+
+        Where the rank is short, P must keep what the rows do not see apart from what they see.
+        """
+
+
+def solve_iterative(system: MatrixFree, samples: int = 1) -> Solution:
     """Weighted least squares, without a matrix.
 
     Parameters
     ----------
-    system : Equations
-        One, N = k = 1. Its rows should be weighed by their errors.
+    system : MatrixFree
+        Its rows should be weighed by their errors.
     samples : int
         B: the unknown is that of so many samples, one after the other.
 
@@ -48,30 +65,30 @@ def solve_iterative(system: Equations, samples: int = 1) -> Solution:
         times, and where several are, their number is right up to a factor. The condition is a
         lower bound. The error is measured on a random one.
     """
-    run = _runs(system)
-    x, iterations, condition, status = run(system.rhs)
+    run = Runs(system)
+    x, last, iterations, status = run.refined(system.rhs)
     generator = torch.Generator().manual_seed(0)
 
     def random(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like)
 
     z = random(x)
-    told, needed, *_ = run(system.product(z), once=True)
-    left = _unseen(z, told, samples)
-    if (left > SEEN**2).any() and needed < ITERATIONS:
-        left = _unseen(z, run(system.product(z))[0], samples)
-    opened = torch.where(left > SEEN**2, left.ceil(), 0.0).long()
+    told, needed = run(system.product(z))
+    if (_sizes(z - told, samples) > SEEN).any() and needed < ITERATIONS:
+        told = told + run(system.product(z - told), CORRECTION)[0]
+    left = _sizes(z - told, samples)
+    opened = torch.where(left > SEEN, left.square().ceil(), 0.0).long()
     errors = system.deviation.expand_as(system.rhs)
-    shift = run(random(errors) * errors, once=True)[0]
-    condition = max(condition, _condition(system, z, shift))
+    weak = run(random(errors) * (errors if errors.any() else 1.0), COARSE)[0]
+    shift = weak * bool(errors.any())
     value, own = x.reshape(samples, -1, 1), relative(residual(system, x), system.rhs)
-    error = shift.reshape(samples, -1).norm(dim=1) / value.flatten(1).norm(dim=1).clamp(min=1e-300)
+    error = torch.maximum(_sizes(shift, samples), _sizes(last, samples)) / _sizes(x, samples)
     # Products round, too.
-    n, error = value.shape[1], error.clamp(min=NEGLIGIBLE)
+    n, error = value.shape[1], error.nan_to_num(nan=0.0).clamp(min=NEGLIGIBLE)
     return Solution(
         value,
         n - opened.clamp(max=n),
-        torch.full_like(error, condition),
+        torch.full_like(error, _condition(system, run, z, weak)),
         error / relative(errors, system.rhs).clamp(min=1e-300),
         own.expand(samples),
         error,
@@ -81,53 +98,75 @@ def solve_iterative(system: Equations, samples: int = 1) -> Solution:
     )
 
 
-def _unseen(z: Tensor, told: Tensor, samples: int) -> Tensor:
-    """(B,): squared norm of what the rows do not tell of each sample's part of a vector."""
-    return (z - told).reshape(samples, -1).square().sum(dim=1)
+def _sizes(x: Tensor, samples: int) -> Tensor:
+    """(B,): norm of each sample's part."""
+    return x.reshape(samples, -1).norm(dim=1)
 
 
-def _runs(system: Equations) -> Callable[..., tuple[Tensor, int, float, str]]:
-    """LSMR for right-hand sides: solution (1, n, 1), iterations, condition and status."""
-    like = system.rhs
+class Runs:
+    """LSMR for right-hand sides of one system.
 
-    def torched(function: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
+    Parameters
+    ----------
+    system : MatrixFree
+        The equations.
+    """
+
+    def __init__(self, system: MatrixFree):
+        self.system, self._inverse, self._like = system, system.preconditioner(), system.rhs
+        shape = system.rhs.shape[1], system.unknowns
+        products = self._numpy(self._product), self._numpy(self._adjoint)
+        self._operator = LinearOperator(shape, *products, dtype=np.float64)
+
+    def __call__(self, rhs: Tensor, accuracy: float = ACCURACY) -> tuple[Tensor, int]:
+        """x for rows (1, m, 1), and the iterations it took."""
+        y, count = self._lsmr(self._operator, rhs, accuracy)
+        return self._inverse(y), count
+
+    def refined(self, rhs: Tensor) -> tuple[Tensor, Tensor, int, str]:
+        """x for rows to all digits, its last correction, the iterations it took, and its status."""
+        x, total = self(rhs)
+        status = CONVERGED if total < ITERATIONS else STALLED
+        if status == CONVERGED:
+            step, count = self(rhs - self.system.product(x), CORRECTION)
+            x, total = x + step, total + count
+        # What a coarse run still finds is as large as the error that is left.
+        step, count = self(rhs - self.system.product(x), COARSE)
+        return x + step, step, total + count, status
+
+    def dual(self, x: Tensor, accuracy: float) -> Tensor:
+        """The smallest r with Aᵀr = x, (1, m, 1)."""
+        return self._lsmr(self._operator.T, self._inverse(x), accuracy)[0]
+
+    def _lsmr(self, operator: LinearOperator, rhs: Tensor, accuracy: float) -> tuple[Tensor, int]:
+        # The threads of NumPy's short vectors and of PyTorch's convolutions would wait for each
+        # other: on two cores 14 times slower.
+        with threadpool_limits(1, "blas"):
+            rows = rhs.flatten().cpu().numpy()
+            found = lsmr(operator, rows, 0.0, accuracy, accuracy, 0.0, ITERATIONS)
+        return torch.from_numpy(found[0]).to(self._like).reshape(1, -1, 1), found[2]
+
+    def _product(self, y: Tensor) -> Tensor:
+        return self.system.product(self._inverse(y))
+
+    def _adjoint(self, rows: Tensor) -> Tensor:
+        return self._inverse(self.system.adjoint(rows))
+
+    def _numpy(self, function: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
         def applied(v: np.ndarray) -> np.ndarray:
-            return function(torch.from_numpy(v).to(like).reshape(1, -1, 1)).flatten().cpu().numpy()
+            own = torch.from_numpy(v).to(self._like).reshape(1, -1, 1)
+            return function(own).flatten().cpu().numpy()
 
         return applied
 
-    operator = LinearOperator(
-        (like.shape[1], system.unknowns),
-        torched(system.product),
-        torched(system.adjoint),
-        dtype=np.float64,
-    )
 
-    def run(rhs: Tensor, *, once: bool = False) -> tuple[Tensor, int, float, str]:
-        counts, conditions = [], []
+def _condition(system: MatrixFree, run: Runs, strong: Tensor, weak: Tensor) -> float:
+    """A lower bound, by the power method on AᵀA and one step of it on the inverse.
 
-        def solved(rows: Tensor) -> Tensor:
-            rows = rows.flatten().cpu().numpy()
-            # The threads of NumPy's short vectors and of PyTorch's convolutions would wait for each
-            # other: on two cores 14 times slower.
-            with threadpool_limits(1, "blas"):
-                found = lsmr(operator, rows, 0.0, ACCURACY, ACCURACY, 0.0, ITERATIONS)
-            x, count, condition = found[0], found[2], found[6]
-            counts.append(count)
-            conditions.append(condition)
-            return torch.from_numpy(x).to(like).reshape(1, -1, 1)
-
-        x, status = solved(rhs), (STALLED,)
-        if not once and counts[0] < ITERATIONS:
-            x, _, status = refine(lambda x: solved(rhs - system.product(x)), x)
-        return x, sum(counts), max(conditions), status[0]
-
-    return run
-
-
-def _condition(system: Equations, strong: Tensor, weak: Tensor) -> float:
-    """A lower bound: by power iteration from one vector, and by the stretch of a weak one."""
+    The smallest r with Aᵀr = x is at most ‖x‖ / σ long, for the smallest σ; what random rows make
+    x is strong where σ is small, and the bound near.
+    """
     for _ in range(POWERS):
         strong = system.adjoint(system.product(strong / strong.norm()))
-    stretch = float(system.product(weak).norm() / weak.norm().clamp(min=1e-300))
-    return float(strong.norm()) ** 0.5 / stretch if stretch > 0 else 0.0
+    ratio = run.dual(weak, COARSE).norm() / weak.norm().clamp(min=1e-300)
+    return float(strong.norm().sqrt() * ratio)

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import linprog, nnls
 
-from rconv.linalg.dense import range_factor
+from rconv.linalg.cholesky import range_factor
 from rconv.linalg.margin import MOST, OPTIONS, PROGRAM, deepest
 
 MOVES = 1e-6

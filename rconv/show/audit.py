@@ -12,7 +12,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from rconv.audit import HYBRID, NOT_UNIQUE, TOO_LARGE, Findings
+from rconv.audit import HYBRID, NOT_UNIQUE, TOO_LARGE, Findings, weakest
 from rconv.lab.outcome import Trial
 
 HEADER = (
@@ -42,8 +42,8 @@ MEANS_NOT = (
     "which the equations tell half.",
     "Full rank is no promise that every image comes back. Filters that are dead, rounding and "
     "noise take away from it.",
-    "This is one attack. Others, larger batches, several steps and what a server adds up from "
-    "many clients are not judged here.",
+    "This is one attack. Others, several steps and what a server adds up from many clients are not "
+    "judged here.",
 )
 """What it does not say."""
 
@@ -103,6 +103,19 @@ def cheapest(found: Findings) -> str:
     )
 
 
+def batches(found: Findings) -> str:
+    """How many images one averaged gradient may be of, and what ends it."""
+    if not found.batches:
+        return "The averaged gradient of several images is not taken apart at this head."
+    least = weakest(found.batches)
+    if not least.largest:
+        return f"No batch is told: {least.name} does not tell one image."
+    own = f"The averaged gradient of {least.largest} images tells all of them"
+    if least.largest == 1:
+        own = "The gradient of one image tells it, that of more does not"
+    return f"{own}; {least.name} sets the limit (counted, for random data)."
+
+
 def page(
     found: Findings,
     title: str,
@@ -147,6 +160,7 @@ def page(
         header="".join(f'<th scope="col">{_text(name)}</th>' for name in HEADER),
         rows=body,
         cheapest=_text(cheapest(found)),
+        batches=_text(batches(found)),
         tried=_trial(tried, found),
         means=_items(text.format(active=active) for text in MEANS),
         means_not=_items(MEANS_NOT),

@@ -8,7 +8,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 
 from rconv.lab.records import SUCCESS
-from rconv.show.panels import MAP_COLOURS, NOT_A_NUMBER
+from rconv.show.panels import INK, MAP_COLOURS, NOT_A_NUMBER, PAPER
 
 
 def show_psnr(ax: Axes, records: Sequence[dict], label: str | None = None, **style: Any) -> Axes:
@@ -72,7 +72,7 @@ def show_shares(
         for j, share in enumerate(line):
             known = not math.isnan(share)
             text = f"{math.floor(100 * share)} %" if known else "–"  # 100 % means every one
-            colour = "white" if known and share < 0.6 else "black"
+            colour = PAPER if known and share < 0.6 else INK
             ax.text(j, i, text, ha="center", va="center", color=colour)
     ax.set_xticks(range(len(columns)), columns, rotation=40, ha="right")
     ax.set_yticks(range(len(rows)), rows)

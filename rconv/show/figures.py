@@ -1,8 +1,8 @@
 """Figures of images and their reconstructions.
 
-Every figure has an opaque white background and black text, so that it reads on a dark page too.
-Nothing here goes through pyplot: figures need no screen and leave no global state behind. A
-notebook shows them as a cell's last value once it has run ``%matplotlib inline``.
+A file has an opaque white background and black text; on a page, `rconv.show.screen` draws them in
+the page's colours, as a cell's last value. Nothing here goes through pyplot: figures need no screen
+and leave no global state behind.
 """
 
 import io
@@ -83,7 +83,7 @@ def comparison(
         for row, ax in enumerate((top, middle, bottom)):
             ax.set_visible(True)
             if column == 0:
-                ax.set_ylabel(ROWS[row], fontsize=8, color="black")
+                ax.set_ylabel(ROWS[row], fontsize=9, color="black")
     return figure
 
 

@@ -77,7 +77,7 @@ def show_widths(ax: Axes, records: Sequence[Record]) -> Axes:
                 markersize=4, label="determined")  # fmt: skip
     ax.set(xlabel="filters", ylabel="PSNR (dB)")
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=9)
     return ax
 
 

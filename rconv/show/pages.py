@@ -10,6 +10,7 @@ from typing import Any
 
 from rconv.lab import archive
 from rconv.lab.records import Record
+from rconv.show.numbers import scientific
 
 PREFIX = "application/papermill.record/"
 
@@ -24,20 +25,24 @@ def glue(name: str, value: Any) -> None:
     """Give a value a name by which this page, or another one, can quote it.
 
     Quoted as ``{glue:text}`name``` in the same page, ``{glue:text}`file.md::name``` from another
-    one, with a format behind it where the value is a number: ``{glue:text}`name:.1f```. What
+    one, with a format behind it where the value is a number: ``{glue:text}`name:.1f```. A figure
+    that stands above the cells that make it is quoted by the directive ``{glue:} name``. What
     MyST-NB's own function of this name does, without Sphinx behind it.
 
     Parameters
     ----------
     name : str
         Unique within its page.
-    value : number or str
-        What the text shows.
+    value : number, str or HTML
+        What the text shows; in a string, numbers as `rconv.show.numbers` writes them.
     """
     from IPython.display import display
 
     metadata = {"scrapbook": {"name": name, "mime_prefix": PREFIX}}
-    data = {f"{PREFIX}text/plain": repr(value)}
+    shown = scientific(value) if isinstance(value, str) else value
+    data = {f"{PREFIX}text/plain": repr(shown)}
+    if hasattr(value, "_repr_html_"):
+        data[f"{PREFIX}text/html"] = value._repr_html_()
     display(data, metadata=metadata, raw=True)
 
 
@@ -45,7 +50,7 @@ def results(notebook: str) -> dict[tuple[str, str], list[Record]]:
     """Records of all points of the grid that were run with one of the parameterised notebooks.
 
     Those that this machine's grid has written, and for every other point those that the
-    repository keeps, without their detail per layer.
+    repository keeps.
 
     Parameters
     ----------
@@ -59,8 +64,8 @@ def results(notebook: str) -> dict[tuple[str, str], list[Record]]:
         what to run.
     """
     kept = {_point(path): archive.read(path).records for path in _files(KEPT, notebook)}
-    fresh = {_point(path): json.loads(path.read_text()) for path in _files(FRESH, notebook)}
-    found = {**kept, **fresh}
+    own = {_point(path): json.loads(path.read_text()) for path in _files(FRESH, notebook)}
+    found = {**kept, **own}
     if not found:
         from IPython.display import Markdown, display
 
@@ -81,15 +86,15 @@ def origin(notebook: str) -> str:
     str
         One paragraph, for a page to display.
     """
-    fresh = {_point(path) for path in _files(FRESH, notebook)}
+    here = {_point(path) for path in _files(FRESH, notebook)}
     kept: dict[tuple[str, str, str], list] = {}
     for path in _files(KEPT, notebook):
-        if _point(path) not in fresh:
+        if _point(path) not in here:
             own = archive.read(path)
             kept.setdefault((own.date, own.version, own.grid), []).append(_point(path))
     parts = []
-    if fresh:
-        parts.append(f"Run on the machine that built this page: {_names(fresh)}.")
+    if here:
+        parts.append(f"Run on the machine that built this page: {_names(here)}.")
     for (date, version, grid), points in sorted(kept.items()):
         parts.append(
             f"Kept in the repository since {date}, made by version {version} with "
@@ -106,9 +111,15 @@ def link(notebook: str, point: tuple[str, str]) -> str:
 
 
 def page(notebook: str, point: tuple[str, str]) -> str | None:
-    """Address of a point's page, or None where only its records were kept."""
+    """Address of a point's page, or None where it has none yet."""
     path = Path("../book", notebook, "-".join(point))
     return f"{path.as_posix()}.html" if path.with_suffix(".ipynb").exists() else None
+
+
+def fresh(notebook: str, point: tuple[str, str]) -> bool:
+    """Whether a point was run on this machine, so that its page shows the images."""
+    result = FRESH / notebook / f"{'-'.join(point)}.json"
+    return result.exists() and page(notebook, point) is not None
 
 
 def _files(folder: Path, notebook: str) -> list[Path]:

@@ -12,6 +12,9 @@ SIGNED_MAP_COLOURS = "RdBu_r"
 NOT_A_NUMBER = "0.6"
 """The grey of pixels that are not a number, in errors and feature maps."""
 
+INK, PAPER = "0.01", "0.99"
+"""Text on a picture: not quite black and white, which a page in the dark exchanges."""
+
 
 def show_image(ax: Axes, image: torch.Tensor, title: str | None = None) -> Axes:
     """Draw one image, its values clipped to [0, 1].
@@ -37,7 +40,7 @@ def show_image(ax: Axes, image: torch.Tensor, title: str | None = None) -> Axes:
         If the image has another shape.
     """
     pixels = _image(image).clamp(0, 1).nan_to_num(0.5).permute(1, 2, 0)
-    ax.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="none")
     return _frame(ax, title)
 
 
@@ -77,7 +80,7 @@ def show_error(
     if scale is None:
         scale, title = _magnification(error)
     colours = mpl.colormaps[ERROR_COLOURS].with_extremes(bad=NOT_A_NUMBER)
-    ax.imshow((error * scale).numpy(), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+    ax.imshow((error * scale).numpy(), cmap=colours, vmin=0, vmax=1, interpolation="none")
     return _frame(ax, title)
 
 
@@ -117,7 +120,7 @@ def show_map(ax: Axes, feature_map: torch.Tensor, title: str | None = None) -> A
         cmap=colours.with_extremes(bad=NOT_A_NUMBER),
         vmin=-limit if signed else 0.0,
         vmax=limit or 1.0,
-        interpolation="nearest",
+        interpolation="none",
     )
     return _frame(ax, title)
 
@@ -151,11 +154,11 @@ def show_numbers(ax: Axes, values: torch.Tensor, title: str | None = None) -> Ax
     limit = float(values.nan_to_num().abs().max()) or 1.0
     # Twice the limit keeps the tint pale under black figures.
     tint = {"cmap": SIGNED_MAP_COLOURS, "vmin": -2 * limit, "vmax": 2 * limit}
-    ax.imshow(values.numpy(), interpolation="nearest", **tint)
+    ax.imshow(values.numpy(), interpolation="none", **tint)
     for row, numbers in enumerate(values.tolist()):
         for column, number in enumerate(numbers):
             if not math.isnan(number):
-                ax.text(column, row, f"{number:g}", ha="center", va="center", color="black")
+                ax.text(column, row, f"{number:g}", ha="center", va="center", color=INK)
     rows, columns = values.shape
     grid = {"colors": "0.7", "linewidth": 0.5}
     ax.hlines([row - 0.5 for row in range(rows + 1)], -0.5, columns - 0.5, **grid)
@@ -186,5 +189,5 @@ def _frame(ax: Axes, title: str | None) -> Axes:
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
     if title is not None:
-        ax.set_title(title, fontsize=8, color="black")
+        ax.set_title(title, fontsize=9, color="black")
     return ax

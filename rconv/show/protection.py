@@ -30,7 +30,7 @@ ATTACKERS = {
 }
 NAMES = {
     "none": "none",
-    "noise": "noise s",
+    "noise": "noise ν",
     "clip": "clipping and noise σ",
     "prune": "pruned share",
     "round": "rounded to",

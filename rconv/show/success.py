@@ -123,6 +123,7 @@ def show_rates(ax: Axes, records: Sequence[Record], method: str, title: str | No
         style = {"fmt": "osd"[number], "capsize": 3, "color": COLOURS[number], "markersize": 5}
         ax.errorbar(places, shares, bars, label=STARTS[start], **style)
     ax.set_xticks(range(len(SENT)), [sent.replace("weights, ", "") for sent in SENT], rotation=30)
+    ax.set_xlim(-0.5, len(SENT) - 0.5)
     ax.set_ylim(-0.04, 1.04)
     if title is not None:
         ax.set_title(title, fontsize=9)

@@ -1,12 +1,16 @@
 """What a list of records says, as rows for a table, and as Markdown for a page."""
 
 import math
+import re
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
+from rconv.lab.intervals import rate_interval
 from rconv.lab.records import Record, open_directions, value, won
+from rconv.show.numbers import scientific
 
 QUALITY_HEADER = (
     "activation",
@@ -21,6 +25,7 @@ QUALITY_HEADER = (
     "SSIM median",
     "ms / image",
 )
+FAILURE_HEADER = ("activation", "constraints", "dtype", "images", "why")
 SWEEP_HEADER = (
     "layer",
     "has",
@@ -40,8 +45,8 @@ def setting(record: Record) -> tuple[str, ...]:
 def quality_rows(records: Sequence[Record]) -> list[tuple]:
     """One row per setting, in the order of the records; see `QUALITY_HEADER`.
 
-    Success is the share of images with MSE below `SUCCESS`; where a value is not finite, it
-    counts as the worst.
+    Success counts the images with MSE below `SUCCESS`, above the interval of their rate in percent;
+    where a value is not finite, it counts as the worst.
     """
     rows = []
     for key, group in groupby(records, setting):
@@ -50,7 +55,7 @@ def quality_rows(records: Sequence[Record]) -> list[tuple]:
         rows.append(
             (
                 *key,
-                f"{won(own)} of {len(own)}",
+                success(own),
                 sum(r["unique"] for r in own),
                 f"{statistics.median(errors):.0e}",
                 f"{max(errors):.0e}",
@@ -61,6 +66,33 @@ def quality_rows(records: Sequence[Record]) -> list[tuple]:
             )
         )
     return rows
+
+
+def success(records: Sequence[Record]) -> str:
+    """How many were reconstructed, above the interval of the rate over images, in percent.
+
+    An image that was attacked through several networks is one draw, with several outcomes.
+    """
+    images: dict[int, list[Record]] = {}
+    for record in records:
+        images.setdefault(record["index"], []).append(record)
+    counts = [won(own) for own in images.values()], [len(own) for own in images.values()]
+    low, high = rate_interval(*counts)
+    return f"{won(records)} of {len(records)}<br>{100 * low:.0f} to {100 * high:.0f} %"
+
+
+def failure_rows(records: Sequence[Record]) -> list[tuple]:
+    """One row per setting and reason of failure, with the number of images; the most first.
+
+    The attack's own doubt is the reason, without its numbers, which differ from image to image.
+    """
+    lost = Counter((*setting(r), _kind(r["doubt"])) for r in records if not won([r]))
+    return [(*key, count, why) for (*key, why), count in lost.most_common()]
+
+
+def _kind(doubt: str) -> str:
+    short = re.sub(" has rank .*", " is short of rank", doubt or "the attack had no doubt")
+    return re.sub(r"\b\d\S*", "…", short)
 
 
 def median(records: Iterable[Record], key: str) -> float:
@@ -107,6 +139,8 @@ def rank_rows(records: Sequence[Record]) -> list[tuple]:
 
 def explain(record: Record) -> str:
     """Why this image came out as it did, in one sentence, from its own record."""
+    if not record.get("layers"):
+        return record["doubt"] or "full rank in every layer"
     short = [layer for layer in record["layers"] if open_directions(layer) > 0]
     if not short:
         return (
@@ -123,9 +157,9 @@ def explain(record: Record) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table."""
+    """A Markdown table, its numbers as `rconv.show.numbers` writes them."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return "\n".join(scientific("| " + " | ".join(map(str, line)) + " |") for line in lines)
 
 
 def decibel(psnr: float | None) -> str:

@@ -1,0 +1,97 @@
+"""One image of any side: time, memory and quality of the attack, against the side.
+
+    python benchmarks/large.py [--sides 32 64 128 224] [--write book/records/large.json]
+
+Four convolutions 5×5 of the strides 2, 2, 1, 1 with PyTorch's initialisation, seed 0, float64, and
+a photograph that comes with scikit-image, scaled to the side. Every point runs in a process of its
+own, so that its peak of memory is its own; time is that of the processor, summed over its threads.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from skimage import data
+from torch import nn
+
+from rconv.attack.attack import Attack
+from rconv.lab.metrics import psnr
+from rconv.lab.records import table
+
+NETWORKS = {"LeakyReLU": (16, 80, 160, 160), "ReLU": (48, 320, 160, 160)}
+"""Filters. Weight constraints of LeakyReLU need 12 and 64 in the first two layers, and more for a
+condition that costs few iterations; of ReLU only active outputs count. In the last two layers 160
+filters of gradient constraints determine a map of 56×56, for a side of 224."""
+
+SIDES = (32, 64, 128, 224)
+
+
+def network(activation: str, side: int) -> nn.Sequential:
+    """The network of an activation, for images of a side that four divides."""
+    torch.manual_seed(0)
+    layers, width = [], 3
+    for filters, stride in zip(NETWORKS[activation], (2, 2, 1, 1), strict=True):
+        layers += [nn.Conv2d(width, filters, 5, stride, 2)]
+        layers += [nn.LeakyReLU(0.2) if activation == "LeakyReLU" else nn.ReLU()]
+        width = filters
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * (side // 4) ** 2, 10)).double()
+
+
+def photograph(side: int) -> torch.Tensor:
+    """(1, 3, side, side), in [0, 1]."""
+    pixels = torch.from_numpy(data.astronaut()[:448, 30:478]).permute(2, 0, 1)[None].double()
+    return nn.functional.interpolate(pixels / 255, (side, side), mode="area")
+
+
+def measure(activation: str, side: int) -> dict:
+    """One point of the curve."""
+    model, truth = network(activation, side), photograph(side)
+    loss = nn.functional.cross_entropy(model(truth), torch.tensor([3]))
+    sent = [g.detach() for g in torch.autograd.grad(loss, list(model.parameters()))]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.process_time()
+    found = Attack(model, (3, side, side))(sent)
+    seconds = time.process_time() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "activation": activation,
+        "filters": list(NETWORKS[activation]),
+        "side": side,
+        "seconds": round(seconds, 1),
+        "peak_gib": round(peak / 2**20, 2),
+        "client_gib": round(before / 2**20, 2),
+        "psnr": round(float(psnr(found.images, truth, data_range=1.0)), 1),
+        "unique": bool(found.unique),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sides", type=int, nargs="+", default=SIDES)
+    parser.add_argument("--one", nargs=2, metavar=("ACTIVATION", "SIDE"), help="a single point")
+    parser.add_argument("--write", type=Path, help="keep the points as a record")
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one[0], int(options.one[1]))))
+        return
+    points = []
+    for activation in NETWORKS:
+        for side in options.sides:
+            command = [sys.executable, __file__, "--one", activation, str(side)]
+            run = subprocess.run(command, capture_output=True, text=True, check=True)
+            points.append(json.loads(run.stdout))
+            print(run.stdout, end="", flush=True)
+    print(table(tuple(points[0]), [tuple(map(str, point.values())) for point in points]))
+    if options.write:
+        threads = torch.get_num_threads()
+        made = f"python benchmarks/large.py, {threads} thread(s), torch {torch.__version__}"
+        options.write.write_text(json.dumps({"made": made, "points": points}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

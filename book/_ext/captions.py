@@ -1,0 +1,86 @@
+"""Sphinx extension: figures and tables are numbered, and pictures have alternative texts.
+
+A page writes the caption as the paragraph behind a cell, or a table, which begins with *Figure.*
+or *Table.*, so that Jupyter shows it too. Here it becomes a caption with a number, below what it
+speaks of. Drawings inside the page, which are no `<img>`, take over the cell's `mystnb.image.alt`.
+"""
+
+from html import escape
+
+from docutils import nodes
+from sphinx.util import logging
+
+LOG = logging.getLogger(__name__)
+DRAWN = '<div class="rconv-figure" role="img"'
+
+
+class numbered_table(nodes.figure):
+    """A table, or what a cell shows as one, with its caption below: it may be wide, and scroll."""
+
+
+KINDS = {"Figure.": nodes.figure, "Table.": numbered_table}
+
+
+def number(app, doctree):
+    """Turn the paragraphs into captions; Sphinx numbers them."""
+    for paragraph in list(doctree.findall(nodes.paragraph)):
+        first = paragraph[0] if len(paragraph) else None
+        if isinstance(first, nodes.emphasis) and first.astext() in KINDS:
+            content = spoken_of(paragraph)
+            if content is None:
+                LOG.warning("a caption with nothing above it", location=paragraph)
+            else:
+                wrap(doctree, content, paragraph, KINDS[first.astext()])
+
+
+def spoken_of(paragraph):
+    """What stands above a caption: a cell's output, a pasted one, or a table."""
+    place = paragraph.parent.index(paragraph)
+    above = paragraph.parent[place - 1] if place else None
+    if isinstance(above, nodes.container) and above.get("nb_element") == "mime_bundle":
+        return above  # what a later cell has glued
+    if isinstance(above, nodes.container):
+        outputs = [own for own in above if "cell_output" in own.get("classes", ())]
+        return outputs[-1] if outputs else None
+    return above if isinstance(above, nodes.table) else None
+
+
+def wrap(doctree, content, paragraph, kind):
+    """Put a node and its caption together."""
+    count = sum(1 for _ in doctree.findall(kind))
+    name = "figure" if kind is nodes.figure else "table"
+    figure = kind(ids=[f"{name}-{count + 1}"])
+    caption = nodes.caption("", "", *paragraph.children[1:])
+    caption.source, caption.line = paragraph.source, paragraph.line
+    if isinstance(caption[0], nodes.Text):
+        caption[0] = nodes.Text(caption[0].astext().lstrip())
+    paragraph.parent.remove(paragraph)
+    content.replace_self(figure)
+    figure += [content, caption]
+
+
+def describe(app, doctree, docname):
+    """Give drawings the alternative text of their cell."""
+    for raw in doctree.findall(nodes.raw):
+        cell = raw.parent
+        while cell is not None and "cell_metadata" not in cell:
+            cell = cell.parent
+        if cell is not None and DRAWN in raw.astext():
+            mystnb = cell["cell_metadata"].get("mystnb", {})
+            alt = escape(mystnb.get("image", {}).get("alt", ""))
+            raw.children = [nodes.Text(raw.astext().replace(DRAWN, f'{DRAWN} aria-label="{alt}"'))]
+
+
+def setup(app):
+    """Connect to the events; the numbers are Sphinx's own."""
+    app.add_enumerable_node(
+        numbered_table,
+        "table",
+        html=(
+            lambda self, node: self.visit_figure(node),
+            lambda self, node: self.depart_figure(node),
+        ),
+    )
+    app.connect("doctree-read", number)
+    app.connect("doctree-resolved", describe)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,178 @@
+"""How many images an averaged gradient may be of, so that every layer still determines them all.
+
+Counted, as a flow. A weight row tells one of the pixels in its window, of one sample; a row of the
+gradient one of the pixels that its offset meets, of any sample. The most pixels that rows can
+tell is the rank of rows whose entries are generic. Samples, and channels, are alike, so that one
+map of pixels stands for all. What rows of the two kinds say twice is taken off.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import sparse
+from scipy.sparse.csgraph import maximum_flow
+from torch import nn
+
+from rconv.attack.batch import required_for_batches
+from rconv.attack.ways import ways_into
+from rconv.audit.layers import check_share
+from rconv.audit.ranks import EPS
+from rconv.equations.batch import BatchSystem
+from rconv.equations.windows import window_index
+from rconv.linalg.dense import determines
+from rconv.model.geometry import Geometry, Stage
+from rconv.model.nodes import Network
+
+CONFIRMED = 1_500
+"""Unknowns up to which the number that was counted is confirmed by ranks of random matrices: a
+third of a second each. Counting is off by what rows say twice by chance where windows are few."""
+
+
+@dataclass(frozen=True)
+class BatchLimit:
+    """The largest batch whose images one layer determines.
+
+    Parameters
+    ----------
+    name : str
+        The layer.
+    largest : int or None
+        B; None where the equations of every sample suffice alone, whatever B is.
+    """
+
+    name: str
+    largest: int | None
+
+
+def batch_limits(
+    model: nn.Module, input_shape: tuple[int, int, int], *, active: float = 0.5, seed: int = 0
+) -> list[BatchLimit]:
+    """The largest batch of every layer, by equations alone; that of the model is their least.
+
+    Parameters
+    ----------
+    model, input_shape, active, seed
+        As `rconv.audit.audit` takes them.
+
+    Returns
+    -------
+    list of BatchLimit
+        Head first: softmax tells one sample less than there are classes.
+
+    Raises
+    ------
+    UnsupportedModelError
+        A model that the attack does not take batches of.
+    ValueError
+        `active` out of range.
+    """
+    check_share(active)
+    return limits(ways_into(model, input_shape)[0].network, active=active, seed=seed)
+
+
+def limits(network: Network, *, active: float = 0.5, seed: int = 0) -> list[BatchLimit]:
+    """`batch_limits` of a model as it was read."""
+    required_for_batches(network, None)
+    head = BatchLimit(network.head.name, network.head.weight.shape[0] - 1)
+    own = (BatchLimit(s.name, largest(s, active, seed)) for s in reversed(network.stages))
+    return [head, *own]
+
+
+def weakest(layers: list[BatchLimit]) -> BatchLimit:
+    """The layer whose limit is that of the model, the first one in the order of the attack."""
+    told = [own for own in layers if own.largest is not None]
+    return min(told, key=lambda own: own.largest or 0)
+
+
+def largest(stage: Stage, active: float = 0.5, seed: int = 0) -> int | None:
+    """The largest batch whose inputs of one convolution its equations determine.
+
+    Parameters
+    ----------
+    stage : Stage
+        The convolution.
+    active, seed
+        As `rconv.audit.audit` takes them.
+
+    Returns
+    -------
+    int or None
+        B, 0 where one image is not determined; None for any.
+    """
+    flat, g = stage.activation.flat, stage.geometry
+    generator = torch.Generator().manual_seed(seed)
+    share = active if flat else 1.0
+    known = torch.rand(g.output, generator=generator) < share
+    outputs = known.flatten(1).sum(dim=0).numpy()
+    told = _told(g, outputs, gradients=0)
+    if told == g.unknowns:
+        return None
+    low, high = 0, g.gradient_rows // (g.unknowns - told) + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if counted(g, outputs, middle) else (low, middle)
+    while 0 < low * g.unknowns <= CONFIRMED and not _confirmed(stage, low, share, generator):
+        low -= 1
+    return low
+
+
+def counted(geometry: Geometry, outputs: np.ndarray, batch: int) -> bool:
+    """Whether there are equations for every pixel of so many samples.
+
+    Parameters
+    ----------
+    geometry : Geometry
+        Of a convolution.
+    outputs : np.ndarray
+        (L,), how many of its filters have a known output at each position.
+    batch : int
+        B.
+
+    Returns
+    -------
+    bool
+    """
+    g, every = geometry, bool((outputs == geometry.output[0]).all())
+    rows, filters, outputs = g.gradient_rows, g.output[0], batch * outputs
+    # The gradient row of filter d, summed over a kernel d', is the output of d' weighted by Ō of
+    # d. It says nothing new where that output is known wherever Ō is not zero: with ReLU for
+    # d' = d, else for all d', of which as many are independent as a kernel has entries.
+    twice = filters * (min(filters, g.input[0] * g.offsets) if every else 1)
+    by_weight = _told(g, outputs, gradients=0, batch=batch)
+    by_gradient = _told(g, 0 * outputs, gradients=rows, batch=batch)
+    known = by_weight + by_gradient - min(twice, by_weight, by_gradient)
+    together = _told(g, outputs, gradients=max(rows - twice, 0), batch=batch)
+    return min(known, together) >= batch * g.unknowns
+
+
+def _told(g: Geometry, outputs: np.ndarray, gradients: int, batch: int = 1) -> int:
+    """Pixels of all samples that rows can tell, `gradients` of them the gradient's."""
+    window = window_index(g).numpy()
+    offset, pixel = np.nonzero(window < g.positions)
+    demand = batch * g.input[0]
+    # Source, the gradient, positions, offsets, pixels, sink.
+    first = 2 + g.positions
+    last = first + g.offsets
+    sink = last + g.pixels
+    edges = [
+        ([0], [1], gradients),
+        ([0], 2 + np.arange(g.positions), outputs),
+        ([1], first + np.arange(g.offsets), g.input[0] * g.output[0]),
+        (2 + window[offset, pixel], last + pixel, demand),
+        (first + offset, last + pixel, demand),
+        (last + np.arange(g.pixels), [sink], demand),
+    ]
+    whole = zip(*(np.broadcast_arrays(*edge) for edge in edges), strict=True)
+    source, target, capacity = map(np.concatenate, whole)
+    graph = sparse.csr_matrix((capacity.astype(np.int32), (source, target)), (sink + 1, sink + 1))
+    return int(maximum_flow(graph, 0, sink).flow_value)
+
+
+def _confirmed(stage: Stage, batch: int, share: float, generator: torch.Generator) -> bool:
+    """Whether the equations of random data have full rank."""
+    shape = batch, *stage.geometry.output
+    known = (torch.rand(shape, generator=generator) < share).to(stage.weight)
+    cotangent = torch.randn(shape, generator=generator, dtype=torch.float64).to(known) * known
+    system = BatchSystem(stage, cotangent, torch.zeros_like(stage.weight), 0 * known, known)
+    return determines(system, EPS)

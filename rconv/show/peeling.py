@@ -1,0 +1,114 @@
+"""A figure that one plays with: the recursion peels a network layer by layer, down to the image."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+import matplotlib as mpl
+import torch
+from torch import Tensor
+
+from rconv.attack.report import LayerReport
+from rconv.linalg.solution import relative
+from rconv.show import play
+from rconv.show.numbers import scientific
+from rconv.show.panels import MAP_COLOURS, SIGNED_MAP_COLOURS
+
+BEST = 1e-16
+"""Relative error at which an error's bar is empty, that of rounding; it is full at 1."""
+
+
+WAYS = {"head": "the gradients", "gradient": "gradient constraints",
+        "weight": "weight constraints", "hybrid": "hybrid constraints"}  # fmt: skip
+"""What tells a layer's input, by the name in its report."""
+
+
+def peeling(layers: Sequence[LayerReport], truth: Sequence[Tensor]) -> str:
+    """Draw what is known of a network's maps after each step of the attack.
+
+    Parameters
+    ----------
+    layers : sequence of LayerReport
+        Of one image, from the head down to the first convolution.
+    truth : sequence of Tensor
+        The true input of each, axes (1, channel, row, column); the last one is the image. It is
+        used for the errors and for nothing else.
+
+    Returns
+    -------
+    str
+        HTML of the figure; at first every step is done.
+
+    Raises
+    ------
+    ValueError
+        If there are several images, or a layer's equations leave part of its input open.
+    """
+    if any(len(layer.open) != 1 or int(layer.open) for layer in layers):
+        raise ValueError("the figure peels one image whose layers all have full rank")
+    found = [own.low.reshape(t.shape) for own, t in zip(layers, truth, strict=True)]
+    errors = [float(relative(x - t, t)) for x, t in zip(found, truth, strict=True)]
+    last = len(layers)
+    said = [
+        "Nothing is undone yet: the attacker has the weights and the gradients of every layer, "
+        "and none of the maps between them.",
+        *(
+            _said(n, layer, error, n == last)
+            for n, (layer, error) in enumerate(zip(layers, errors, strict=True), 1)
+        ),
+    ]
+    names = ["nothing yet", *(f"{n} of {last}, {own.name}" for n, own in enumerate(layers, 1))]
+    steps = play.controls(play.slider("step", "Undone", names, last, steps=True))
+    panels = "".join(
+        _panel(n, layer.name, maps[0], error, n == last)
+        for n, (layer, maps, error) in enumerate(zip(layers, found, errors, strict=True), 1)
+    )
+    return play.figure(
+        "peeling",
+        "The attack undoes one layer after the other, down to the image",
+        f'{steps}<ol class="peels" style="--peels: {last}">{panels}</ol>',
+        said[-1],
+        {"said": said},
+    )
+
+
+def _said(step: int, layer: LayerReport, error: float, image: bool) -> str:
+    way = WAYS.get(layer.constraints[0], layer.constraints[0])
+    return (
+        f"Step {step}: {way} of {layer.name} give {'the image' if image else 'its input'}. "
+        f"Rank {int(layer.rank)} of {layer.unknowns} unknowns, "
+        f"relative error {scientific(f'{error:.0e}')}."
+    )
+
+
+def _panel(step: int, layer: str, found: Tensor, error: float, image: bool) -> str:
+    """A layer that is known and, below it, its input, which this step finds."""
+    size = " × ".join(map(str, found.shape))
+    shown = "image" if image else f"input of {layer}"
+    share = 1 - math.log(max(min(error, 1.0), BEST)) / math.log(BEST)
+    return (
+        f'<li class="done{" now" if image else ""}">'
+        f'<button type="button" data-step="{step}" disabled>{escape(layer)}</button>'
+        f'<div class="found"><img class="pixelated" alt="The {escape(shown)}, as found" '
+        f'src="{_picture(found, image)}"></div>'
+        f'<div class="facts"><span>{"image" if image else "map"} {size}</span>'
+        f'<div class="error"><div class="bar" aria-hidden="true"><i style="width: {share:.1%}">'
+        f"</i></div>error {scientific(f'{error:.0e}')}</div></div></li>"
+    )
+
+
+def _picture(maps: Tensor, image: bool) -> str:
+    """The image; or channels in a square as nearly as may be, in the colours of feature maps."""
+    if image:
+        return play.png(maps.clamp(0, 1).permute(1, 2, 0))
+    columns = math.ceil(math.sqrt(len(maps)))
+    rows = math.ceil(len(maps) / columns)
+    _, height, width = maps.shape
+    tiles = torch.full((rows * columns, height + 1, width + 1), torch.nan, dtype=torch.float64)
+    tiles[: len(maps), :-1, :-1] = maps.round(decimals=9)  # a zero is drawn as a zero
+    whole = tiles.reshape(rows, columns, height + 1, width + 1).permute(0, 2, 1, 3)
+    whole = whole.reshape(rows * (height + 1), -1)[:-1, :-1]
+    limit, signed = float(maps.abs().max()) or 1.0, bool((whole < 0).any())
+    colours = mpl.colormaps[SIGNED_MAP_COLOURS if signed else MAP_COLOURS]
+    scaled = (whole / limit + 1) / 2 if signed else whole / limit
+    return play.png(torch.tensor(colours.with_extremes(bad=(0, 0, 0, 0))(scaled.numpy())))

@@ -1,0 +1,189 @@
+"""Figures on a page: sharp on any screen, in the page's colours, in panels that a phone stacks.
+
+``%load_ext rconv.show.screen`` in a notebook shows each figure as panels, one per column of
+pictures, per plot and per legend, each an SVG of its own: as many stand side by side as fit. Black
+and white are those of the page, which may be dark; all other colours, and pictures, stay what they
+are. Where a panel is too wide for a phone, the figure is drawn a second time, narrower.
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+LINE = 7.0
+"""Inches, 672 CSS pixels: the text column on a desk. Figures of up to `MANY` are drawn to fit it;
+wider ones have many panels, and several lines."""
+
+MANY = 9.0
+
+PHONE = 3.6
+"""Inches, 346 CSS pixels: the widest panel on a phone. Its text column may be 1/20 narrower."""
+
+TRIES, FITS = 3, 1.02
+"""Layouts, at most, until pictures whose height was the limit are as narrow as that, and near
+enough."""
+
+SHRINK = 0.92
+"""A panel may shrink to this before the next one moves below it. Text has 9 points, 12 CSS pixels,
+or more, and stays above 11."""
+
+STYLE = {
+    **{"font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9, "xtick.labelsize": 9},
+    **{"ytick.labelsize": 9, "image.interpolation": "none", "svg.fonttype": "none"},
+    **{"image.composite_image": False, "svg.image_inline": True},
+}
+"""Text stays text, and pixels are stored as they are: the browser draws both sharply."""
+
+MARGIN = 0.05
+"""Inches around a panel."""
+
+CLEANED = (
+    (r'<path d="[^"]*" style="fill: none"/>', ""),  # neither filled nor drawn
+    (r'font-family: [^;"]*;? ?|<!--.*?-->| transform="rotate\(-0 [^"]*"|xlink:', ""),
+    (r"(?<![\w.])(\d\d+\.\d\d|\d\.\d{3})\d+", r"\1"),
+    (r'<g id="[^"]*"', "<g"),
+    (r"\s*\n\s*", "\n"),
+    (r"(<g>\n</g>\n)+", ""),
+    ("#000000", "currentColor"),
+    ("#ffffff", "var(--pst-color-background, #fff)"),
+)
+"""What a page needs not, or has better: names, fonts, digits, spaces; its own black and white."""
+
+PARTS = re.compile(
+    r'^  <g id="panel(\d+)">$.*?^  </g>\n|^ <defs>\n  <clipPath.*?^ </defs>\n', re.M | re.S
+)
+"""Axes and legends in matplotlib's SVG, and the rectangles that bound lines, at its end."""
+
+MARKS = r'<g( clip-path="[^"]*")?>\n((?:<use [^>]*/>\n){2,})</g>'
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Show figures this way in a notebook; IPython calls it."""
+    shell.run_line_magic("matplotlib", "inline")
+    shell.display_formatter.formatters["text/html"].for_type(Figure, page)
+    mpl.rcParams.update(STYLE)
+
+
+def page(figure: Figure) -> str:
+    """Draw a figure as HTML for a page.
+
+    Parameters
+    ----------
+    figure : Figure
+        What to draw, best with the layout "constrained". It is left as it was.
+
+    Returns
+    -------
+    str
+        One element, which the book's extension `captions` gives its alternative text.
+    """
+    width, height = figure.get_size_inches()
+    line = LINE if LINE < width <= MANY else width
+    panels, widest = _laid_out(figure, line)
+    kinds = [("", _drawn(figure, panels))]
+    if widest > PHONE:
+        kinds = [(" rconv-wide", kinds[0][1])]
+        for _ in range(TRIES):  # pictures become narrower only where their height is no limit
+            if widest > FITS * PHONE:
+                line *= PHONE / widest
+                panels, widest = _laid_out(figure, line)
+        kinds.append((" rconv-narrow", _drawn(figure, panels)))
+    figure.set_size_inches(width, height)
+    figure.set_layout_engine("constrained")
+    for legend in figure.legends:
+        legend.set_in_layout(True)
+    drawn = "".join(f'<div class="rconv-panels{kind}">{svgs}</div>' for kind, svgs in kinds)
+    return f'<div class="rconv-figure" role="img">{drawn}</div>'
+
+
+def _laid_out(figure: Figure, width: float) -> tuple[list[tuple[list[Artist], Bbox]], float]:
+    """The panels in reading order with their boxes, legends last, and the widest plot's inches."""
+    panels: dict[Any, list[Artist]] = {}
+    for ax in filter(Axes.get_visible, figure.axes):
+        panels.setdefault(_place(ax), []).append(ax)
+        if len(ax.get_shared_y_axes().get_siblings(ax)) > 1:
+            ax.tick_params(labelleft=True)  # the axes that it shares may stand above it
+    for legend in figure.legends:
+        legend.set_in_layout(False)
+    figure.set_size_inches(width, figure.get_figheight())
+    figure.set_layout_engine("constrained")
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine("none")  # no other place when it is drawn
+    boxes = {place: _box(figure, panel) for place, panel in panels.items()}
+    axes = [ax for panel in panels.values() for ax in panel]
+    for place, box in boxes.items():  # panels of one row align
+        row = _box(figure, [ax for ax in axes if _rows(ax) & _rows(*panels[place])])
+        box.update_from_data_y([row.y0, row.y1])
+    found = [(panels[place], box) for place, box in boxes.items()]
+    found += [([legend], _box(figure, [legend])) for legend in figure.legends]
+    return found, max(box.width for box in boxes.values())
+
+
+def _drawn(figure: Figure, panels: Sequence[tuple[list[Artist], Bbox]]) -> str:
+    """The panels as SVGs, cut from one drawing."""
+    for number, (panel, _) in enumerate(panels):
+        for artist in panel:
+            artist.set_gid(f"panel{number}")
+    file = io.StringIO()
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "rconv"}):
+        figure.savefig(file, format="svg", transparent=True, dpi=192)
+    parts: dict[int, str] = {}
+    for part in PARTS.finditer(file.getvalue()):  # the frames of lines go with the first panel
+        number = int(part[1] or 0)
+        parts[number] = parts.get(number, "") + _cleaned(part[0])
+    height = figure.get_figheight()
+    drawn = "".join(_svg(box, height, parts[n]) for n, (_, box) in enumerate(panels))
+    # Names inside a drawing are its own on the page, and the same whenever it is drawn.
+    own = "r" + hashlib.sha1(drawn.encode()).hexdigest()[:8]
+    return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{own}", drawn)
+
+
+def _place(ax: Axes) -> Any:
+    """What axes of one panel have in common: pictures their column, others nothing."""
+    place = ax.get_subplotspec()
+    return place.colspan.start if ax.images and place else id(ax)
+
+
+def _rows(*axes: Axes) -> set[int]:
+    """The rows of the grid in which axes stand."""
+    places = [ax.get_subplotspec() for ax in axes]
+    return {row for place in places for row in (place.rowspan if place else (0,))}
+
+
+def _box(figure: Figure, group: Sequence[Artist]) -> Bbox:
+    """What a group covers, with a margin, in inches."""
+    pixels = Bbox.union([artist.get_tightbbox() for artist in group])
+    return pixels.transformed(figure.dpi_scale_trans.inverted()).padded(MARGIN)
+
+
+def _svg(box: Bbox, height: float, content: str) -> str:
+    """A panel: what lies in a box, in inches, of a drawing so many inches high."""
+    x, y, width, high = (72 * n for n in (box.x0, height - box.y1, box.width, box.height))
+    style = f"flex: {width:.1f} 1 {SHRINK * width:.1f}pt; max-width: {width:.1f}pt"
+    view = f"{x:.2f} {y:.2f} {width:.2f} {high:.2f}"
+    return f'<svg style="{style}" viewBox="{view}" fill="currentColor">\n{content}</svg>'
+
+
+def _cleaned(svg: str) -> str:
+    for pattern, text in CLEANED:
+        svg = re.sub(pattern, text, svg, flags=re.DOTALL)
+    return re.sub(MARKS, _marks, svg)
+
+
+def _marks(found: re.Match) -> str:
+    """A line of marks: their style once, and one mark where several lie at a tenth of a point."""
+    own = re.sub(r'(?<= [xy]=")(\d+\.\d)\d*', r"\1", found[2]).splitlines()
+    styles = {re.search(r' style="[^"]*"', use)[0] for use in own}
+    if len(styles) > 1:
+        return found[0]
+    (style,) = styles
+    uses = "\n".join(dict.fromkeys(use.replace(style, "") for use in own))
+    return f"<g{found[1] or ''}{style}>\n{uses}\n</g>"

@@ -1,0 +1,64 @@
+"""Draw the page of every point whose records the repository keeps, without its data.
+
+    python workflow/kept.py
+
+A point with results of its own keeps the page that `run.py` made. Only what changed is drawn again,
+and where nothing did, nothing is imported: PyTorch alone would take three seconds.
+"""
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+BOOK = Path("book")
+KEPT = BOOK / "records"
+NOTEBOOKS = Path("notebooks")
+RESULTS = Path("results")
+
+
+def digest(record: Path) -> str:
+    """A short hash of all that decides the page of a record."""
+    notebook = NOTEBOOKS / f"{record.parent.name}.md"
+    sources = [*Path("rconv").rglob("*.py"), *Path("workflow").glob("*.py")]
+    sha = hashlib.sha256()
+    for path in (record, notebook, *sorted(sources)):
+        content = path.read_bytes()
+        sha.update(f"{len(content)}\0".encode() + content)
+    return sha.hexdigest()[:16]
+
+
+def outdated() -> dict[Path, tuple[Path, str]]:
+    """Record → its page, and the digest that is to stand there, where another one does or none."""
+    found = {}
+    for record in sorted(KEPT.glob("*/*.json")):
+        point = record.relative_to(KEPT)
+        page, now = BOOK / point.with_suffix(".ipynb"), digest(record)
+        then = page.exists() and json.loads(page.read_text())["metadata"].get("drawn_from")
+        if then != now and not (RESULTS / point).exists():
+            found[record] = page, now
+    return found
+
+
+def main() -> None:
+    """Draw what is missing or out of date, and say how much it was."""
+    start, todo = time.process_time(), outdated()
+    if not todo:
+        return
+    import nbformat
+    from draw import draw
+    from run import replace
+
+    for record, (page, now) in todo.items():
+        try:
+            notebook = draw(record)
+        except Exception as error:
+            error.add_note(f"The page of {record} could not be drawn.")
+            raise
+        notebook.metadata["drawn_from"] = now
+        replace(page, nbformat.writes(notebook) + "\n")
+    print(f"Records: {len(todo)} pages drawn, {time.process_time() - start:.0f} CPU seconds")
+
+
+if __name__ == "__main__":
+    main()
