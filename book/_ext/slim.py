@@ -20,7 +20,7 @@ from stylesheet import purge
 
 FONTS = "vendor/fontawesome/webfonts"
 UNUSED = ("**/*.map", "locales", f"{FONTS}/*.woff2", "scripts/fontawesome.js")
-STYLES = ("styles/pydata-sphinx-theme.css", "sphinx-design.min.css")
+STYLES = ("styles/pydata-sphinx-theme.css", "sphinx-design.min.css", "mystnb.*.css")
 SCRIPT = re.compile(r"\s*(<!-- So that users can add custom icons -->\s*)?"
                     r'<script src="[^"]*scripts/fontawesome\.js[^"]*"></script>')  # fmt: skip
 FACE = re.compile(r'(url\([^)]*\.)woff2\) format\("woff2"\),url\([^)]*\.ttf\) format\("truetype"\)')
@@ -53,8 +53,8 @@ def slim_styles(static, words):
     def change(text):
         return FACE.sub(r'\1woff) format("woff")', purge(text, words))
 
-    for name in STYLES:
-        rewrite(static / name, change)
+    for path in (path for name in STYLES for path in static.glob(name)):
+        rewrite(path, change)
     css = "".join(path.read_text(encoding="utf-8") for path in static.rglob("*.css"))
     return {int(sign, 16) for sign in SIGN.findall(css)} | {*map(ord, PRIVATE.findall(css))}
 
