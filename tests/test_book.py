@@ -306,9 +306,9 @@ def weight(visit):
     files = {unquote(urlsplit(url).path) for url in visit.requested if url.startswith("file:")}
     pictures = (".png", ".svg", ".jpg", ".webp", ".gif", ".ico")
     loaded = [path for path in map(Path, files) if path.suffix not in pictures]
-    inside = [re.findall(r"data:image/[^\"')]+", path.read_text())
-              for path in loaded if path.suffix == ".html"]  # fmt: skip
-    return sum(path.stat().st_size for path in loaded) - sum(map(len, sum(inside, [])))
+    pages = "".join(path.read_text() for path in loaded if path.suffix == ".html")
+    inside = re.findall(r"data:image/[^\"')]+", pages)
+    return sum(path.stat().st_size for path in loaded) - sum(map(len, inside))
 
 
 def test_pages_are_light(visits):
