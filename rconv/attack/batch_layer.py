@@ -5,12 +5,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from rconv.attack.beside import side_by_side
 from rconv.attack.layer import is_unsure, layer_report
 from rconv.attack.plan import LayerPlan, gradients_suffice
 from rconv.attack.report import LayerReport
 from rconv.attack.signs import close
-from rconv.attack.solve import Known, at_least, by_weight, gradient_errors, stacked
-from rconv.equations.batch import BatchSystem
+from rconv.attack.solve import Known, at_least, by_weight, stacked
 from rconv.equations.gradient import gradient_matrix, gradient_rhs
 from rconv.equations.windows import residue_classes
 from rconv.linalg.dense import solve_stacked
@@ -76,7 +76,7 @@ def _as_is(plan: LayerPlan, known: Known, solved: Solution) -> tuple[Solution, L
 
 def _closed(plan: LayerPlan, known: Known, solved: Solution) -> tuple[Solution, Left]:
     """What the range of the inputs and silent outputs close, of all samples together."""
-    system, precision = _system(plan, known), float(known.precision.amax())
+    system, precision = side_by_side(known, "hybrid", plan.bounds), float(known.precision.amax())
     joint = solve_stacked(system, precision, weigh="noise")
     joint = replace(joint, value=joint.value[..., 0])
     own = LayerPlan(plan.stage, bounds=plan.bounds, prior=False, exact=plan.exact)
@@ -141,7 +141,7 @@ def _by_gradient(known: Known) -> Solution:
 
 def _together(plan: LayerPlan, known: Known) -> Solution:
     """Both kinds, the weight constraints where the output is known."""
-    system = _system(plan, known)
+    system = side_by_side(known, "hybrid", plan.bounds)
     batch, precision = len(known.output), float(known.precision.amax())
     least = torch.minimum(known.noise.amax(), known.output_noise)
     if system.unknowns <= DENSE:
@@ -150,27 +150,6 @@ def _together(plan: LayerPlan, known: Known) -> Solution:
         return _apart(joint, joint.value.reshape(batch, -1), gap, least)
     solution = solve_iterative(system.whitened(), batch)
     return at_least(replace(solution, value=solution.value.flatten(1)), least)
-
-
-def _system(plan: LayerPlan, known: Known) -> BatchSystem:
-    """The equations of all samples side by side."""
-    worst = replace(
-        known.passed.select([0]), cotangent_noise=known.passed.cotangent_noise.amax()[None]
-    )
-    errors = gradient_errors(replace(known, passed=worst))[0]
-    d, kernel = known.gradient.shape[1], known.gradient.shape[3:]
-    errors = errors.expand(d * kernel.numel(), 1).reshape(d, 1, *kernel)
-    spreads = root_mean_square(known.passed.error)[:, None, None, None]
-    return BatchSystem(
-        known.stage,
-        known.cotangent,
-        known.gradient[0],
-        known.output,
-        known.passed.weight,
-        gradient_error=errors,
-        output_error=spreads.expand_as(known.passed.weight),
-        bounds=plan.bounds,
-    )
 
 
 def _apart(joint: Solution, value: Tensor, gap: Tensor, least: Tensor) -> Solution:

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import torch
 
+from rconv.attack.beside import side_by_side
 from rconv.attack.plan import LayerPlan
-from rconv.attack.solve import Known, at_least, by_gradient, by_weight, gradient_errors
+from rconv.attack.solve import Known, at_least, by_gradient, by_weight
 from rconv.equations.batch import BatchSystem
 from rconv.equations.windows import residue_classes, tiles
 from rconv.linalg.equations import FREE
@@ -80,7 +81,7 @@ def _each(known: Known, kind: str, bounds: tuple[float, float] = FREE) -> Soluti
 
 
 def _one(known: Known, kind: str, bounds: tuple[float, float]) -> Solution:
-    system = batch_system(known, kind, bounds)
+    system = side_by_side(known, kind, bounds)
     # Outputs that are all known determine the input exactly, if at all: as they are, they are
     # better conditioned than weighed by how well they are known.
     exact = kind == "weight" and bool((system.row_weight > 0).all())
@@ -89,41 +90,6 @@ def _one(known: Known, kind: str, bounds: tuple[float, float]) -> Solution:
     least = {"gradient": known.noise, "weight": known.output_noise}
     smaller = torch.minimum(known.noise, known.output_noise)
     return at_least(replace(solution, value=solution.value[..., 0]), least.get(kind, smaller))
-
-
-def batch_system(known: Known, kind: str, bounds: tuple[float, float]) -> BatchSystem:
-    """The equations of one image.
-
-    Parameters
-    ----------
-    known : Known
-        Of this image.
-    kind : str
-        "gradient", "weight" or "hybrid" (both).
-    bounds : tuple of float
-        Of the input.
-
-    Returns
-    -------
-    BatchSystem
-        Of one sample, not weighed yet.
-    """
-    d, kernel = known.gradient.shape[1], known.gradient.shape[3:]
-    errors = gradient_errors(known)[0].expand(d * kernel.numel(), 1).reshape(d, 1, *kernel)
-    weight = known.passed.weight
-    if kind == "gradient":
-        weight = torch.zeros_like(weight)
-    return BatchSystem(
-        known.stage,
-        known.cotangent,
-        known.gradient[0],
-        known.output,
-        weight,
-        gradient_error=errors,
-        output_error=known.passed.error.square().mean(dim=1).sqrt()[:, None, None, None],
-        bounds=bounds,
-        has_gradients=kind != "weight",
-    )
 
 
 def unweighed(system: BatchSystem) -> BatchSystem:
