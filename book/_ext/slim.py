@@ -7,6 +7,9 @@ them anew; stylesheets keep the rules that can match something; the notebooks to
 without outputs, as in the repository. Files that are slim already stay as they are.
 """
 
+import base64
+import io
+import logging
 import re
 from pathlib import Path
 
@@ -17,12 +20,14 @@ from stylesheet import purge
 
 FONTS = "vendor/fontawesome/webfonts"
 UNUSED = ("**/*.map", "locales", f"{FONTS}/*.woff2", "scripts/fontawesome.js")
-STYLES = ("styles/pydata-sphinx-theme.css", "sphinx-design.min.css")
+STYLES = ("styles/pydata-sphinx-theme.css", "sphinx-design.min.css", "mystnb.*.css")
 SCRIPT = re.compile(r"\s*(<!-- So that users can add custom icons -->\s*)?"
                     r'<script src="[^"]*scripts/fontawesome\.js[^"]*"></script>')  # fmt: skip
 FACE = re.compile(r'(url\([^)]*\.)woff2\) format\("woff2"\),url\([^)]*\.ttf\) format\("truetype"\)')
 SIGN = re.compile(r"\\(f[0-9a-f]{3}|e[0-9a-f]{3})\b")
 PICTURE = re.compile(r"[\w-]+\.png\b")
+PRIVATE = re.compile("[\ue000-\uf8ff]")
+INLINE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
 WORD = re.compile(r"[\w-]+")
 
 
@@ -43,18 +48,20 @@ def rewrite(path, change):
 
 
 def slim_styles(static, words):
-    """Purge the theme's stylesheets; returns the signs of icons that are left in them."""
-    css = ""
-    for name in STYLES:
-        for path in static.glob(name):
-            css += rewrite(
-                path, lambda text: FACE.sub(r'\1woff) format("woff")', purge(text, words))
-            )
-    return {int(sign, 16) for sign in SIGN.findall(css)}
+    """Purge the theme's stylesheets; returns the signs of icons that are left in all."""
+
+    def change(text):
+        return FACE.sub(r'\1woff) format("woff")', purge(text, words))
+
+    for path in (path for name in STYLES for path in static.glob(name)):
+        rewrite(path, change)
+    css = "".join(path.read_text(encoding="utf-8") for path in static.rglob("*.css"))
+    return {int(sign, 16) for sign in SIGN.findall(css)} | {*map(ord, PRIVATE.findall(css))}
 
 
 def slim_fonts(static, signs):
     """Fonts of icons with these signs, as WOFF: WOFF2 would need one package more."""
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
     for path in static.glob(f"{FONTS}/*.ttf"):
         options = subset.Options(flavor="woff", notdef_outline=True)
         font = subset.load_font(str(path), options)
@@ -65,13 +72,26 @@ def slim_fonts(static, signs):
         path.unlink()
 
 
+def webp(png):
+    """The same pixels in half the bytes."""
+    packed = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        image.convert("RGBA").save(packed, "WEBP", lossless=True, quality=50, method=3)
+    return packed.getvalue()
+
+
+def slim_inline(found):
+    """A picture that stands in the page itself."""
+    packed = base64.b64encode(webp(base64.b64decode(found[1]))).decode()
+    return f"data:image/webp;base64,{packed}"
+
+
 def slim_pictures(images):
-    """WebP for PNG, pixel by pixel the same; returns what pages should say now for each."""
+    """WebP for PNG; returns what pages should say now for each."""
     for path in images.glob("*.png"):
         slim = path.with_suffix(".webp")
         if not slim.exists():  # the name is a hash of the content
-            with Image.open(path) as image:
-                image.convert("RGBA").save(slim, lossless=True, quality=50, method=3)
+            slim.write_bytes(webp(path.read_bytes()))
         path.unlink()
     return {f"{path.stem}.png": path.name for path in images.glob("*.webp")}
 
@@ -85,6 +105,16 @@ def without_outputs(text):
     return nbformat.writes(notebook) + "\n"
 
 
+def offer_one(app, pagename, templatename, context, doctree):
+    """A page with code is downloaded as a notebook; its Markdown stands behind the pencil."""
+    if context.get("ipynb_source"):
+        for group in context["header_buttons"]:
+            if group.get("label") == "download-buttons":
+                group["buttons"] = [
+                    b for b in group["buttons"] if b["label"] != "download-source-button"
+                ]
+
+
 def slim(app, exception):
     """All of it, once everything is written."""
     if exception is not None or app.builder.format != "html":
@@ -93,14 +123,18 @@ def slim(app, exception):
     static = root / "_static"
     for path in root.glob("_sources/**/*.ipynb"):
         rewrite(path, without_outputs)
+        path.with_suffix(".md").unlink(missing_ok=True)
     remove(static)
     pictures = slim_pictures(root / "_images")
 
     def change(text):
-        text = SCRIPT.sub("", text)
+        text = INLINE.sub(slim_inline, SCRIPT.sub("", text))
         return PICTURE.sub(lambda found: pictures.get(found[0], found[0]), text)
 
     pages = [rewrite(path, change) for path in root.rglob("*.html")]
+    for name in pictures.values():
+        if not any(name in page for page in pages):
+            (root / "_images" / name).unlink()  # of an earlier build
     scripts = [path.read_text(encoding="utf-8") for path in static.rglob("*.js")]
     words = set().union(*(WORD.findall(text) for text in pages + scripts))
     slim_fonts(static, slim_styles(static, words))
@@ -108,5 +142,6 @@ def slim(app, exception):
 
 def setup(app):
     """Run after all extensions that copy files."""
+    app.connect("html-page-context", offer_one, priority=900)
     app.connect("build-finished", slim, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
