@@ -8,9 +8,7 @@ speaks of. Drawings inside the page, which are no `<img>`, take over the cell's 
 from html import escape
 
 from docutils import nodes
-from sphinx.util import logging
 
-LOG = logging.getLogger(__name__)
 DRAWN = '<div class="rconv-figure" role="img"'
 
 
@@ -27,22 +25,22 @@ def number(app, doctree):
         first = paragraph[0] if len(paragraph) else None
         if isinstance(first, nodes.emphasis) and first.astext() in KINDS:
             content = spoken_of(paragraph)
-            if content is None:
-                LOG.warning("a caption with nothing above it", location=paragraph)
-            else:
+            if content is not None:  # a page of kept records may have nothing to show
                 wrap(doctree, content, paragraph, KINDS[first.astext()])
 
 
 def spoken_of(paragraph):
-    """What stands above a caption: a cell's output, a pasted one, or a table."""
-    place = paragraph.parent.index(paragraph)
-    above = paragraph.parent[place - 1] if place else None
-    if isinstance(above, nodes.container) and above.get("nb_element") == "mime_bundle":
-        return above  # what a later cell has glued
-    if isinstance(above, nodes.container):
-        outputs = [own for own in above if "cell_output" in own.get("classes", ())]
-        return outputs[-1] if outputs else None
-    return above if isinstance(above, nodes.table) else None
+    """What stands above a caption: a cell's output or a table; cells that show nothing between."""
+    siblings = paragraph.parent.children
+    for above in reversed(siblings[: siblings.index(paragraph)]):
+        if isinstance(above, nodes.table):
+            return above
+        if not isinstance(above, nodes.container | nodes.comment | nodes.target):
+            return None
+        outputs = [own for own in above.children if "cell_output" in own.get("classes", ())]
+        if outputs:
+            return outputs[-1]
+    return None
 
 
 def wrap(doctree, content, paragraph, kind):
