@@ -77,14 +77,14 @@ def test_drawings_have_alternative_texts(pages):
 
 
 def test_captions_are_numbered(book):
-    text = (book / "notebooks" / "08_rank.html").read_text()
+    text = (book / "notebooks" / "rank.html").read_text()
     assert re.search(r'class="caption-number">Figure \d+\.1 ?<', text)
     assert re.search(r'class="caption-number">Table \d+\.1 ?<', text)
     assert not re.search(r"<em>(Figure|Table)\.</em>", text)
 
 
 @pytest.mark.parametrize(
-    "page", ["04_gradient_constraints", "07_recursion", "08_rank", "16_explore"]
+    "page", ["gradient_constraints", "recursion", "rank", "explore"]
 )
 def test_a_figure_that_one_plays_with_is_the_first(book, page):
     before, after = (book / "notebooks" / f"{page}.html").read_text().split('class="rconv-play', 1)
@@ -125,9 +125,9 @@ def test_a_rocket_of_a_page_of_the_grid_opens_that_very_point(book, pages):
 
 
 def test_rockets_of_other_pages_open_their_own_notebook(book, pages):
-    own = buttons(pages[book / "notebooks" / "08_rank.html"])
-    assert sum(link.endswith("/notebooks/08_rank.ipynb") for link in own) == 2
-    assert any(link.endswith("/edit/main/notebooks/08_rank.md") for link in own)
+    own = buttons(pages[book / "notebooks" / "rank.html"])
+    assert sum(link.endswith("/notebooks/rank.ipynb") for link in own) == 2
+    assert any(link.endswith("/edit/main/notebooks/rank.md") for link in own)
     assert any("/issues/new" in link for link in own)
 
 
@@ -318,7 +318,7 @@ def test_pages_are_light(visits):
 
 
 def test_icons_are_drawn(browser, book):
-    browser.get((book / "notebooks" / "08_rank.html").as_uri())
+    browser.get((book / "notebooks" / "rank.html").as_uri())
     drawn = """
     const icon = document.querySelector('.fa-rocket, .fa-download');
     const {fontFamily, content} = getComputedStyle(icon, '::before');
@@ -369,18 +369,18 @@ def test_navigation(browser, book):
     browser.get((book / "index.html").as_uri())
     eventually(lambda: browser.current_url.endswith("/book/index.html"))
     click(browser, "a.right-next")
-    eventually(lambda: browser.current_url.endswith("/notebooks/01_observation.html"))
+    eventually(lambda: browser.current_url.endswith("/notebooks/observation.html"))
 
 
 def test_navigation_on_a_phone(browser, book):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
     try:
         browser.get((book / "book" / "index.html").as_uri())
-        link = ".bd-sidebar-primary a[href$='08_rank.html']"
+        link = ".bd-sidebar-primary a[href$='rank.html']"
         assert not find(browser, link), "the navigation starts closed"
         click(browser, ".primary-toggle")
         click(browser, link)
-        eventually(lambda: browser.current_url.endswith("/notebooks/08_rank.html"))
+        eventually(lambda: browser.current_url.endswith("/notebooks/rank.html"))
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

@@ -140,7 +140,7 @@ def test_every_point_of_the_papers_grid_has_a_page(book):
 
 
 def test_the_gallery_links_to_every_point(book):
-    gallery = (book / "notebooks" / "11_gallery.html").read_text()
+    gallery = (book / "notebooks" / "gallery.html").read_text()
     for record in RECORDS:
         if record.parent.name == "experiment":
             assert f'href="../book/experiment/{record.stem}.html"' in gallery

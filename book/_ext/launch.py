@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 FRONT = "book/index"
-START = "notebooks/07_recursion.ipynb"
+START = "notebooks/recursion.ipynb"
 POINT = re.compile(r"book/(\w+)/([\w-]+)")
 WING = re.compile(r"book/api/\d+_(\w+)")
 
