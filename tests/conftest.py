@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +48,28 @@ def book():
     assert made.returncode == 0, made.stdout
     assert "warning" not in made.stdout.lower(), made.stdout
     return ROOT / "_build" / "html"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium that logs every request."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("Chromium or chromedriver is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        "headless no-sandbox disable-gpu disable-quic disable-dev-shm-usage disable-sync "
+        "disable-background-networking disable-component-update no-first-run"
+    ).split():
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    options.add_argument("--window-size=1280,900")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    browser.get("about:blank")
+    browser.get_log("performance")  # forget the requests of Chromium's own start page
+    yield browser
+    browser.quit()

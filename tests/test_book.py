@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import time
 import tomllib
 from dataclasses import dataclass, field
@@ -11,8 +10,6 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
-
-webdriver = pytest.importorskip("selenium.webdriver")
 
 PHONE = {"width": 375, "height": 720, "deviceScaleFactor": 2, "mobile": True}
 
@@ -156,30 +153,6 @@ def test_every_module_is_in_the_reference(book):
     modules = {".".join(path.relative_to(package.parent).with_suffix("").parts) for path in files}
     reference = "".join(path.read_text() for path in book.glob("book/api/*.html"))
     assert not {name for name in modules if f'id="module-{name}"' not in reference}
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """Headless Chromium that logs every request."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("Chromium or chromedriver is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "headless no-sandbox disable-gpu disable-quic disable-dev-shm-usage disable-sync "
-        "disable-background-networking disable-component-update no-first-run"
-    ).split():
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    options.add_argument("--window-size=1280,900")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    browser.get("about:blank")
-    browser.get_log("performance")  # forget the requests of Chromium's own start page
-    yield browser
-    browser.quit()
 
 
 def eventually(condition, seconds=20):

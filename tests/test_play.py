@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from dataclasses import dataclass
 
 import pytest
@@ -171,30 +170,6 @@ def test_nothing_is_loaded_and_data_cannot_end_the_script(figures):
         )
         assert all('alt="' in tag for tag in re.findall(r"<img[^>]*>", html))
     assert data(map_of_cells(methods=["</script>", "b"]))["methods"][0] == "</script>"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """Headless Chromium that logs every request."""
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("Chromium or chromedriver is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "headless no-sandbox disable-gpu disable-quic disable-dev-shm-usage disable-sync "
-        "disable-background-networking disable-component-update no-first-run"
-    ).split():
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    browser.get("about:blank")
-    browser.get_log("performance")  # forget the requests of Chromium's own start page
-    yield browser
-    browser.quit()
 
 
 DARK = "--pst-color-text-base: #ced6dd; --pst-color-background: #14181e; background: #14181e"
