@@ -80,9 +80,7 @@ def test_captions_are_numbered(book):
     assert not re.search(r"<em>(Figure|Table)\.</em>", text)
 
 
-@pytest.mark.parametrize(
-    "page", ["gradient_constraints", "recursion", "rank", "explore"]
-)
+@pytest.mark.parametrize("page", ["gradient_constraints", "recursion", "rank", "explore"])
 def test_a_figure_that_one_plays_with_is_the_first(book, page):
     before, after = (book / "notebooks" / f"{page}.html").read_text().split('class="rconv-play', 1)
     assert "<h2" not in before and "caption-number" not in before

@@ -1,11 +1,15 @@
 """Head: the input of the first Linear, with and without a bias, whatever the softmax saturates."""
 
+import math
+
 import pytest
+import scipy.special
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from small import SEEDS, normal, relative_error, uniform
 
+from rconv.attack import scale
 from rconv.attack.head import head_input, rank_one
 from rconv.model.ends import Head
 from rconv.observe.noise import Noise
@@ -245,6 +249,17 @@ def test_roots_that_nearly_meet_are_both_found(case, distance):
     back = softmax_gradient(z, 0) if len(back) == 2 else z.sigmoid()
     found = head_input(head, {"fc.weight": (back[:, None] * v)[None]})
     assert nearest(found, v) < 1e-9
+
+
+@pytest.mark.parametrize("branch", [0, -1])
+@pytest.mark.parametrize("size", [1 - 1e-9, 0.9, 1e-3, 1e-30])
+def test_where_scipy_gives_no_number_the_equation_does(monkeypatch, size, branch):
+    argument = -size * math.exp(-1)
+    expected = scale._lambert_w(argument, branch)
+    monkeypatch.setattr(scipy.special, "lambertw", lambda *_, **__: complex(math.nan))
+    found = scale._lambert_w(argument, branch)
+    assert found == pytest.approx(expected, rel=1e-11)
+    assert math.log(-found) + found == pytest.approx(math.log(-argument), rel=1e-14)
 
 
 def check_candidates(found, head, gradients):

@@ -121,4 +121,5 @@ def test_every_published_image_comes_back_with_less_error(cell):
         (one,) = (r for r in own.records if r["index"] == cell.index)
         assert one["unique"] and one["mse"] <= cell.mse
     rows = published.procedure(cell)
-    assert cell.mse / 10 < rows["mse"] < 10 * cell.mse
+    # Rounding, of one image: with other versions of BLAS it was 60 times less.
+    assert cell.mse / 1000 < rows["mse"] < 10 * cell.mse

@@ -82,11 +82,30 @@ def _closed_roots(difference: Tensor, size: float) -> list[float]:
 
 
 def _lambert_w(argument: float, branch: int) -> float:
-    """W to the last digits; where its iteration circles around them, to a few less."""
-    from scipy.special import lambertw  # slow to import, and few heads have no bias
+    """W to the last digits, or nearly; by its equation where SciPy's iteration circles or stops.
 
-    found = (float(lambertw(argument, branch, tol=tol).real) for tol in (1e-15, 1e-14, 1e-12, 1e-8))
-    return next((w for w in found if not math.isnan(w)), math.nan)
+    Near -1/e, where the branches meet, SciPy's iteration may return neither a number nor an error.
+    """
+    from scipy.optimize import brentq  # slow to import, and few heads have no bias
+    from scipy.special import lambertw
+
+    found = (float(lambertw(argument, branch, tol=tol).real) for tol in (1e-15, 1e-14, 1e-12))
+    value = next((w for w in found if not math.isnan(w)), None)
+    if value is not None or argument == 0:
+        return value or 0.0
+    log_size = math.log(abs(argument))
+
+    def equation(w: float) -> float:
+        return w + math.log(abs(w)) - log_size
+
+    if argument > 0:
+        ends = min(argument, 1.0) / 4, max(log_size, 1.0)
+    else:
+        ends = -1.0, (argument if branch == 0 else 2 * log_size - 1)
+        if equation(-1.0) <= 0:
+            return -1.0
+    rounding = 4 * torch.finfo(torch.float64).eps
+    return brentq(equation, *ends, xtol=1e-300, rtol=rounding, maxiter=3000)
 
 
 def _searched_roots(difference: Tensor, size: float) -> list[float]:
