@@ -68,7 +68,7 @@ def test_a_page_says_how_when_and_by_which_version_it_was_made(root, notebook):
     assert f"on {kept.date} by version {kept.version}" in text
     assert f"make grid GRID=paper POINT={notebook}/{POINTS[notebook]}" in text
     for name, value in kept.parameters.items():
-        assert f"| `{name}` | {value} |" in text
+        assert f"| `{name}` | `{value}` |" in text
     assert "{dataset}" not in text and "{architecture}" not in text
 
 

@@ -49,7 +49,7 @@ def origin(record: Path, kept: Archive) -> str:
     """When and how the records of a page were made, as far as they know, in Markdown."""
     detailed = any(r.get(archive.LAYERS) for r in kept.records)
     embedded = kept.parameters["dataset"] in ("Photos", "Digits")
-    rows = [f"| `{name}` | {value} |" for name, value in kept.parameters.items()]
+    rows = [f"| `{name}` | `{value}` |" for name, value in kept.parameters.items()]
     return NOTE.format(
         date=kept.date,
         version=kept.version,

@@ -30,10 +30,14 @@ def number(app, doctree):
 
 
 def spoken_of(paragraph):
-    """What stands above a caption: a cell's output or a table; cells that show nothing between."""
+    """What stands above a caption: a cell's output, one glued from elsewhere, or a table.
+
+    Cells that show nothing may stand between.
+    """
     siblings = paragraph.parent.children
     for above in reversed(siblings[: siblings.index(paragraph)]):
-        if isinstance(above, nodes.table):
+        glued = isinstance(above, nodes.container) and above.get("nb_element") == "mime_bundle"
+        if glued or isinstance(above, nodes.table):
             return above
         if not isinstance(above, nodes.container | nodes.comment | nodes.target):
             return None

@@ -106,13 +106,17 @@ def without_outputs(text):
 
 
 def offer_one(app, pagename, templatename, context, doctree):
-    """A page with code is downloaded as a notebook; its Markdown stands behind the pencil."""
+    """A page with code is downloaded as a notebook; its Markdown stands behind the pencil.
+
+    The notebook of a point of the grid stands behind its rocket.
+    """
     if context.get("ipynb_source"):
+        less = {"download-source-button"}
+        if pagename.count("/") > 1:
+            less.add("download-notebook-button")
         for group in context["header_buttons"]:
             if group.get("label") == "download-buttons":
-                group["buttons"] = [
-                    b for b in group["buttons"] if b["label"] != "download-source-button"
-                ]
+                group["buttons"] = [b for b in group["buttons"] if b["label"] not in less]
 
 
 def slim(app, exception):
@@ -121,6 +125,8 @@ def slim(app, exception):
         return
     root = Path(app.outdir)
     static = root / "_static"
+    for path in root.glob("_sources/book/*/*.ipynb"):
+        path.unlink()
     for path in root.glob("_sources/**/*.ipynb"):
         rewrite(path, without_outputs)
         path.with_suffix(".md").unlink(missing_ok=True)

@@ -18,6 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
+from rconv.show.svg import cleaned
+
 LINE = 7.0
 """Inches, 672 CSS pixels: the text column on a desk. Figures of up to `MANY` are drawn to fit it;
 wider ones have many panels, and several lines."""
@@ -45,26 +47,10 @@ STYLE = {
 MARGIN = 0.05
 """Inches around a panel."""
 
-CLEANED = (
-    (r'<path d="[^"]*" style="fill: none"/>', ""),  # neither filled nor drawn
-    (r'font-family: [^;"]*;? ?|<!--.*?-->| transform="rotate\(-0 [^"]*"|xlink:', ""),
-    (r'<g id="[^"]*"', "<g"),
-    (r"\s*\n\s*", "\n"),
-    (r"(<g>\n</g>\n)+", ""),
-    ("#000000", "currentColor"),
-    ("#ffffff", "var(--pst-color-background, #fff)"),
-)
-"""What a page needs not, or has better: names, fonts, digits, spaces; its own black and white."""
-
 PARTS = re.compile(
     r'^  <g id="panel(\d+)">$.*?^  </g>\n|^ <defs>\n  <clipPath.*?^ </defs>\n', re.M | re.S
 )
 """Axes and legends in matplotlib's SVG, and the rectangles that bound lines, at its end."""
-
-TAG, LONG = r"<[^>]*>", r"(?<![\w.])(\d\d+\.\d\d|\d\.\d{3})\d+"
-"""Coordinates stand in tags, and need a hundredth of a point. What is between tags is read."""
-
-MARKS = r'<g( clip-path="[^"]*")?>\n((?:<use [^>]*/>\n){2,})</g>'
 
 
 def load_ipython_extension(shell: Any) -> None:
@@ -140,7 +126,7 @@ def _drawn(figure: Figure, panels: Sequence[tuple[list[Artist], Bbox]]) -> str:
     parts: dict[int, str] = {}
     for part in PARTS.finditer(file.getvalue()):  # the frames of lines go with the first panel
         number = int(part[1] or 0)
-        parts[number] = parts.get(number, "") + _cleaned(part[0])
+        parts[number] = parts.get(number, "") + cleaned(part[0])
     height = figure.get_figheight()
     drawn = "".join(_svg(box, height, parts[n]) for n, (_, box) in enumerate(panels))
     # Names inside a drawing are its own on the page, and the same whenever it is drawn.
@@ -172,21 +158,3 @@ def _svg(box: Bbox, height: float, content: str) -> str:
     style = f"flex: {width:.1f} 1 {SHRINK * width:.1f}pt; max-width: {width:.1f}pt"
     view = f"{x:.2f} {y:.2f} {width:.2f} {high:.2f}"
     return f'<svg style="{style}" viewBox="{view}" fill="currentColor">\n{content}</svg>'
-
-
-def _cleaned(svg: str) -> str:
-    for pattern, text in CLEANED:
-        svg = re.sub(pattern, text, svg, flags=re.DOTALL)
-    svg = re.sub(TAG, lambda tag: re.sub(LONG, r"\1", tag[0]), svg)
-    return re.sub(MARKS, _marks, svg)
-
-
-def _marks(found: re.Match) -> str:
-    """A line of marks: their style once, and one mark where several lie at a tenth of a point."""
-    own = re.sub(r'(?<= [xy]=")(\d+\.\d)\d*', r"\1", found[2]).splitlines()
-    styles = {re.search(r' style="[^"]*"', use)[0] for use in own}
-    if len(styles) > 1:
-        return found[0]
-    (style,) = styles
-    uses = "\n".join(dict.fromkeys(use.replace(style, "") for use in own))
-    return f"<g{found[1] or ''}{style}>\n{uses}\n</g>"
