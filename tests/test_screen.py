@@ -121,7 +121,7 @@ def test_many_marks_at_one_place_are_one():
     figure, axes = drawn(3)
     axes[0, 0].plot([0.5] * 1000 + [1.0], [0.5] * 1000 + [1.0], "o", color="#0072B2")
     html = page(figure)
-    name, mark = re.search(r'<marker id="(\w+)"[^>]*>(.*?)</marker>', html)[1:]
+    name, mark = re.search(r'<marker id="(\w+)"[^>]*>(.*?)</marker>', html).groups()
     assert "fill: #0072b2" in mark
     (path,) = re.findall(rf'<path d="M([^"]*)" style="fill: none; marker: url\(#{name}\)"', html)
     assert len(path.split()) == 4  # two places

@@ -29,6 +29,8 @@ PICTURE = re.compile(r"[\w-]+\.png\b")
 PRIVATE = re.compile("[\ue000-\uf8ff]")
 INLINE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
 WORD = re.compile(r"[\w-]+")
+PLAIN = re.compile(r'<span class="(?:n|p|w|pre)">([^<]*)</span>')
+"""Names, punctuation and spaces in code look as what is around them."""
 
 
 def remove(static):
@@ -134,7 +136,7 @@ def slim(app, exception):
     pictures = slim_pictures(root / "_images")
 
     def change(text):
-        text = INLINE.sub(slim_inline, SCRIPT.sub("", text))
+        text = INLINE.sub(slim_inline, PLAIN.sub(r"\1", SCRIPT.sub("", text)))
         return PICTURE.sub(lambda found: pictures.get(found[0], found[0]), text)
 
     pages = [rewrite(path, change) for path in root.rglob("*.html")]

@@ -18,6 +18,10 @@ TAG, LONG = r"<[^>]*>", r"(?<![\w.])(\d\d+\.\d|\d\.\d{2})\d+"
 """Coordinates stand in tags, and need a tenth of a point. What is between tags is read."""
 
 MARKS = r'<g( clip-path="[^"]*")?>\n((?:<use [^>]*/>\n){2,})</g>'
+MARKED = (
+    r'<path d="M([^"]*)"( clip-path="[^"]*") style="(fill: none[^"]*)"/>\n<g\2>\n'
+    r'(<marker.*?</marker>)\n<path d="M([^"]*)" style="fill: none; marker: ([^"]*)"/>\n</g>\n'
+)
 MARK = r'<use href="#(\S+)" x="(\S+)" y="(\S+)"( style="[^"]*")?/>'
 
 
@@ -37,7 +41,21 @@ def cleaned(svg: str) -> str:
     for pattern, text in CLEANED:
         svg = re.sub(pattern, text, svg, flags=re.DOTALL)
     svg = re.sub(TAG, lambda tag: re.sub(LONG, r"\1", tag[0]), svg)
-    return _ungrouped(re.sub(MARKS, _marks, svg))
+    svg = re.sub(r' d="M [^"A-Z]*(?:L [^"A-Z]*)+"', _straight, svg)
+    return re.sub(MARKED, _marked, _ungrouped(re.sub(MARKS, _marks, svg)))
+
+
+def _straight(path: re.Match) -> str:
+    """A line, without a letter for each of its points."""
+    return re.sub(r"\s*\n(?:L )?", " ", path[0]).replace("M ", "M").replace(' "', '"')
+
+
+def _marked(found: re.Match) -> str:
+    """A line and the marks at its points, as one path."""
+    line, clip, style, marker, marks, place = found.groups()
+    if line != marks:
+        return found[0]
+    return f'{marker}\n<path d="M{line}"{clip} style="{style}; marker: {place}"/>\n'
 
 
 def _marks(found: re.Match) -> str:
