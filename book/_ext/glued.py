@@ -4,9 +4,14 @@ MyST-NB formats them as Python does. Those that a notebook glues as text, and th
 written so already.
 """
 
+from pathlib import Path
+from runpy import run_path
+
 from docutils import nodes
 
-from rconv.show.numbers import scientific
+# The file alone: with its package PyTorch would come, in every build.
+NUMBERS = Path(__file__).parents[2] / "rconv" / "show" / "numbers.py"
+scientific = run_path(str(NUMBERS))["scientific"]
 
 
 def write(app, doctree, docname):
