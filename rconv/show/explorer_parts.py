@@ -49,7 +49,7 @@ def head(original: torch.Tensor, sliders: dict, start: tuple[int, int]) -> str:
 def card(shown: Shown, number: int, method: str, sliders: dict) -> str:
     """One method: its map, and what the chosen cell holds."""
     return (
-        f'<section class="card"><b class="title">{escape(method)}</b>'
+        f'<section class="trial"><b class="title">{escape(method)}</b>'
         f"{_map(shown, number, method, *sliders.values())}{_chosen(shown, number)}</section>"
     )
 
