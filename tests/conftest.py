@@ -2,9 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,8 +10,6 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("default", suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("repeatable", settings.get_profile("default"), derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
-
-ROOT = Path(__file__).parents[1]
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores, before torch takes them all
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,23 +26,6 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadFileScheduling
 
     return LoadFileScheduling(config, log)
-
-
-@pytest.fixture(scope="session")
-def book():
-    """The folder of the book's HTML, built by make's own steps in this environment."""
-    environment = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
-    made = subprocess.run(
-        ["make", "book", f"PYTHON={sys.executable}"],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert made.returncode == 0, made.stdout
-    assert "warning" not in made.stdout.lower(), made.stdout
-    return ROOT / "_build" / "html"
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,10 @@
 """The built book: sound links, readable offline, and working in a browser."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 import tomllib
 from dataclasses import dataclass, field
@@ -10,6 +13,9 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "book" / "records"
 
 PHONE = {"width": 375, "height": 720, "deviceScaleFactor": 2, "mobile": True}
 
@@ -36,6 +42,26 @@ class Page(HTMLParser):
             self.loads.append(attributes["href"])
         if "src" in attributes:
             self.loads.append(attributes["src"])
+
+
+@pytest.fixture(scope="module")
+def book():
+    """The folder of the book's HTML, built by make's own steps in this environment.
+
+    For this file alone: another one may run beside it, and two builds would share the folder.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
+    made = subprocess.run(
+        ["make", "book", f"PYTHON={sys.executable}"],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert made.returncode == 0, made.stdout
+    assert "warning" not in made.stdout.lower(), made.stdout
+    return ROOT / "_build" / "html"
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +108,8 @@ def test_captions_are_numbered(book):
 
 @pytest.mark.parametrize("page", ["gradient_constraints", "recursion", "rank", "explore"])
 def test_a_figure_that_one_plays_with_is_the_first(book, page):
-    before, after = (book / "notebooks" / f"{page}.html").read_text().split('class="rconv-play', 1)
+    article = (book / "notebooks" / f"{page}.html").read_text().split("<article", 1)[1]
+    before, after = article.split('class="rconv-play', 1)
     assert "<h2" not in before and "caption-number" not in before
     assert 'caption-number">Figure' in after.split("<h2")[0]
 
@@ -368,3 +395,16 @@ def test_search(browser, book):
     eventually(lambda: "finished" in "".join(e.text for e in find(browser, ".search-summary")))
     click(browser, "#search-results li a")
     eventually(lambda: "search.html" not in browser.current_url)
+
+
+def test_every_point_of_the_papers_grid_has_a_page(book):
+    for record in sorted(RECORDS.glob("*/*.json")):
+        name = record.relative_to(RECORDS).with_suffix(".html")
+        assert (book / "book" / name).exists()
+
+
+def test_the_gallery_links_to_every_point(book):
+    gallery = (book / "notebooks" / "gallery.html").read_text()
+    for record in sorted(RECORDS.glob("*/*.json")):
+        if record.parent.name == "experiment":
+            assert f'href="../book/experiment/{record.stem}.html"' in gallery
