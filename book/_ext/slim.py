@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nbformat
 from fontTools import subset
+from launch import POINT
 from PIL import Image
 from stylesheet import purge
 
@@ -112,13 +113,14 @@ def offer_one(app, pagename, templatename, context, doctree):
 
     The notebook of a point of the grid stands behind its rocket.
     """
+    less = set()
     if context.get("ipynb_source"):
-        less = {"download-source-button"}
-        if pagename.count("/") > 1:
-            less.add("download-notebook-button")
-        for group in context["header_buttons"]:
-            if group.get("label") == "download-buttons":
-                group["buttons"] = [b for b in group["buttons"] if b["label"] not in less]
+        less.add("download-source-button")
+    if POINT.fullmatch(pagename):
+        less |= {"download-source-button", "download-notebook-button"}
+    for group in context.get("header_buttons", []):
+        if group.get("label") == "download-buttons":
+            group["buttons"] = [b for b in group["buttons"] if b["label"] not in less]
 
 
 def slim(app, exception):
