@@ -1,12 +1,14 @@
 """Cholesky factorisations of one normal matrix, and what they make of its inverse."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from scipy.linalg import get_lapack_funcs, solve_triangular
 from scipy.linalg.lapack import dpstrf
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from rconv.linalg.solution import Spectrum
@@ -14,6 +16,9 @@ from rconv.linalg.solution import Spectrum
 ROUNDED = 64
 """Roundings up to which a pivot of a normal matrix counts as none, or half its side if that is
 more, as LAPACK has it: of singular matrices of any size the largest seen had 25."""
+
+MANY = 500
+"""Columns from which a factorisation takes several threads, and much longer than to forbid it."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,9 @@ def _factor(gram: Tensor) -> Tensor | None:
         return factor if info == 0 else None
     columns = gram.numpy().T
     (factorise,) = get_lapack_funcs(("potrf",), (columns,))
-    packed, info = factorise(columns, lower=1, clean=0)
+    # Its threads would go on spinning beside PyTorch's: on two cores half of the time was lost.
+    with threadpool_limits(1, "blas") if len(gram) > MANY else nullcontext():
+        packed, info = factorise(columns, lower=1, clean=0)
     return torch.from_numpy(packed) if info == 0 else None
 
 
