@@ -1,5 +1,7 @@
 """Batches: the average of several images' gradients, taken apart and solved for all of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small import normal, relative_error, uniform
@@ -76,6 +78,9 @@ def test_shared_rows_agree_with_their_matrix_and_both_solvers(filters, told):
     rows = normal(1, len(matrix), 1)
     torch.testing.assert_close(system.adjoint(rows)[0], matrix.T @ rows[0])
     torch.testing.assert_close(system.normal_matrix()[0], matrix.T @ matrix)
+    alone = replace(system, has_gradients=False)
+    twice = alone.adjoint(alone.product(x.reshape(1, -1, 1)))
+    torch.testing.assert_close(alone.normal_matrix() @ x.reshape(1, -1, 1), twice)
     torch.testing.assert_close(system.product(x.reshape(1, -1, 1)), system.rhs)
     dense, free = solve_stacked(system, 1e-15), solve_iterative(system.scaled(), 2)
     open_ = system.unknowns - int(torch.linalg.matrix_rank(matrix))

@@ -17,12 +17,10 @@ NOTEBOOKS = Path("notebooks")
 RESULTS = Path("results")
 
 
-def digest(record: Path) -> str:
-    """A short hash of all that decides the page of a record."""
-    notebook = NOTEBOOKS / f"{record.parent.name}.md"
-    sources = [*Path("rconv").rglob("*.py"), *Path("workflow").glob("*.py")]
-    sha = hashlib.sha256()
-    for path in (record, notebook, *sorted(sources)):
+def digest(paths: list[Path], before: str = "") -> str:
+    """A short hash of files, and of what else decides the page of a record."""
+    sha = hashlib.sha256(before.encode())
+    for path in paths:
         content = path.read_bytes()
         sha.update(f"{len(content)}\0".encode() + content)
     return sha.hexdigest()[:16]
@@ -31,9 +29,11 @@ def digest(record: Path) -> str:
 def outdated() -> dict[Path, tuple[Path, str]]:
     """Record → its page, and the digest that is to stand there, where another one does or none."""
     found = {}
+    code = digest(sorted([*Path("rconv").rglob("*.py"), *Path("workflow").glob("*.py")]))
     for record in sorted(KEPT.glob("*/*.json")):
         point = record.relative_to(KEPT)
-        page, now = BOOK / point.with_suffix(".ipynb"), digest(record)
+        page, notebook = BOOK / point.with_suffix(".ipynb"), NOTEBOOKS / f"{point.parent}.md"
+        now = digest([record, notebook], code)
         then = page.exists() and json.loads(page.read_text())["metadata"].get("drawn_from")
         if then != now and not (RESULTS / point).exists():
             found[record] = page, now

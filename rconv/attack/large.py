@@ -15,7 +15,6 @@ import torch
 from rconv.attack.beside import side_by_side
 from rconv.attack.plan import LayerPlan
 from rconv.attack.solve import Known, at_least, by_gradient, by_weight
-from rconv.equations.batch import BatchSystem
 from rconv.equations.windows import residue_classes, tiles
 from rconv.linalg.equations import FREE
 from rconv.linalg.iterative import solve_iterative
@@ -89,13 +88,11 @@ def _one(known: Known, kind: str, bounds: tuple[float, float]) -> Solution:
     # Outputs that are all known determine the input exactly, if at all: as they are, they are
     # better conditioned than weighed by how well they are known.
     exact = kind == "weight" and bool((system.row_weight > 0).all())
-    system = unweighed(system).scaled() if exact else system.whitened()
+    if exact:
+        system = system.weighted(1.0, 1 / system.row_weight).scaled()
+    else:
+        system = system.whitened()
     solution = solve_iterative(system)
     least = {"gradient": known.noise, "weight": known.output_noise}
     smaller = torch.minimum(known.noise, known.output_noise)
     return at_least(replace(solution, value=solution.value[..., 0]), least.get(kind, smaller))
-
-
-def unweighed(system: BatchSystem) -> BatchSystem:
-    """The same with every weight row as it is; all outputs are known."""
-    return system.weighted(1.0, 1 / system.row_weight)

@@ -108,6 +108,8 @@ class BatchSystem(TwoKinds):
         gram = self.gradient.new_zeros(batch, g.unknowns, batch, g.unknowns, dtype=dtype)
         for i, own in enumerate(self.row_weight.to(dtype)):
             gram[i, :, i] = weight_gram(self.stage.weight.to(dtype), own.flatten(1), g)
+        if not self.has_gradients:
+            return gram.reshape(1, self.unknowns, self.unknowns)
         factor = self.gradient_weight.expand(g.output[0], 1, *g.kernel).reshape(-1, 1)
         rows = [a * factor for a in gradient_matrix(self.cotangent, g)]
         matrix = torch.cat(rows, dim=1).to(dtype)

@@ -101,7 +101,7 @@ def _factor(gram: Tensor) -> Tensor | None:
     On a CPU SciPy's LAPACK takes half of PyTorch's time in double precision and a third in
     single, for matrices of 3,072 columns. It sees the transpose, which lies as it wants it.
     """
-    if gram.is_cuda:
+    if gram.device.type != "cpu":
         factor, info = torch.linalg.cholesky_ex(gram)
         return factor if info == 0 else None
     columns = gram.numpy().T

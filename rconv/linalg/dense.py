@@ -69,9 +69,8 @@ def solve_stacked(
         raise Declined(f"a dense system of {system.unknowns} unknowns, more than {budget}")
     if weigh is not None:
         system = system.scaled() if weigh == "size" else system.whitened()
-    known, found = _single(system, tolerance) if weigh is not None else None, None
-    if known is not None:
-        found = _refined(system, known)
+    known = _single(system, tolerance) if weigh is not None else None
+    found = None if known is None else _refined(system, known)
     if found is None or found[2] != (CONVERGED,):
         gram, floor = system.normal_matrix()[0], _floor(tolerance)
         known = Inverse.of(gram)

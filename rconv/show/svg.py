@@ -8,7 +8,6 @@ CLEANED = (
     (r'font-family: [^;"]*;? ?|<!--.*?-->| transform="rotate\(-0 [^"]*"|xlink:', ""),
     (r'<g id="[^"]*"', "<g"),
     (r"\s*\n\s*", "\n"),
-    (r"(<g>\n</g>\n)+", ""),
     ("#000000", "currentColor"),
     ("#ffffff", "var(--pst-color-background, #fff)"),
 )
