@@ -16,7 +16,7 @@ from rconv.attack.layer import is_better, is_unsure, solve_layer
 from rconv.attack.plan import LayerPlan
 from rconv.attack.report import LayerReport
 from rconv.attack.signal import Told
-from rconv.attack.solve import Known, at_least, systems
+from rconv.attack.solve import Known, at_least, stacked_system
 from rconv.attack.weak import with_weight_rows
 from rconv.equations.joint import JointSystem
 from rconv.linalg.dense import solve_stacked
@@ -119,7 +119,7 @@ def joint_system(
     """One image's equations of all kinds that the plans allow, as one system."""
     parts = []
     for plan, own in zip(plans, known, strict=True):
-        (system,) = systems(plan, own, gradients=plan.kind != "weight")
+        system = stacked_system(plan, own, gradients=plan.kind != "weight")
         parts.append(system.weighted(1.0, 0.0) if plan.kind == "gradient" else system)
     n = parts[0].unknowns
     entries = [torch.zeros(n), torch.zeros(n), torch.ones(n)]

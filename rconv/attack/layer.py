@@ -65,12 +65,12 @@ def solve_layer(
     solved = Solution.concatenate(parts).select(torch.cat(order).argsort())
     if plan.kind == "auto":
         unsure = is_unsure(solved, plan.stage.geometry.unknowns, noise) & known.some
-        for i in [] if frugal else unsure.nonzero()[:, 0].tolist():
-            if kinds[i] == "hybrid":
-                continue
-            other = _hybrid(plan, known.select([i]))
-            if is_better(other, solved, i):
-                solved, kinds[i] = solved.replace(i, other), "hybrid"
+        again = [i for i in unsure.nonzero()[:, 0].tolist() if kinds[i] != "hybrid"]
+        if again and not frugal:
+            others = _hybrid(plan, known.select(again)).split()
+            for i, other in zip(again, others, strict=True):
+                if is_better(other, solved, i):
+                    solved, kinds[i] = solved.replace(i, other), "hybrid"
     solved, left = _closed(plan, known, solved)
     return solved, layer_report(plan.stage, solved, known.passed, kinds, left)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rconv.attack.plan import LayerPlan
 from rconv.attack.prior import fill
-from rconv.attack.solve import Known, systems
+from rconv.attack.solve import Known, stacked_system
 from rconv.equations.batch import BatchSystem
 from rconv.equations.bounds import Bounds
 from rconv.equations.system import StackedSystem
@@ -70,7 +70,7 @@ def by_signs(plan: LayerPlan, known: Known, solution: Solution, *, scale: float 
     Completed
         With the given solution where the inequalities close nothing or contradict the equations.
     """
-    (system,), silent = systems(plan, known), known.passed.weight[0] == 0
+    system, silent = stacked_system(plan, known), known.passed.weight[0] == 0
     return close(plan, system, silent, solution, float(known.precision[0]), scale=scale)
 
 

@@ -14,6 +14,7 @@ from rconv.linalg.dense import solve_stacked
 from rconv.linalg.equations import DenseRows
 from rconv.linalg.normal import independent, least_squares
 from rconv.linalg.solution import Solution, root_mean_square
+from rconv.linalg.threads import in_threads
 from rconv.model.geometry import Stage
 
 
@@ -131,18 +132,18 @@ def by_weight(plan: LayerPlan, known: Known) -> Solution:
     return at_least(replace(solution, value=solution.value.flatten(1)), noise)
 
 
-def systems(plan: LayerPlan, known: Known, *, gradients: bool = True) -> list[StackedSystem]:
+def stacked_system(plan: LayerPlan, known: Known, *, gradients: bool = True) -> StackedSystem:
     """Weight constraints where the output is known, and gradient constraints if asked for.
 
-    One system for each image.
+    Of one image, N = 1.
     """
-    matrix = gradient_matrix(known.cotangent, known.stage.geometry)
-    rhs, errors = gradient_rhs(known.gradient), gradient_errors(known)
+    matrix = gradient_matrix(known.cotangent, known.stage.geometry)[0]
+    rhs, errors = gradient_rhs(known.gradient)[0], gradient_errors(known)[0]
     if not gradients:
-        matrix, rhs, errors = matrix[:, :0], rhs[:, :0], errors[:, :1]
-    spreads = root_mean_square(known.passed.error)
-    each = zip(matrix, rhs, known.output, known.passed.weight, errors, spreads, strict=True)
-    return [StackedSystem(known.stage, *parts, plan.bounds) for parts in each]
+        matrix, rhs, errors = matrix[:0], rhs[:0], errors[:1]
+    output, weight = known.output[0], known.passed.weight[0]
+    spread = root_mean_square(known.passed.error)[0]
+    return StackedSystem(known.stage, matrix, rhs, output, weight, errors, spread, plan.bounds)
 
 
 def gradient_errors(known: Known) -> Tensor:
@@ -156,9 +157,15 @@ def gradient_errors(known: Known) -> Tensor:
 
 
 def stacked(plan: LayerPlan, known: Known, *, gradients: bool = True) -> Solution:
-    """Each image's stacked system, solved."""
-    own = zip(systems(plan, known, gradients=gradients), known.precision.tolist(), strict=True)
-    solution = Solution.concatenate([solve_stacked(s, p, weigh="noise") for s, p in own])
+    """Each image's stacked system, solved; those of several images at the same time."""
+
+    def solve(i: int) -> Solution:
+        own = stacked_system(plan, known.select([i]), gradients=gradients)
+        return solve_stacked(own, float(known.precision[i]), weigh="noise")
+
+    unknowns = plan.stage.geometry.unknowns
+    parts = in_threads(solve, len(known.gradient), unknowns, known.gradient.device)
+    solution = Solution.concatenate(parts)
     least = known.output_noise
     if gradients:
         least = torch.minimum(known.noise, least)

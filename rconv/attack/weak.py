@@ -9,7 +9,7 @@ from torch import Tensor
 from rconv.attack.channels import best_noise, shared_rows
 from rconv.attack.plan import LayerPlan
 from rconv.attack.signal import Told
-from rconv.attack.solve import Known, at_least, systems
+from rconv.attack.solve import Known, at_least, stacked_system
 from rconv.equations.system import StackedSystem
 from rconv.linalg.dense import solve_stacked
 from rconv.linalg.equations import DenseRows, worth
@@ -43,7 +43,8 @@ def with_weight_rows(
         Value (1, C·H·W). Strong directions follow from the channels' own equations, the others
         from all. None where there are no weak directions, or too many.
     """
-    parts = [systems(plan, own, gradients=False)[0] for plan, own in zip(plans, known, strict=True)]
+    each = zip(plans, known, strict=True)
+    parts = [stacked_system(plan, own, gradients=False) for plan, own in each]
     parts = [part for part in parts if part.used]
     rows = shared_rows(known, told, min(part.least_error() for part in parts))
     best = float(rows.deviation.min())

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.linalg import get_lapack_funcs, solve_triangular
+from scipy.linalg import solve_triangular
 from scipy.linalg.lapack import dpstrf
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from rconv.linalg import lapack
 from rconv.linalg.solution import Spectrum
 
 ROUNDED = 64
@@ -99,17 +100,14 @@ def _factor(gram: Tensor) -> Tensor | None:
     """The lower factor, its upper triangle left as it is; None where there is none.
 
     On a CPU SciPy's LAPACK takes half of PyTorch's time in double precision and a third in
-    single, for matrices of 3,072 columns. It sees the transpose, which lies as it wants it.
+    single, for matrices of 3,072 columns.
     """
     if gram.device.type != "cpu":
         factor, info = torch.linalg.cholesky_ex(gram)
         return factor if info == 0 else None
-    columns = gram.numpy().T
-    (factorise,) = get_lapack_funcs(("potrf",), (columns,))
     # Its threads would go on spinning beside PyTorch's: on two cores half of the time was lost.
     with threadpool_limits(1, "blas") if len(gram) > MANY else nullcontext():
-        packed, info = factorise(columns, lower=1, clean=0)
-    return torch.from_numpy(packed) if info == 0 else None
+        return lapack.cholesky(gram)
 
 
 def range_factor(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
