@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rconv.attack.beside import side_by_side
+from rconv.attack.beside import Both
 from rconv.attack.layer import is_unsure, layer_report
 from rconv.attack.plan import LayerPlan, gradients_suffice
 from rconv.attack.report import LayerReport
@@ -13,7 +13,6 @@ from rconv.attack.signs import close
 from rconv.attack.solve import Known, at_least, by_weight, stacked
 from rconv.equations.gradient import gradient_matrix, gradient_rhs
 from rconv.equations.windows import residue_classes
-from rconv.linalg.dense import solve_stacked
 from rconv.linalg.equations import DenseRows
 from rconv.linalg.iterative import solve_iterative
 from rconv.linalg.normal import independent, least_squares
@@ -46,20 +45,20 @@ def solve_batch(plan: LayerPlan, known: Known) -> tuple[Solution, LayerReport]:
         How well it is determined, one entry for each sample. What is open of all samples together
         counts for each that it may be of.
     """
-    kind = _cheapest(plan, known)
-    solved = _solved(plan, known, kind)
+    kind, both = _cheapest(plan, known), Both(plan, known)
+    solved = _solved(both, kind)
     unknowns = plan.stage.geometry.unknowns
     if plan.kind == "auto" and kind != "hybrid":
         other = known.some.any() and is_unsure(solved, unknowns, known.output_noise).any()
         if other:
-            hybrid = _solved(plan, known, "hybrid")
+            hybrid = _solved(both, "hybrid")
             own, new = int(solved.rank.sum()), int(hybrid.rank.sum())
             smaller = bool(hybrid.error.amax() < solved.error.amax())
             if new > own or (new == own and smaller):
                 solved, kind = hybrid, "hybrid"
     dense = len(solved.value) * unknowns <= DENSE and plan.kind == "auto"
     closes = dense and plan.signs and bool((solved.rank < unknowns).any())
-    solved, left = (_closed if closes else _as_is)(plan, known, solved)
+    solved, left = _closed(both, solved) if closes else _as_is(plan, solved)
     return solved, layer_report(plan.stage, solved, known.passed, [kind] * len(solved.rank), left)
 
 
@@ -67,22 +66,21 @@ Left = tuple[Tensor, Tensor, Tensor, Tensor]
 """The last fields of a report, from `signs` on."""
 
 
-def _as_is(plan: LayerPlan, known: Known, solved: Solution) -> tuple[Solution, Left]:
+def _as_is(plan: LayerPlan, solved: Solution) -> tuple[Solution, Left]:
     """What is open may be anything in its range."""
     short = (solved.rank < plan.stage.geometry.unknowns)[:, None]
     low, high = (torch.where(short, end, solved.value) for end in plan.bounds)
     return solved, (torch.zeros_like(solved.rank), torch.zeros_like(solved.value), low, high)
 
 
-def _closed(plan: LayerPlan, known: Known, solved: Solution) -> tuple[Solution, Left]:
+def _closed(both: Both, solved: Solution) -> tuple[Solution, Left]:
     """What the range of the inputs and silent outputs close, of all samples together."""
-    system, precision = side_by_side(known, "hybrid", plan.bounds), float(known.precision.amax())
-    joint = solve_stacked(system, precision, weigh="noise")
-    joint = replace(joint, value=joint.value[..., 0])
+    plan, known, system = both.plan, both.known, both.system
+    joint = replace(both.dense, value=both.dense.value[..., 0])
     own = LayerPlan(plan.stage, bounds=plan.bounds, prior=False, exact=plan.exact)
-    done = close(own, system, known.passed.weight == 0, joint, precision)
+    done = close(own, system, known.passed.weight == 0, joint, both.precision)
     if not done.closed:
-        return _as_is(plan, known, solved)
+        return _as_is(plan, solved)
     batch, unknowns = solved.value.shape
     gap = system.unknowns - done.solution.rank
     least = torch.minimum(known.noise.amax(), known.output_noise)
@@ -106,11 +104,12 @@ def _cheapest(plan: LayerPlan, known: Known) -> str:
     return "gradient" if suffice or not known.some.any() else "hybrid"
 
 
-def _solved(plan: LayerPlan, known: Known, kind: str) -> Solution:
+def _solved(both: Both, kind: str) -> Solution:
+    plan, known = both.plan, both.known
     if kind == "gradient":
         return _by_gradient(known)
     if kind == "hybrid":
-        return _together(plan, known)
+        return _together(both)
     if plan.system is not None and bool((known.passed.weight > 0).all()):
         return by_weight(plan, known)
     batch = len(known.passed.value)
@@ -139,15 +138,13 @@ def _by_gradient(known: Known) -> Solution:
     return _apart(joint, value.mT.flatten(1), gap, known.noise.amax())
 
 
-def _together(plan: LayerPlan, known: Known) -> Solution:
+def _together(both: Both) -> Solution:
     """Both kinds, the weight constraints where the output is known."""
-    system = side_by_side(known, "hybrid", plan.bounds)
-    batch, precision = len(known.output), float(known.precision.amax())
+    system, known, batch = both.system, both.known, len(both.known.output)
     least = torch.minimum(known.noise.amax(), known.output_noise)
     if system.unknowns <= DENSE:
-        joint = solve_stacked(system, precision, weigh="noise")
-        gap = system.unknowns - joint.rank
-        return _apart(joint, joint.value.reshape(batch, -1), gap, least)
+        gap = system.unknowns - both.dense.rank
+        return _apart(both.dense, both.dense.value.reshape(batch, -1), gap, least)
     solution = solve_iterative(system.whitened(), batch)
     return at_least(replace(solution, value=solution.value.flatten(1)), least)
 

@@ -1,12 +1,15 @@
 """The equations of one convolution as they are solved without a matrix, samples side by side."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
+from rconv.attack.plan import LayerPlan
 from rconv.attack.solve import Known, gradient_errors
 from rconv.equations.batch import BatchSystem
-from rconv.linalg.solution import root_mean_square
+from rconv.linalg.dense import solve_stacked
+from rconv.linalg.solution import Solution, root_mean_square
 
 
 def side_by_side(known: Known, kind: str, bounds: tuple[float, float]) -> BatchSystem:
@@ -44,3 +47,34 @@ def side_by_side(known: Known, kind: str, bounds: tuple[float, float]) -> BatchS
         bounds=bounds,
         has_gradients=kind != "weight",
     )
+
+
+@dataclass(frozen=True)
+class Both:
+    """Equations of both kinds of all samples together, factored at most once.
+
+    Parameters
+    ----------
+    plan : LayerPlan
+        The convolution.
+    known : Known
+        What is known of it.
+    """
+
+    plan: LayerPlan
+    known: Known
+
+    @cached_property
+    def system(self) -> BatchSystem:
+        """The equations, not weighed."""
+        return side_by_side(self.known, "hybrid", self.plan.bounds)
+
+    @property
+    def precision(self) -> float:
+        """Relative noise of the gradient."""
+        return float(self.known.precision.amax())
+
+    @cached_property
+    def dense(self) -> Solution:
+        """The solution of all samples as one, value (1, B·C·H·W, 1), with its exact rank."""
+        return solve_stacked(self.system, self.precision, weigh="noise")
