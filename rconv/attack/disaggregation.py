@@ -47,18 +47,22 @@ class HeadEquations:
         Cᵀ, (B, K).
     logits : Tensor
         R [V c]ᵀ, (B, K): logits of a sample are its row of Q times this.
+    gradient : Tensor
+        G, (K, n + 1).
     """
 
     basis: Tensor
     sides: Tensor
     logits: Tensor
+    gradient: Tensor
 
     @staticmethod
     def of(matrix: Tensor, gradient: Tensor, batch: int) -> "HeadEquations":
         """From [V c] and the gradient summed over the samples, both (K, n + 1)."""
         u, s, basis = torch.linalg.svd(gradient, full_matrices=False)
         basis = basis[:batch]
-        return HeadEquations(basis, (u[:, :batch] * s[:batch]).mT, basis @ matrix.mT)
+        sides = (u[:, :batch] * s[:batch]).mT
+        return HeadEquations(basis, sides, basis @ matrix.mT, gradient)
 
     def start(self, cotangent: Tensor) -> Tensor:
         """Q of these logit gradients Z (B, K), as well as they fit; (B·B,)."""
@@ -91,10 +95,14 @@ class HeadEquations:
         )
 
     def solve(self, start: Tensor, labels: Tensor, good: float) -> tuple[Tensor, Tensor]:
-        """Ṽ, (B, n + 1), and Z, (B, K), from a start (B·B,)."""
+        """Ṽ, (B, n + 1), and Z, (B, K), from a start (B·B,).
+
+        Q R carries the rounding of all features into each, where a feature that is zero must not
+        pass for one that is not. So Ṽ is what Z makes of the gradient, each feature by itself.
+        """
         q, _ = levenberg_marquardt(lambda x: self.residual(x, labels), start, good)
-        q = q.reshape(len(labels), -1)
-        return q @ self.basis, self.cotangent(q, labels)
+        z = self.cotangent(q.reshape(len(labels), -1), labels)
+        return torch.linalg.lstsq(z.mT, self.gradient).solution, z
 
 
 @dataclass(frozen=True)
