@@ -101,17 +101,17 @@ def test_drawings_have_alternative_texts(pages):
 
 def test_captions_are_numbered(book):
     text = (book / "notebooks" / "rank.html").read_text()
-    assert re.search(r'class="caption-number">Figure \d+\.1 ?<', text)
-    assert re.search(r'class="caption-number">Table \d+\.1 ?<', text)
+    assert re.search(r'class="?caption-number"?>Figure \d+\.1 ?<', text)
+    assert re.search(r'class="?caption-number"?>Table \d+\.1 ?<', text)
     assert not re.search(r"<em>(Figure|Table)\.</em>", text)
 
 
 @pytest.mark.parametrize("page", ["gradient_constraints", "recursion", "rank", "explore"])
 def test_a_figure_that_one_plays_with_is_the_first(book, page):
     article = (book / "notebooks" / f"{page}.html").read_text().split("<article", 1)[1]
-    before, after = article.split('class="rconv-play', 1)
+    before, after = re.split('class="?rconv-play', article, maxsplit=1)
     assert "<h2" not in before and "caption-number" not in before
-    assert 'caption-number">Figure' in after.split("<h2")[0]
+    assert re.search('caption-number"?>Figure', after.split("<h2")[0])
 
 
 def test_numbers_are_written_with_powers_of_ten(pages):
@@ -309,7 +309,7 @@ def weight(visit):
     pictures = (".png", ".svg", ".jpg", ".webp", ".gif", ".ico")
     loaded = [path for path in map(Path, files) if path.suffix not in pictures]
     pages = "".join(path.read_text() for path in loaded if path.suffix == ".html")
-    inside = re.findall(r"data:image/[^\"')]+", pages)
+    inside = re.findall(r"data:image/[\w+/;,=]+", pages)
     return sum(path.stat().st_size for path in loaded) - sum(map(len, inside))
 
 
@@ -403,8 +403,8 @@ def test_every_point_of_the_papers_grid_has_a_page(book):
         assert (book / "book" / name).exists()
 
 
-def test_the_gallery_links_to_every_point(book):
-    gallery = (book / "notebooks" / "gallery.html").read_text()
+def test_the_gallery_links_to_every_point(book, pages):
+    links = pages[book / "notebooks" / "gallery.html"].links
     for record in sorted(RECORDS.glob("*/*.json")):
         if record.parent.name == "experiment":
-            assert f'href="../book/experiment/{record.stem}.html"' in gallery
+            assert f"../book/experiment/{record.stem}.html" in links

@@ -1,7 +1,7 @@
 """Sphinx extension: the book carries nothing that no page needs.
 
-After the pages are written: source maps and translations go; pictures are packed as WebP, without
-loss; icons come from the theme's fonts,
+After the pages are written: source maps and translations go; pages lose the theme's indentation
+and comments; pictures are packed as WebP, without loss, where that is less; icons come from the theme's fonts,
 with only the signs that the book uses, and not from the theme's script of 1.5 MB that draws all of
 them anew; stylesheets keep the rules that can match something; the notebooks to download are
 without outputs, as in the repository. Files that are slim already stay as they are.
@@ -13,6 +13,7 @@ import logging
 import re
 from pathlib import Path
 
+import minify_html
 import nbformat
 from fontTools import subset
 from launch import POINT
@@ -28,7 +29,10 @@ FACE = re.compile(r'(url\([^)]*\.)woff2\) format\("woff2"\),url\([^)]*\.ttf\) fo
 SIGN = re.compile(r"\\(f[0-9a-f]{3}|e[0-9a-f]{3})\b")
 PICTURE = re.compile(r"[\w-]+\.png\b")
 PRIVATE = re.compile("[\ue000-\uf8ff]")
-INLINE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
+INLINE = re.compile(r"data:image/png;base64,\s*([A-Za-z0-9+/=\s]+)")
+KEPT = {"keep_closing_tags": True, "keep_html_and_head_opening_tags": True}
+"""What a page could do without, and a reader of its source could not."""
+
 WORD = re.compile(r"[\w-]+")
 PLAIN = re.compile(r'<span class="(?:n|p|w|pre)">([^<]*)</span>')
 """Names, punctuation and spaces in code look as what is around them."""
@@ -85,8 +89,10 @@ def webp(png):
 
 def slim_inline(found):
     """A picture that stands in the page itself."""
-    packed = base64.b64encode(webp(base64.b64decode(found[1]))).decode()
-    return f"data:image/webp;base64,{packed}"
+    png = base64.b64decode(found[1])
+    kinds = {"webp": webp(png), "png": png}
+    kind = min(kinds, key=lambda name: len(kinds[name]))
+    return f"data:image/{kind};base64,{base64.b64encode(kinds[kind]).decode()}"
 
 
 def slim_pictures(images):
@@ -139,7 +145,8 @@ def slim(app, exception):
 
     def change(text):
         text = INLINE.sub(slim_inline, PLAIN.sub(r"\1", SCRIPT.sub("", text)))
-        return PICTURE.sub(lambda found: pictures.get(found[0], found[0]), text)
+        text = PICTURE.sub(lambda found: pictures.get(found[0], found[0]), text)
+        return minify_html.minify(text, **KEPT)
 
     pages = [rewrite(path, change) for path in root.rglob("*.html")]
     for name in pictures.values():

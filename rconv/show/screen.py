@@ -6,7 +6,6 @@ and white are those of the page, which may be dark; all other colours, and pictu
 are. Where a panel is too wide for a phone, the figure is drawn a second time, narrower.
 """
 
-import hashlib
 import io
 import re
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from rconv.show.svg import cleaned
+from rconv.show.svg import cleaned, joined
 
 LINE = 7.0
 """Inches, 672 CSS pixels: the text column on a desk. Figures of up to `MANY` are drawn to fit it;
@@ -128,10 +127,7 @@ def _drawn(figure: Figure, panels: Sequence[tuple[list[Artist], Bbox]]) -> str:
         number = int(part[1] or 0)
         parts[number] = parts.get(number, "") + cleaned(part[0])
     height = figure.get_figheight()
-    drawn = "".join(_svg(box, height, parts[n]) for n, (_, box) in enumerate(panels))
-    # Names inside a drawing are its own on the page, and the same whenever it is drawn.
-    own = "r" + hashlib.sha1(drawn.encode()).hexdigest()[:8]
-    return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{own}", drawn)
+    return joined("".join(_svg(box, height, parts[n]) for n, (_, box) in enumerate(panels)))
 
 
 def _place(ax: Axes) -> Any:
