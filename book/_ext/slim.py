@@ -1,10 +1,10 @@
 """Sphinx extension: the book carries nothing that no page needs.
 
 After the pages are written: source maps and translations go; pages lose the theme's indentation
-and comments; pictures are packed as WebP, without loss, where that is less; icons come from the theme's fonts,
-with only the signs that the book uses, and not from the theme's script of 1.5 MB that draws all of
-them anew; stylesheets keep the rules that can match something; the notebooks to download are
-without outputs, as in the repository. Files that are slim already stay as they are.
+and comments; pictures are packed as WebP, without loss, where that is less; icons come from the
+theme's fonts, with only the signs that the book uses, and not from the theme's script of 1.5 MB
+that draws all of them anew; stylesheets keep the rules that can match something; the notebooks to
+download are without outputs, as in the repository. Files that are slim already stay as they are.
 """
 
 import base64
