@@ -42,7 +42,7 @@ book: $(READY) # both with the same warm kernels
 
 # The pages that could be made are built even if a point of the grid failed; make fails all the same.
 both:
-	@$(MAKE) --no-print-directory grid; grid=$$?; \
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 grid kept; grid=$$?; \
 	$(MAKE) --no-print-directory $(PAGES) && exit $$grid
 
 paper:
@@ -57,7 +57,7 @@ grid: $(READY)
 	    --configfile workflow/grids/$(GRID).yaml $(HUSH)
 
 kept: $(READY)
-	@$(PYTHON) workflow/kept.py
+	@OMP_NUM_THREADS=1 $(PYTHON) workflow/kept.py
 
 # Sphinx warns of a page only when it reads it. So after a build that failed or was killed, all
 # pages are read again; the notebooks' outputs stay cached.

@@ -3,7 +3,6 @@
 The cells tagged `needs-images` go; the records take their place, and a note says so.
 """
 
-import itertools
 import os
 from contextlib import chdir
 from pathlib import Path
@@ -11,14 +10,12 @@ from pathlib import Path
 import nbformat
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
-from matplotlib.figure import Figure
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from run import NOTEBOOKS, clean, prepare, take_records
 
 from rconv.lab import archive
 from rconv.lab.archive import Archive
-from rconv.show import screen
 
 TAG = "needs-images"
 """Of cells that attack images or show them."""
@@ -91,12 +88,10 @@ class Shell(InteractiveShell):
 
 def execute(notebook: nbformat.NotebookNode) -> None:
     """Run the cells here: a process for each page would import PyTorch 44 times."""
+    os.environ["RCONV_FIGURES"] = "html"  # see rconv.show.screen
     shell = Shell.instance()
     shell.run_line_magic("reset_selective", "-f .")
     shell.extension_manager.load_extension("rconv.show.screen")
-    # No PNG beside what the extension draws.
-    shell.display_formatter.formatters["image/png"].pop(Figure, None)
-    screen.NUMBER = itertools.count()  # a page is the same, whichever was drawn before it
     for cell in notebook.cells:
         if cell.cell_type == "code":
             with chdir(NOTEBOOKS), capture_output() as captured:

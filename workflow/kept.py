@@ -26,6 +26,11 @@ def digest(paths: list[Path], before: str = "") -> str:
     return sha.hexdigest()[:16]
 
 
+def has_results(record: Path) -> bool:
+    """Whether the point of a record was run here, and has a page of its own."""
+    return (RESULTS / record.relative_to(KEPT)).exists()
+
+
 def outdated() -> dict[Path, tuple[Path, str]]:
     """Record → its page, and the digest that is to stand there, where another one does or none."""
     found = {}
@@ -35,7 +40,7 @@ def outdated() -> dict[Path, tuple[Path, str]]:
         page, notebook = BOOK / point.with_suffix(".ipynb"), NOTEBOOKS / f"{point.parent}.md"
         now = digest([record, notebook], code)
         then = page.exists() and json.loads(page.read_text())["metadata"].get("drawn_from")
-        if then != now and not (RESULTS / point).exists():
+        if then != now and not has_results(record):
             found[record] = page, now
     return found
 
@@ -49,15 +54,20 @@ def main() -> None:
     from draw import draw
     from run import replace
 
+    drawn = 0
     for record, (page, now) in todo.items():
+        if has_results(record):  # by now: the grid may run beside this
+            continue
         try:
             notebook = draw(record)
         except Exception as error:
             error.add_note(f"The page of {record} could not be drawn.")
             raise
         notebook.metadata["drawn_from"] = now
-        replace(page, nbformat.writes(notebook) + "\n")
-    print(f"Records: {len(todo)} pages drawn, {time.process_time() - start:.0f} CPU seconds")
+        if not has_results(record):
+            replace(page, nbformat.writes(notebook) + "\n")
+            drawn += 1
+    print(f"Records: {drawn} pages drawn, {time.process_time() - start:.0f} CPU seconds")
 
 
 if __name__ == "__main__":

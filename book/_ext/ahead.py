@@ -1,7 +1,8 @@
 """Sphinx extension: pages are executed side by side, before Sphinx reads them one by one.
 
 What is executed here lies in the cache where MyST-NB looks for it. A page that fails is left to
-MyST-NB, which executes it again and shows the error.
+MyST-NB, which executes it again and shows the error. Sphinx then reads and writes pages side by
+side, too.
 """
 
 import os
@@ -14,6 +15,7 @@ from jupyter_cache.executors.utils import single_nb_execution
 from myst_nb.core.read import create_nb_reader
 from sphinx.util import logging
 
+CORES = len(os.sched_getaffinity(0))
 LOG = logging.getLogger(__name__)
 
 
@@ -42,7 +44,8 @@ def execute(app, env, docnames):
     cache = get_cache(config.execution_cache_path)
     pages = {path: read(path, env) for path in map(Path, map(env.doc2path, docnames))}
     stale = {path: page for path, page in pages.items() if page and not is_cached(page, cache)}
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    os.environ["RCONV_FIGURES"] = "html"  # see rconv.show.screen
+    with ThreadPoolExecutor(CORES) as pool:
         running = {
             pool.submit(
                 single_nb_execution, page, str(path.parent), config.execution_timeout, False
@@ -62,4 +65,5 @@ def execute(app, env, docnames):
 def setup(app):
     """Connect late: other extensions may still change the list."""
     app.connect("env-before-read-docs", execute, priority=900)
+    app.parallel = CORES  # Jupyter Book has no option that tells Sphinx so
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

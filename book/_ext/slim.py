@@ -1,15 +1,18 @@
 """Sphinx extension: the book carries nothing that no page needs.
 
 After the pages are written: source maps and translations go; pages lose the theme's indentation
-and comments; pictures are packed as WebP, without loss, where that is less; icons come from the
-theme's fonts, with only the signs that the book uses, and not from the theme's script of 1.5 MB
-that draws all of them anew; stylesheets keep the rules that can match something; the notebooks to
-download are without outputs, as in the repository. Files that are slim already stay as they are.
+and comments; pictures are packed as WebP, without loss, where that is less, and are files where
+they are large; icons come from the theme's fonts, with only the signs that the book uses, and not
+from the theme's script of 1.5 MB that draws all of them anew; stylesheets keep the rules that can
+match something; the notebooks to download are without outputs, as in the repository. Files that
+are slim already stay as they are.
 """
 
 import base64
+import hashlib
 import io
 import logging
+import os
 import re
 from pathlib import Path
 
@@ -30,8 +33,14 @@ SIGN = re.compile(r"\\(f[0-9a-f]{3}|e[0-9a-f]{3})\b")
 PICTURE = re.compile(r"[\w-]+\.png\b")
 PRIVATE = re.compile("[\ue000-\uf8ff]")
 INLINE = re.compile(r"data:image/png;base64,\s*([A-Za-z0-9+/=\s]+)")
-KEPT = {"keep_closing_tags": True, "keep_html_and_head_opening_tags": True}
-"""What a page could do without, and a reader of its source could not."""
+KEPT = {"keep_html_and_head_opening_tags": True}
+"""What a page could do without, and extensions of browsers could not."""
+
+SLIM = "<!doctype html><"
+"""How a page begins that is slim already."""
+
+INSIDE = 2_000
+"""Bytes from which a picture is a file of its own, a quarter smaller: in a page it is base64."""
 
 WORD = re.compile(r"[\w-]+")
 PLAIN = re.compile(r'<span class="(?:n|p|w|pre)">([^<]*)</span>')
@@ -87,12 +96,21 @@ def webp(png):
     return packed.getvalue()
 
 
-def slim_inline(found):
-    """A picture that stands in the page itself."""
-    png = base64.b64decode(found[1])
-    kinds = {"webp": webp(png), "png": png}
-    kind = min(kinds, key=lambda name: len(kinds[name]))
-    return f"data:image/{kind};base64,{base64.b64encode(kinds[kind]).decode()}"
+def slim_inline(path, images):
+    """What stands for a picture in the page itself: a file, or less of the same."""
+
+    def change(found):
+        png = base64.b64decode(found[1])
+        packed = webp(png)
+        if len(packed) > INSIDE:
+            name = f"{hashlib.sha1(packed).hexdigest()}.webp"
+            (images / name).write_bytes(packed)
+            return os.path.relpath(images / name, path.parent)
+        kinds = {"webp": packed, "png": png}
+        kind = min(kinds, key=lambda name: len(kinds[name]))
+        return f"data:image/{kind};base64,{base64.b64encode(kinds[kind]).decode()}"
+
+    return change
 
 
 def slim_pictures(images):
@@ -111,7 +129,7 @@ def without_outputs(text):
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    return nbformat.writes(notebook) + "\n"
+    return nbformat.writes(notebook, indent=0) + "\n"
 
 
 def offer_one(app, pagename, templatename, context, doctree):
@@ -141,17 +159,24 @@ def slim(app, exception):
         rewrite(path, without_outputs)
         path.with_suffix(".md").unlink(missing_ok=True)
     remove(static)
-    pictures = slim_pictures(root / "_images")
+    images = root / "_images"
+    images.mkdir(exist_ok=True)
+    pictures = slim_pictures(images)
 
-    def change(text):
-        text = INLINE.sub(slim_inline, PLAIN.sub(r"\1", SCRIPT.sub("", text)))
-        text = PICTURE.sub(lambda found: pictures.get(found[0], found[0]), text)
-        return minify_html.minify(text, **KEPT)
+    def slimmed(path):
+        def change(text):
+            if text.startswith(SLIM):
+                return text
+            text = PLAIN.sub(r"\1", SCRIPT.sub("", text))
+            text = PICTURE.sub(lambda found: pictures.get(found[0], found[0]), text)
+            return minify_html.minify(INLINE.sub(slim_inline(path, images), text), **KEPT)
 
-    pages = [rewrite(path, change) for path in root.rglob("*.html")]
-    for name in pictures.values():
-        if not any(name in page for page in pages):
-            (root / "_images" / name).unlink()  # of an earlier build
+        return rewrite(path, change)
+
+    pages = [slimmed(path) for path in root.rglob("*.html")]
+    for path in images.glob("*.webp"):
+        if not any(path.name in page for page in pages):
+            path.unlink()  # of an earlier build
     scripts = [path.read_text(encoding="utf-8") for path in static.rglob("*.js")]
     words = set().union(*(WORD.findall(text) for text in pages + scripts))
     slim_fonts(static, slim_styles(static, words))

@@ -4,9 +4,13 @@
 pictures, per plot and per legend, each an SVG of its own: as many stand side by side as fit. Black
 and white are those of the page, which may be dark; all other colours, and pictures, stay what they
 are. Where a panel is too wide for a phone, the figure is drawn a second time, narrower.
+
+A PNG comes with it, for programs that show no HTML. Where the environment says RCONV_FIGURES=html,
+as for pages of the book, none does.
 """
 
 import io
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -55,7 +59,10 @@ PARTS = re.compile(
 def load_ipython_extension(shell: Any) -> None:
     """Show figures this way in a notebook; IPython calls it."""
     shell.run_line_magic("matplotlib", "inline")
-    shell.display_formatter.formatters["text/html"].for_type(Figure, page)
+    formatters = shell.display_formatter.formatters
+    formatters["text/html"].for_type(Figure, page)
+    if os.environ.get("RCONV_FIGURES") == "html":
+        formatters["image/png"].pop(Figure, None)
     mpl.rcParams.update(STYLE)
 
 
