@@ -61,6 +61,16 @@ def test_panels_of_one_row_are_equally_high():
     assert heights[0] == heights[1] < heights[2] == heights[3]
 
 
+def test_panels_of_several_lines_are_as_many_in_each():
+    images = torch.rand(8, 3, 4, 4)
+    html = page(comparison(images, images + 1e-3))
+    limit = float(re.search(r'style="max-width: (\d+)pt" class="rconv-panels"', html)[1])
+    own = widths(html)
+    assert panels(html) == 8 and sum(own) * SHRINK > 72 * 7 >= limit
+    assert sum(sorted(own)[-4:]) <= limit < sum(sorted(own)[:5])
+    assert "max-width" not in page(drawn(4)[0]).split("<svg")[0]
+
+
 def test_what_is_too_wide_for_a_phone_is_drawn_again():
     html = page(drawn(7)[0])
     wide, narrow = widths(html)

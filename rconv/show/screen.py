@@ -10,6 +10,7 @@ as for pages of the book, none does.
 """
 
 import io
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -82,7 +83,7 @@ def page(figure: Figure) -> str:
     width, height = figure.get_size_inches()
     line = LINE if LINE < width <= MANY else width
     panels, widest = _laid_out(figure, line)
-    kinds = [("", _drawn(figure, panels))]
+    kinds, limit = [("", _drawn(figure, panels))], _even(panels)
     if widest > PHONE:
         kinds = [(" rconv-wide", kinds[0][1])]
         for _ in range(TRIES):  # pictures become narrower only where their height is no limit
@@ -94,8 +95,17 @@ def page(figure: Figure) -> str:
     figure.set_layout_engine("constrained")
     for legend in figure.legends:
         legend.set_in_layout(True)
-    drawn = "".join(f'<div class="rconv-panels{kind}">{svgs}</div>' for kind, svgs in kinds)
+    drawn = "".join(f'<div{limit} class="rconv-panels{kind}">{svgs}</div>' for kind, svgs in kinds)
     return f'<div class="rconv-figure" role="img">{drawn}</div>'
+
+
+def _even(panels: Sequence[tuple[list[Artist], Bbox]]) -> str:
+    """The style of panels that need several lines: as many in each, eight as four and four."""
+    widths = [box.width for _, box in panels]
+    lines = math.ceil(SHRINK * sum(widths) / LINE)
+    if lines < 2:
+        return ""
+    return f' style="max-width: {72 * max(widths) * math.ceil(len(widths) / lines):.0f}pt"'
 
 
 def _laid_out(figure: Figure, width: float) -> tuple[list[tuple[list[Artist], Bbox]], float]:
