@@ -11,6 +11,7 @@ from scipy import sparse
 from small import SEEDS, normal, relative_error
 
 from rconv.linalg import normal as solvers
+from rconv.linalg.dense import SINGLE_FROM, determines
 from rconv.linalg.equations import Declined, DenseRows, SparseRows
 from rconv.linalg.normal import independent
 from rconv.linalg.refine import LIMIT, refine
@@ -392,3 +393,30 @@ def test_a_factorisation_declines_the_equations_of_another_matrix():
     one, other = (SparseSystem(sparse_matrix(20, 20, 10, seed)) for seed in (0, 1))
     with pytest.raises(Declined, match="another matrix"):
         one.solve(other.rows(normal(1, 20)))
+
+
+class Weighed:
+    """A dense system of weighed rows, as far as `determines` asks."""
+
+    def __init__(self, matrix):
+        self.matrix, self.unknowns = matrix, matrix.shape[1]
+
+    def whitened(self):
+        return self
+
+    def normal_matrix(self, dtype=torch.float64):
+        return (self.matrix.T.to(dtype) @ self.matrix.to(dtype))[None]
+
+
+@pytest.mark.parametrize("change", ["none", "condition", "two equal", "sum", "fifty"])
+def test_a_matrix_of_short_rank_determines_nothing_in_any_precision(change):
+    matrix = normal(SINGLE_FROM + 500, SINGLE_FROM)
+    if change == "condition":
+        matrix[:, 0] = matrix[:, 1] + 1e-4 * matrix[:, 0]
+    elif change == "two equal":
+        matrix[:, 0] = matrix[:, 1]
+    elif change == "sum":
+        matrix[:, 0] = matrix[:, 1:].sum(dim=1) / SINGLE_FROM**0.5
+    elif change == "fifty":
+        matrix[:, :50] = matrix[:, 50:100] - 0.3 * matrix[:, 100:150]
+    assert determines(Weighed(matrix), 1e-16) == (change in ("none", "condition"))

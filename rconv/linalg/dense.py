@@ -20,6 +20,11 @@ SINGLE_LIMIT = 1e3
 """Condition up to which it serves: a correction leaves its square times 6e-8 of the error."""
 
 
+SURE_LIMIT = 1e2
+"""Condition up to which a factorisation in single precision proves that the rank is full: rounding
+alone looks like 1e3 and more, since it is some 1e-7 of the normal matrix."""
+
+
 class Stacked(Equations, Protocol):
     """One system of rows of two kinds, N = k = 1; see `rconv.equations.system.StackedSystem`."""
 
@@ -69,7 +74,8 @@ def solve_stacked(
         raise Declined(f"a dense system of {system.unknowns} unknowns, more than {budget}")
     if weigh is not None:
         system = system.scaled() if weigh == "size" else system.whitened()
-    known = _single(system, tolerance) if weigh is not None else None
+    limit = min(SINGLE_LIMIT, 1 / _floor(tolerance))
+    known = _single(system, limit) if weigh is not None else None
     found = None if known is None else _refined(system, known)
     if found is None or found[2] != (CONVERGED,):
         gram, floor = system.normal_matrix()[0], _floor(tolerance)
@@ -93,12 +99,14 @@ def solve_stacked(
     )
 
 
-def _single(system: Stacked, tolerance: float) -> Inverse | None:
-    """The inverse in single precision where it serves, for weighed rows, none of which is small."""
+def _single(system: Stacked, limit: float) -> Inverse | None:
+    """The inverse in single precision up to a condition; for weighed rows, none of which is small.
+
+    None for few unknowns, too.
+    """
     if system.unknowns < SINGLE_FROM:
         return None
     known = Inverse.of(system.normal_matrix(torch.float32)[0])
-    limit = min(SINGLE_LIMIT, 1 / _floor(tolerance))
     return known if known is not None and known.spectrum.condition < limit else None
 
 
@@ -126,8 +134,11 @@ def determines(system: Stacked, tolerance: float) -> bool:
     bool
         Whether the rank, each row divided by its own error, is full.
     """
-    known = Inverse.of(system.whitened().normal_matrix()[0])
-    return known is not None and bool(known.spectrum.condition < 1 / _floor(tolerance))
+    system, limit = system.whitened(), 1 / _floor(tolerance)
+    if _single(system, min(SURE_LIMIT, limit)) is not None:
+        return True
+    known = Inverse.of(system.normal_matrix()[0])
+    return known is not None and bool(known.spectrum.condition < limit)
 
 
 def _floor(tolerance: float) -> float:
