@@ -62,8 +62,19 @@ def execute(app, env, docnames):
                 LOG.info(f"{name}: Executed notebook in {result.time:.2f} seconds")
 
 
+def allow(app, config):
+    """Let Sphinx read and write side by side; Jupyter Book has no option for it.
+
+    One extension does not say that it allows it. It numbers sections once all pages are read.
+    """
+    app.parallel = CORES
+    numbering = app.extensions.get("sphinx_multitoc_numbering")
+    if numbering is not None and numbering.parallel_read_safe is None:
+        numbering.parallel_read_safe = True
+
+
 def setup(app):
     """Connect late: other extensions may still change the list."""
+    app.connect("config-inited", allow)
     app.connect("env-before-read-docs", execute, priority=900)
-    app.parallel = CORES  # Jupyter Book has no option that tells Sphinx so
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
