@@ -1,8 +1,7 @@
 """Sphinx extension: pages are executed side by side, before Sphinx reads them one by one.
 
 What is executed here lies in the cache where MyST-NB looks for it. A page that fails is left to
-MyST-NB, which executes it again and shows the error. Sphinx then reads and writes pages side by
-side, too.
+MyST-NB, which executes it again and shows the error. Sphinx writes pages side by side, too.
 """
 
 import os
@@ -62,19 +61,13 @@ def execute(app, env, docnames):
                 LOG.info(f"{name}: Executed notebook in {result.time:.2f} seconds")
 
 
-def allow(app, config):
-    """Let Sphinx read and write side by side; Jupyter Book has no option for it.
-
-    One extension does not say that it allows it. It numbers sections once all pages are read.
-    """
+def write_side_by_side(app, env):
+    """Let Sphinx write so; not read, since extensions keep what they read in one process."""
     app.parallel = CORES
-    numbering = app.extensions.get("sphinx_multitoc_numbering")
-    if numbering is not None and numbering.parallel_read_safe is None:
-        numbering.parallel_read_safe = True
 
 
 def setup(app):
     """Connect late: other extensions may still change the list."""
-    app.connect("config-inited", allow)
     app.connect("env-before-read-docs", execute, priority=900)
+    app.connect("env-updated", write_side_by_side)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
