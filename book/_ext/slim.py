@@ -23,6 +23,14 @@ from launch import POINT
 from PIL import Image
 from stylesheet import purge
 
+ALPHABETS = {
+    "Fraktur": {"mathfrak", "frak"},
+    "SansSerif": {"mathsf", "textsf"},
+    "Script": {"mathscr"},
+    "Typewriter": {"mathtt", "texttt", "tt"},
+}
+"""Fonts of KaTeX, and the commands that need them."""
+
 FONTS = "vendor/fontawesome/webfonts"
 UNUSED = ("**/*.map", "locales", f"{FONTS}/*.woff2", "scripts/fontawesome.js")
 STYLES = ("styles/pydata-sphinx-theme.css", "sphinx-design.min.css", "mystnb.*.css")
@@ -86,6 +94,14 @@ def slim_fonts(static, signs):
         chosen.subset(font)
         subset.save_font(font, str(path.with_suffix(".woff")), options)
         path.unlink()
+
+
+def slim_formulas(static, words):
+    """Fonts of formulas, but for alphabets that none of them asks for."""
+    for family, commands in ALPHABETS.items():
+        if not commands & words:
+            for path in static.glob(f"katex/fonts/KaTeX_{family}-*"):
+                path.unlink()
 
 
 def webp(png):
@@ -178,7 +194,9 @@ def slim(app, exception):
         if not any(path.name in page for page in pages):
             path.unlink()  # of an earlier build
     scripts = [path.read_text(encoding="utf-8") for path in static.rglob("*.js")]
-    words = set().union(*(WORD.findall(text) for text in pages + scripts))
+    words = set().union(*(WORD.findall(text) for text in pages))
+    slim_formulas(static, words)
+    words.update(*(WORD.findall(text) for text in scripts))
     slim_fonts(static, slim_styles(static, words))
 
 
