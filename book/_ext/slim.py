@@ -8,11 +8,7 @@ match something; the notebooks to download are without outputs, as in the reposi
 are slim already stay as they are.
 """
 
-import base64
-import hashlib
-import io
 import logging
-import os
 import re
 from pathlib import Path
 
@@ -20,7 +16,7 @@ import minify_html
 import nbformat
 from fontTools import subset
 from launch import POINT
-from PIL import Image
+from pictures import INLINE, PICTURE, slim_inline, slim_pictures
 from stylesheet import purge
 
 ALPHABETS = {
@@ -38,17 +34,12 @@ SCRIPT = re.compile(r"\s*(<!-- So that users can add custom icons -->\s*)?"
                     r'<script src="[^"]*scripts/fontawesome\.js[^"]*"></script>')  # fmt: skip
 FACE = re.compile(r'(url\([^)]*\.)woff2\) format\("woff2"\),url\([^)]*\.ttf\) format\("truetype"\)')
 SIGN = re.compile(r"\\(f[0-9a-f]{3}|e[0-9a-f]{3})\b")
-PICTURE = re.compile(r"[\w-]+\.png\b")
 PRIVATE = re.compile("[\ue000-\uf8ff]")
-INLINE = re.compile(r"data:image/png;base64,\s*([A-Za-z0-9+/=\s]+)")
 KEPT = {"keep_html_and_head_opening_tags": True}
 """What a page could do without, and extensions of browsers could not."""
 
 SLIM = "<!doctype html><"
 """How a page begins that is slim already."""
-
-INSIDE = 2_000
-"""Bytes from which a picture is a file of its own, a quarter smaller: in a page it is base64."""
 
 WORD = re.compile(r"[\w-]+")
 PLAIN = re.compile(r'<span class="(?:n|p|w|pre)">([^<]*)</span>')
@@ -102,41 +93,6 @@ def slim_formulas(static, words):
         if not commands & words:
             for path in static.glob(f"katex/fonts/KaTeX_{family}-*"):
                 path.unlink()
-
-
-def webp(png):
-    """The same pixels in half the bytes."""
-    packed = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as image:
-        image.convert("RGBA").save(packed, "WEBP", lossless=True, quality=50, method=3)
-    return packed.getvalue()
-
-
-def slim_inline(path, images):
-    """What stands for a picture in the page itself: a file, or less of the same."""
-
-    def change(found):
-        png = base64.b64decode(found[1])
-        packed = webp(png)
-        if len(packed) > INSIDE:
-            name = f"{hashlib.sha1(packed).hexdigest()}.webp"
-            (images / name).write_bytes(packed)
-            return os.path.relpath(images / name, path.parent)
-        kinds = {"webp": packed, "png": png}
-        kind = min(kinds, key=lambda name: len(kinds[name]))
-        return f"data:image/{kind};base64,{base64.b64encode(kinds[kind]).decode()}"
-
-    return change
-
-
-def slim_pictures(images):
-    """WebP for PNG; returns what pages should say now for each."""
-    for path in images.glob("*.png"):
-        slim = path.with_suffix(".webp")
-        if not slim.exists():  # the name is a hash of the content
-            slim.write_bytes(webp(path.read_bytes()))
-        path.unlink()
-    return {f"{path.stem}.png": path.name for path in images.glob("*.webp")}
 
 
 def without_outputs(text):
