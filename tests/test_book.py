@@ -99,6 +99,13 @@ def test_drawings_have_alternative_texts(pages):
     assert not [path.name for path, page in pages.items() if "" in page.drawings]
 
 
+def test_no_page_shows_an_error_instead_of_a_figure(pages):
+    # IPython prints what a figure raises, and the build goes on.
+    texts = {path: path.read_text() for path in pages}
+    assert not [path.name for path, text in texts.items() if "highlight-ipythontb" in text]
+    assert not [path.name for path, text in texts.items() if "&lt;Figure size" in text]
+
+
 def test_captions_are_numbered(book):
     text = (book / "notebooks" / "rank.html").read_text()
     assert re.search(r'class="?caption-number"?>Figure \d+\.1 ?<', text)

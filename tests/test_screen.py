@@ -61,6 +61,15 @@ def test_panels_of_one_row_are_equally_high():
     assert heights[0] == heights[1] < heights[2] == heights[3]
 
 
+def test_an_empty_place_is_no_panel():
+    figure = Figure((5, 4), layout="constrained")
+    axes = figure.subplots(2, 3)
+    for ax in axes.flat[[0, 1, 3, 4, 5]]:
+        show_image(ax, torch.rand(3, 4, 4))
+    axes[0, 2].axis("off")
+    assert panels(page(figure)) == 3
+
+
 def test_panels_of_several_lines_are_as_many_in_each():
     images = torch.rand(8, 3, 4, 4)
     html = page(comparison(images, images + 1e-3))

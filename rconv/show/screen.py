@@ -144,7 +144,8 @@ def _drawn(figure: Figure, panels: Sequence[tuple[list[Artist], Bbox]]) -> str:
         number = int(part[1] or 0)
         parts[number] = parts.get(number, "") + cleaned(part[0])
     height = figure.get_figheight()
-    return joined("".join(_svg(box, height, parts[n]) for n, (_, box) in enumerate(panels)))
+    boxes = {n: box for n, (_, box) in enumerate(panels) if n in parts}  # some draw nothing
+    return joined("".join(_svg(box, height, parts[n]) for n, box in boxes.items()))
 
 
 def _place(ax: Axes) -> Any:
