@@ -63,6 +63,12 @@ def test_cells_are_short(path):
 
 
 @each_notebook
+def test_what_is_drawn_is_drawn_for_the_page(path):
+    code = "\n".join(code_cells(path))
+    assert "plt.subplots" not in code or "%load_ext rconv.show.screen" in code
+
+
+@each_notebook
 def test_few_cells_hide_behind_a_toggle(path):
     cells = [cell for cell in jupytext.read(path).cells if cell.cell_type == "code"]
     tags = [set(cell.metadata.get("tags", ())) for cell in cells]
