@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from large import network
 from torch import nn
 
 from rconv.attack.attack import Attack
@@ -37,16 +38,6 @@ NETWORKS = (
 number decides. The other layers are wide enough."""
 
 
-def network(activation: str, filters: tuple[int, ...]) -> nn.Sequential:
-    """The network, for images of 32×32 and a hundred classes."""
-    layers, width = [], 3
-    for own, stride in zip(filters, (2, 2, 1, 1), strict=True):
-        layers += [nn.Conv2d(width, own, 5, stride, 2)]
-        layers += [nn.LeakyReLU(0.2) if activation == "LeakyReLU" else nn.ReLU()]
-        width = own
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * 64, 100)).double()
-
-
 def drawn(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Eight images of different labels: (8, 3, 32, 32), (8,)."""
     images = datasets.load("CIFAR100", range(FIRST))
@@ -62,8 +53,7 @@ def measure(number: int, seed: int) -> dict:
     """One draw."""
     torch.set_num_threads(1)
     truth, labels = drawn(seed)
-    torch.manual_seed(seed)
-    model = network(*NETWORKS[number])
+    model = network(*NETWORKS[number], side=32, classes=100, seed=seed)
     loss = nn.functional.cross_entropy(model(truth), labels)
     sent = [g.detach() for g in torch.autograd.grad(loss, list(model.parameters()))]
     start = time.process_time()

@@ -31,15 +31,18 @@ filters of gradient constraints determine a map of 56×56, for a side of 224."""
 SIDES = (32, 64, 128, 224)
 
 
-def network(activation: str, side: int) -> nn.Sequential:
-    """The network of an activation, for images of a side that four divides."""
-    torch.manual_seed(0)
+def network(
+    activation: str, filters: tuple[int, ...], side: int, classes: int = 10, seed: int = 0
+) -> nn.Sequential:
+    """Four convolutions, for images of a side that four divides."""
+    torch.manual_seed(seed)
     layers, width = [], 3
-    for filters, stride in zip(NETWORKS[activation], (2, 2, 1, 1), strict=True):
-        layers += [nn.Conv2d(width, filters, 5, stride, 2)]
+    for own, stride in zip(filters, (2, 2, 1, 1), strict=True):
+        layers += [nn.Conv2d(width, own, 5, stride, 2)]
         layers += [nn.LeakyReLU(0.2) if activation == "LeakyReLU" else nn.ReLU()]
-        width = filters
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * (side // 4) ** 2, 10)).double()
+        width = own
+    head = nn.Linear(width * (side // 4) ** 2, classes)
+    return nn.Sequential(*layers, nn.Flatten(), head).double()
 
 
 def photograph(side: int) -> torch.Tensor:
@@ -50,7 +53,7 @@ def photograph(side: int) -> torch.Tensor:
 
 def measure(activation: str, side: int) -> dict:
     """One point of the curve."""
-    model, truth = network(activation, side), photograph(side)
+    model, truth = network(activation, NETWORKS[activation], side), photograph(side)
     loss = nn.functional.cross_entropy(model(truth), torch.tensor([3]))
     sent = [g.detach() for g in torch.autograd.grad(loss, list(model.parameters()))]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
