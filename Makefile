@@ -2,24 +2,33 @@
 #
 #   make book        run the embedded grid and build the book (no download of data)
 #   make test        run the tests, the book's included
+#   make arithmetic  run the tests that rounding could decide, under other arithmetic
+#   make newest      run the tests with the newest versions that pyproject.toml allows
+#   make lock        write constraints.txt, the exact versions that everything else is run with
 #   make paper       the book with the paper's own grid; RCONV_DATA names the data folder
 #   make kept        draw the pages of points whose records are kept, as make book does
 #   make records     keep that grid's results in book/records, as make paper does
 #   make notebooks   write the .ipynb beside each .md in notebooks/, and those of the grids' points
 #   make lint, make clean
 #
-# The first run makes .venv. PYTHON=python uses an environment of your own instead (conda, Binder),
-# PROFILE=slurm a cluster, and UV_TORCH_BACKEND=cpu in the environment the small CPU build of torch.
+# The first run makes .venv with the versions of constraints.txt. PYTHON=python uses an environment
+# of your own instead; `make install PYTHON=python` installs the same versions into it (conda,
+# Binder). PROFILE=slurm uses a cluster, and UV_TORCH_BACKEND=cpu in the environment installs the
+# small CPU build of torch.
 
 GRID    := embedded
 PROFILE := local
 PAGES   := html
 
+VENV    := .venv
+LOCK    := constraints.txt
+PLUGIN  := $(filter slurm,$(PROFILE))
+
 ifeq ($(origin PYTHON),command line)
 READY :=
 else
-PYTHON := .venv/bin/python
-READY  := .venv/.installed
+PYTHON := $(VENV)/bin/python
+READY  := $(VENV)/.installed$(PLUGIN:%=-%)
 endif
 
 ifdef RCONV_DATA # notebooks run in their own folder
@@ -35,7 +44,7 @@ SNAKEMAKE := Select jobs|Execute .* jobs|Using |Assuming |Building DAG|Nothing t
 CHATTER := ^($(SNAKEMAKE)|Elapsed time|\[IPKernelApp\] WARNING)
 HUSH := 2> >(grep --line-buffered -vE '$(CHATTER)' >&2)
 
-.PHONY: book both paper records grid kept html test notebooks lint clean
+.PHONY: book both paper records grid kept html test arithmetic newest lock install notebooks lint clean
 
 book: $(READY) # both with the same warm kernels
 	@$(WARM) $(MAKE) --no-print-directory both WARM=
@@ -74,6 +83,24 @@ html: $(READY) kept
 test: $(READY)
 	@$(RUN) pytest --numprocesses auto --no-loadscope-reorder
 
+# Each line has a value of every setting that the other has not. OPENBLAS_CORETYPE is for NumPy and
+# SciPy, ATEN_CPU_CAPABILITY for PyTorch.
+SENSITIVE := $(RUN) pytest -m arithmetic --quiet --numprocesses 0
+
+arithmetic: $(READY)
+	@ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 OPENBLAS_CORETYPE=Haswell $(SENSITIVE)
+	@ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=2 OPENBLAS_CORETYPE=Sandybridge $(SENSITIVE)
+
+newest:
+	@rm -rf .venv-newest
+	@$(MAKE) --no-print-directory test VENV=.venv-newest LOCK=
+
+lock: $(READY)
+	@$(RUN) uv pip compile pyproject.toml --all-extras --group environment --universal \
+	    --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	    --no-annotate --upgrade --quiet --custom-compile-command 'make lock' \
+	    --output-file constraints.txt
+
 notebooks: $(READY)
 	@$(RUN) jupytext --quiet --update --to ipynb notebooks/*.md
 	@$(PYTHON) workflow/launchable.py
@@ -85,9 +112,16 @@ clean:
 	rm -rf _build book/published book/experiment book/filters book/comparison book/defences book/verdict \
 	    book/initialisation book/openings book/api results .snakemake
 
-.venv/.installed: pyproject.toml
-	@echo "The environment: .venv (a few minutes, once)"
-	@python3 -m venv .venv
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check uv
-	@$(RUN) uv pip install --quiet --python $(PYTHON) --editable '.[book,test]'
+# PyTorch's index, which UV_TORCH_BACKEND names, has the same versions as PyPI with other hashes.
+INSTALL = $(RUN) pip install --quiet --disable-pip-version-check $(LOCK:%=--constraint %) uv && \
+    $(RUN) uv pip install --quiet --python $(PYTHON) $(LOCK:%=--constraints %) \
+    $(if $(UV_TORCH_BACKEND),--no-verify-hashes) --editable '.[book,test$(PLUGIN:%=,%)]'
+
+install: $(READY)
+	@$(if $(READY),true,$(INSTALL))
+
+$(VENV)/.installed $(VENV)/.installed-slurm: pyproject.toml $(LOCK)
+	@echo "The environment: $(VENV) (a few minutes, once)"
+	@python3 -m venv $(VENV)
+	@$(INSTALL)
 	@touch $@

@@ -19,6 +19,7 @@ from rconv.model.build import IDENTITY
 from rconv.model.convolution import stage_of
 
 SHAPE = (3, 8, 8)
+EPS = 2.0**-53
 
 
 def head_gradient(labels, classes, features=60, seed=0):
@@ -51,16 +52,21 @@ def test_the_average_of_a_head_is_taken_apart(labels, classes, why):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_feature_that_is_zero_stays_zero(seed):
-    # Small beside the 1 of the bias, as behind convolutions with PyTorch's initialisation. Through
-    # the singular vectors zeros came back as 0.7 to 4 times 1e-14 of a feature, and some of them
-    # as active outputs of a ReLU.
-    labels, size = torch.arange(8), 0.015
-    _, matrix, v = head_gradient(labels, 100, features=2048, seed=seed)
+    """The error of a feature is rounding of that feature in all samples, and not of their bias.
+
+    Behind convolutions with PyTorch's initialisation features are small beside the 1 of the bias.
+    Through the singular vectors, which mix the two, zeros had 40 to 300 times this error, and some
+    passed for active outputs of a ReLU.
+    """
+    labels, classes, size = torch.arange(8), 100, 1e-4
+    _, matrix, v = head_gradient(labels, classes, features=2048, seed=seed)
     v[:, :-1] *= size
-    z = torch.softmax(v @ matrix.T, dim=1) - nn.functional.one_hot(labels, 100)
+    z = torch.softmax(v @ matrix.T, dim=1) - nn.functional.one_hot(labels, classes)
     found = disaggregate(matrix, z.T @ v, 8, 3e-14)
-    zeros = found.features[found.labels.argsort()][v == 0]
-    assert zeros.numel() > 7000 and zeros.abs().max() < 5e-15 * size
+    error = found.features[found.labels.argsort()].abs()
+    # The condition of Z is 1.04, so what is left are the sums over the classes.
+    limit = classes * EPS * v.norm(dim=0)
+    assert (v == 0).sum() > 7000 and (error <= limit)[v == 0].all()
 
 
 def test_label_counts_are_those_that_probabilities_allow():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small import relative_error
 
 from rconv.attack.attack import Attack
 from rconv.data import datasets
@@ -119,7 +120,10 @@ def test_clients_are_attacked_one_by_one_where_their_precision_differs(seen):
     way = seen[sent.SENT[2]]
     both = sent.reconstruct(way, (1, 32, 32), "paper")
     alone = sent.reconstruct(way.first(1), (1, 32, 32), "paper")
-    assert len(both.images) == 2 and torch.equal(both.images[:1], alone.images)
+    assert len(both.images) == 2
+    # The expected error is of float32's rounding, 2^-24; between the two there is only float64's.
+    limit = 100 * 2.0**-29 * alone.expected_error.item()
+    assert relative_error(both.images[:1], alone.images) < limit
 
 
 def image(mse, unique=True, false=False, layers=()):
