@@ -17,6 +17,7 @@ from rconv.lab.records import SUCCESS
 from rconv.show import pages
 
 ROOT = Path(__file__).parents[1]
+EPS = torch.finfo(torch.float64).eps
 KEPT = sorted((ROOT / "book" / "records").glob("*/*.json"))
 VALUES = st.one_of(st.none(), st.booleans(), st.integers(0, 9), st.floats(0, 1), st.just("a"))
 RECORDS = st.lists(st.fixed_dictionaries({"x": VALUES, "y": VALUES}), max_size=12)
@@ -61,7 +62,7 @@ def kept(tmp_path):
     records = run("Photos", [1], "lenet_o").records
     source, path = tmp_path / "result.json", tmp_path / "records" / "Photos-lenet_o.json"
     source.write_text(json.dumps(records))
-    archive.write(path, source, "paper", "1.2.3", {"images": "1:2"})
+    archive.write(path, source, "paper", "1.2.3", {"images": "1:2"}, "0123456789abcdef")
     return archive.read(path), records
 
 
@@ -69,6 +70,7 @@ def test_an_archive_says_when_how_and_by_which_version(kept):
     found, (before,) = kept
     assert (found.version, found.grid) == ("1.2.3", "paper") and len(found.date) == 10
     assert found.torch == torch.__version__ and found.parameters == {"images": "1:2"}
+    assert found.environment == "0123456789abcdef"
     (after,) = found.records
     assert after["mse"] == pytest.approx(before["mse"], rel=1e-3)
     assert [x["rank"] for x in after["layers"]] == [x["rank"] for x in before["layers"]]
@@ -117,6 +119,23 @@ def test_every_fact_is_in_the_digest(what, monkeypatch):
         changed = architectures.Architecture(**{**vars(own), what: value})
         monkeypatch.setitem(architectures.ARCHITECTURES, "lenet", changed)
     assert archive.digest("lenet") != before
+
+
+@pytest.mark.arithmetic
+@pytest.mark.parametrize("initialisation", ["default", "uniform"])
+def test_the_digest_does_not_depend_on_how_a_weight_is_rounded(initialisation, monkeypatch):
+    """As on a processor that rounds twice where others multiply and add at once."""
+    own = architectures.ARCHITECTURES["cnn6"]
+    changed = architectures.Architecture(**{**vars(own), "initialisation": initialisation})
+    monkeypatch.setitem(architectures.ARCHITECTURES, "cnn6", changed)
+    before = archive.digest("cnn6")
+    model = architectures.build("cnn6")
+    for parameter in model.parameters():
+        parameter.data *= 1 + EPS
+    monkeypatch.setattr(architectures, "build", lambda name: model)
+    assert archive.digest("cnn6") == before
+    model.conv1.weight.data[0, 0, 0, 0] += 2 * archive.STEP
+    assert archive.digest("cnn6") != before
 
 
 def test_fresh_results_stand_before_kept_ones(kept, tmp_path, monkeypatch):

@@ -1,40 +1,111 @@
-"""environment.yml says what pyproject.toml says, under conda's names."""
+"""The environment: environment.yml and constraints.txt provide what pyproject.toml asks for."""
 
+import re
+import subprocess
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from rconv.lab import environment
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text())
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, EXTRAS = PYPROJECT["project"], PYPROJECT["project"]["optional-dependencies"]
+CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
+CONSTRAINTS = ROOT / "constraints.txt"
 
-CONDA_NAMES = {"pytorch-cpu": "torch"}
-
-*CONDA, PIP = ENVIRONMENT["dependencies"]
-
-
-def test_conda_packages_have_the_ranges_of_pyproject():
-    ranges = {r.name: r.specifier for r in map(Requirement, PROJECT["dependencies"])}
-    for line in CONDA:
-        package = Requirement(line)
-        if package.name not in ("python", "pip"):
-            assert package.specifier == ranges[CONDA_NAMES.get(package.name, package.name)], line
+ASKED = [*PROJECT["dependencies"], *PYPROJECT["dependency-groups"]["environment"]]
+ASKED += [requirement for extra in EXTRAS.values() for requirement in extra]
+PLATFORMS = [
+    {"python_full_version": f"{python}.0", "python_version": python, "sys_platform": system}
+    for python in ("3.11", "3.12", "3.13")
+    for system in ("linux", "darwin")
+]
 
 
-def test_python_is_within_the_range():
-    (python,) = (Requirement(line) for line in CONDA if line.startswith("python"))
-    assert python.specifier == SpecifierSet(PROJECT["requires-python"])
+def pins():
+    """Requirement of each line with a version, and its hashes."""
+    text = CONSTRAINTS.read_text().replace("\\\n", " ")
+    lines = [line.split(" --hash=") for line in text.splitlines() if line and line[0] != "#"]
+    return [(Requirement(line), hashes) for line, *hashes in lines]
 
 
-def test_pip_installs_the_project_with_all_that_book_and_tests_need():
-    (line,) = PIP["pip"]
-    option, project = line.split()
-    extras = Requirement(project.replace(".", "rconv", 1)).extras
-    assert option == "-e"
-    assert extras == {"book", "test"} <= set(PROJECT["optional-dependencies"])
+@pytest.mark.parametrize("platform", PLATFORMS, ids=lambda p: " ".join(p.values()))
+def test_the_constraints_are_one_allowed_version_of_all_that_is_asked_for(platform):
+    exact = {}
+    for pin, _ in pins():
+        if pin.marker is None or pin.marker.evaluate(platform):
+            assert canonicalize_name(pin.name) not in exact, f"{pin.name} is there twice"
+            exact[canonicalize_name(pin.name)] = pin.specifier
+    for asked in map(Requirement, ASKED):
+        (own,) = exact[canonicalize_name(asked.name)]
+        assert own.operator == "==" and own.version in asked.specifier, asked
+
+
+def test_every_version_has_hashes_and_nothing_an_address():
+    for pin, hashes in pins():
+        assert hashes and all(re.fullmatch(r"sha256:[0-9a-f]{64} *", h) for h in hashes), pin
+    text = CONSTRAINTS.read_text()
+    assert "://" not in text and not re.search(r"^-", text, re.MULTILINE)
+
+
+def installed(monkeypatch, **versions):
+    own = [SimpleNamespace(metadata={"Name": n}, version=v) for n, v in versions.items()]
+    monkeypatch.setattr(environment, "distributions", lambda: own)
+
+
+def test_the_identity_is_that_of_the_file_if_its_versions_are_installed(tmp_path, monkeypatch):
+    path = tmp_path / "constraints.txt"
+    hashed = " ; sys_platform == 'linux' \\\n  --hash=sha256:0"
+    path.write_text(f"a-b==1.0{hashed}\na-b==1.1\ntorch==2.9\n")
+    for versions, same in [
+        ({"A_b": "1.0", "torch": "2.9+cpu", "other": "3"}, True),
+        ({"a.b": "1.1"}, True),
+        ({"a-b": "1.2", "torch": "2.9"}, False),
+        ({"a-b": "1.0", "torch": "2.10"}, False),
+    ]:
+        installed(monkeypatch, **versions)
+        found = environment.identity(path)
+        assert bool(re.fullmatch(r"[0-9a-f]{16}", found or "")) == same, versions
+    installed(monkeypatch, torch="2.9")
+    before = environment.identity(path)
+    path.write_text(path.read_text() + "c==1\n")
+    assert environment.identity(path) not in (before, None)
+
+
+def test_make_installs_with_the_constraints_unless_told_otherwise():
+    def commands(*arguments):
+        made = subprocess.run(
+            ["make", "--dry-run", "--always-make", *arguments],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return [line for line in made.stdout.splitlines() if "uv pip install" in line]
+
+    (usual,) = commands(".venv/.installed")
+    assert "--constraints constraints.txt" in usual and ".[book,test]" in usual
+    (conda,) = commands("install", "PYTHON=python")
+    assert "--constraints constraints.txt" in conda and "--python python" in conda
+    (cluster,) = commands(".venv/.installed-slurm", "PROFILE=slurm")
+    assert ".[book,test,slurm]" in cluster
+    (newest,) = commands("newest")
+    assert "constraints.txt" not in newest and ".venv-newest/bin/python" in newest
+
+
+def test_conda_brings_what_make_needs():
+    ranges = {r.name: r.specifier for r in map(Requirement, CONDA["dependencies"])}
+    group = map(Requirement, PYPROJECT["dependency-groups"]["environment"])
+    assert ranges["uv"] == {r.name: r.specifier for r in group}["uv"]
+    assert {"python", "pip", "make", "uv"} == set(ranges)
+    least = SpecifierSet(PROJECT["requires-python"])
+    assert "3.10" not in ranges["python"]
+    assert all(p["python_version"] in ranges["python"] & least for p in PLATFORMS)
+    assert "make install PYTHON=python" in (ROOT / "postBuild").read_text()
 
 
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())

@@ -50,7 +50,7 @@ def origin(record: Path, kept: Archive) -> str:
     return NOTE.format(
         date=kept.date,
         version=kept.version,
-        torch=f"PyTorch {kept.torch}" if kept.torch else "a version of PyTorch that was not noted",
+        torch=_libraries(kept),
         pictures="" if embedded else NO_PICTURES,
         layers="" if detailed else " and without the detail per layer",
         parameters="\n".join(["| parameter | value |", "| --- | --- |", *rows]),
@@ -59,6 +59,16 @@ def origin(record: Path, kept: Archive) -> str:
         point=record.stem,
         data="" if embedded else " RCONV_DATA=path/to/data",
     )
+
+
+def _libraries(kept: Archive) -> str:
+    """The versions that the records were made with, as far as they are known."""
+    if not kept.torch:
+        return "a version of PyTorch that was not noted"
+    named = f"PyTorch {kept.torch}"
+    if kept.environment:
+        named += f" and the other versions of `constraints.txt` (SHA-256 `{kept.environment}…`)"
+    return named
 
 
 def assemble(record: Path, kept: Archive) -> nbformat.NotebookNode:

@@ -13,10 +13,11 @@ import yaml
 from grid import parameters, points
 
 import rconv
-from rconv.lab import archive
+from rconv.lab import archive, environment
 
 RESULTS = Path("results")
 KEPT = Path("book/records")
+CONSTRAINTS = Path("constraints.txt")
 
 
 def main(name):
@@ -27,9 +28,10 @@ def main(name):
         for notebook, grid in config.items()
         for point in points(grid)
     }
+    versions = environment.identity(CONSTRAINTS)
     for path, own in sorted(wanted.items()):
         if (RESULTS / path).exists():
-            archive.write(KEPT / path, RESULTS / path, name, rconv.__version__, own)
+            archive.write(KEPT / path, RESULTS / path, name, rconv.__version__, own, versions)
     for old in KEPT.glob("*/*.json"):
         if old.relative_to(KEPT) not in wanted:
             old.unlink()

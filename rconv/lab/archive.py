@@ -1,9 +1,9 @@
 """Records that the repository keeps: small, dated, and tied to the networks they were made with.
 
-A file holds the records of one point of a grid, column by column: ``{"version", "torch", "date",
-"grid", "parameters", "facts", "records": {"runs", "columns", "layers"}}``. A column with few
-changes is kept as runs of equal values, layers are packed one by one in the same way, and numbers
-keep four significant digits.
+A file holds the records of one point of a grid, column by column: ``{"version", "torch",
+"environment", "date", "grid", "parameters", "facts", "records": {"runs", "columns", "layers"}}``.
+A column with few changes is kept as runs of equal values, layers are packed one by one in the same
+way, and numbers keep four significant digits.
 """
 
 import hashlib
@@ -57,6 +57,9 @@ class Archive:
     records : list of Record
         One per attack. An entry that some records lack is None in these. Old files have no
         "layers".
+    environment : str or None
+        `rconv.lab.environment.identity` of the versions that made them; None where they are not
+        those of ``constraints.txt``, and in files that are older than this entry.
     """
 
     version: str
@@ -66,6 +69,7 @@ class Archive:
     parameters: dict[str, Any]
     facts: dict[str, str]
     records: list[Record]
+    environment: str | None = None
 
     @property
     def stale(self) -> list[str]:
@@ -95,7 +99,14 @@ def read(path: Path) -> Archive:
         raise ValueError(f"{path} is no archive of records ({error!r}): {remedy}") from error
 
 
-def write(path: Path, source: Path, grid: str, version: str, parameters: Mapping[str, Any]) -> None:
+def write(
+    path: Path,
+    source: Path,
+    grid: str,
+    version: str,
+    parameters: Mapping[str, Any],
+    environment: str | None = None,
+) -> None:
     """Keep the result of one point of a grid; the file is whole or not there at all.
 
     Parameters
@@ -110,12 +121,15 @@ def write(path: Path, source: Path, grid: str, version: str, parameters: Mapping
         Of the package.
     parameters : mapping
         What the grid gives to the notebook at this point.
+    environment : str, optional
+        As in `Archive`.
     """
     records = json.loads(source.read_text(encoding="utf-8"))
     names = {r.get("architecture") for r in records} & set(architectures.ARCHITECTURES)
     content = {
         "version": version,
         "torch": str(torch.__version__),
+        "environment": environment,
         "date": datetime.fromtimestamp(source.stat().st_mtime, UTC).date().isoformat(),
         "grid": grid,
         "parameters": dict(parameters),
