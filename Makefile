@@ -112,8 +112,10 @@ clean:
 	rm -rf _build book/published book/experiment book/filters book/comparison book/defences book/verdict \
 	    book/initialisation book/openings book/api results .snakemake
 
-# PyTorch's index, which UV_TORCH_BACKEND names, has the same versions as PyPI with other hashes.
-INSTALL = $(RUN) pip install --quiet --disable-pip-version-check $(LOCK:%=--constraint %) uv && \
+# pip refuses a constraint with hashes, so it takes the lines of uv alone. PyTorch's index, which
+# UV_TORCH_BACKEND names, has the same versions as PyPI with other hashes.
+UV = $(if $(LOCK),--requirement <(sed -n '/^uv==/,/[^\\]$$/p' $(LOCK)),uv)
+INSTALL = $(RUN) pip install --quiet --disable-pip-version-check $(UV) && \
     $(RUN) uv pip install --quiet --python $(PYTHON) $(LOCK:%=--constraints %) \
     $(if $(UV_TORCH_BACKEND),--no-verify-hashes) --editable '.[book,test$(PLUGIN:%=,%)]'
 
