@@ -38,7 +38,7 @@ endif
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 RUN := $(PYTHON) -m
-WARM := $(PYTHON) workflow/warm.py
+WARM := $(if $(PLUGIN),,$(PYTHON) workflow/warm.py)# a job's kernel is its own, on its own node
 # What the tools say when nothing is wrong.
 SNAKEMAKE := Select jobs|Execute .* jobs|Using |Assuming |Building DAG|Nothing to be done|Complete log
 CHATTER := ^($(SNAKEMAKE)|Elapsed time|\[IPKernelApp\] WARNING)
