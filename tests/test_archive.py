@@ -177,6 +177,7 @@ def test_kept_records_are_small():
     assert sum(path.stat().st_size for path in KEPT) < 2e6
 
 
+@pytest.mark.arithmetic
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_kept_records_are_of_the_networks_that_the_code_has(path):
     assert not archive.read(path).stale, "run `make paper RCONV_DATA=…` and commit book/records"

@@ -50,6 +50,7 @@ def test_the_average_of_a_head_is_taken_apart(labels, classes, why):
     assert torch.equal(found.labels[order], labels)
 
 
+@pytest.mark.arithmetic
 @pytest.mark.parametrize("seed", range(6))
 def test_a_feature_that_is_zero_stays_zero(seed):
     """The error of a feature is rounding of that feature in all samples, and not of their bias.

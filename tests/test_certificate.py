@@ -10,6 +10,8 @@ from torch import nn
 
 from rconv.attack.certificate import gradient_residual
 
+pytestmark = pytest.mark.arithmetic
+
 MLP = lambda n: [nn.Linear(n, 12), nn.GELU(), nn.Linear(12, 10)]  # noqa: E731
 
 

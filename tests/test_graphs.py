@@ -315,6 +315,7 @@ def test_a_normalised_image_is_refused():
         read(seeded(Image), (1, 4, 4))
 
 
+@pytest.mark.arithmetic
 @pytest.mark.parametrize("single", [False, True], ids=["float64", "float32"])
 def test_of_random_networks_none_is_silently_wrong(single):
     """A refusal is an answer, and so is a rank gap; an image called unique must be right."""

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from rconv.lab.metrics import gain, mse, psnr, quality, ssim
 
+pytestmark = pytest.mark.arithmetic
+
 SYMMETRIC = [mse, lambda x, y: psnr(x, y, data_range=1), lambda x, y: ssim(x, y, data_range=1)]
 METRICS = [*SYMMETRIC, gain]
 NAMES = ["mse", "psnr", "ssim", "gain"]

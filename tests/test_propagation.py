@@ -19,6 +19,8 @@ from rconv.model.ends import Head
 from rconv.model.geometry import Geometry, Stage
 from rconv.observe.noise import Noise
 
+pytestmark = pytest.mark.arithmetic
+
 MODULES = [
     nn.ReLU(), nn.LeakyReLU(0.2), nn.Sigmoid(), nn.Tanh(), nn.ELU(), nn.ELU(0.5), nn.Softplus(),
     nn.Identity(),

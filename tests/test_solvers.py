@@ -18,6 +18,8 @@ from rconv.linalg.refine import LIMIT, refine
 from rconv.linalg.solution import CONDITION_LIMIT, Solution, relative, root_mean_square
 from rconv.linalg.sparse import SparseSystem
 
+pytestmark = pytest.mark.arithmetic
+
 EPS = 2.0**-53
 
 

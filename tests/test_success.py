@@ -116,6 +116,7 @@ def test_the_attacker_of_updates_knows_their_precision(seen):
         assert torch.equal(seen[key].gradients["fc.weight"], gradients["fc.weight"])
 
 
+@pytest.mark.arithmetic
 def test_clients_are_attacked_one_by_one_where_their_precision_differs(seen):
     way = seen[sent.SENT[2]]
     both = sent.reconstruct(way, (1, 32, 32), "paper")
