@@ -1,5 +1,6 @@
 """The environment: environment.yml and constraints.txt provide what pyproject.toml asks for."""
 
+import os
 import re
 import subprocess
 import tomllib
@@ -80,15 +81,21 @@ def test_the_identity_is_that_of_the_file_if_its_versions_are_installed(tmp_path
 
 
 def test_make_installs_with_the_constraints_unless_told_otherwise():
-    def commands(*arguments):
+    # Without the variables of the make that runs this test.
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "UV_"))}
+
+    def commands(*arguments, **variables):
         made = subprocess.run(
             ["make", "--dry-run", "--always-make", *arguments],
-            cwd=ROOT, capture_output=True, text=True, check=True,
+            cwd=ROOT, env=outside | variables, capture_output=True, text=True, check=True,
         )  # fmt: skip
         return [line for line in made.stdout.splitlines() if "uv pip install" in line]
 
     (usual,) = commands(".venv/.installed")
     assert "--constraints constraints.txt" in usual and ".[book,test]" in usual
+    (small,) = commands(".venv/.installed", UV_TORCH_BACKEND="cpu")
+    assert "--constraints constraints.txt" in small
+    assert "--no-verify-hashes" in small and "hashes" not in usual
     (conda,) = commands("install", "PYTHON=python")
     assert "--constraints constraints.txt" in conda and "--python python" in conda
     (cluster,) = commands(".venv/.installed-slurm", "PROFILE=slurm")
