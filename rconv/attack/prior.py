@@ -5,8 +5,8 @@ what they do not say is guessed, and the result says how much that is.
 """
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 SMOOTHING = (1e-2, 1e-3)
@@ -67,7 +67,7 @@ def fill(
     with torch.enable_grad():
         for settings in (*({"smoothing": s, "colour": COLOUR} for s in SMOOTHING), SECOND):
             options = {"maxiter": STEPS, "maxcor": 20}
-            z = minimize(objective, z, settings, "L-BFGS-B", jac=True, options=options).x
+            z = scipy.optimize.minimize(objective, z, settings, "L-BFGS-B", jac=True, options=options).x
             choices.append(z)
     chosen, other = choices[-2:]
     filled = torch.from_numpy(start + basis @ chosen).reshape(image.shape).to(image)

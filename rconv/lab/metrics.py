@@ -7,8 +7,8 @@ number. None of them clips: a value outside the data range counts as the error t
 
 import math
 
+import scipy
 import torch
-from scipy.optimize import linear_sum_assignment
 
 WINDOW = 11
 """Rows and columns of SSIM's window: a Gaussian of σ = 1.5 pixels, cut off at 3.5 σ."""
@@ -196,4 +196,5 @@ def matched(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """
     _check_shapes(x, y)
     costs = torch.cdist(y.double().flatten(1), x.double().flatten(1)).square().nan_to_num(1e300)
-    return torch.from_numpy(linear_sum_assignment(costs.cpu().numpy())[1]).to(x.device)
+    _, order = scipy.optimize.linear_sum_assignment(costs.cpu().numpy())
+    return torch.from_numpy(order).to(x.device)
