@@ -4,7 +4,7 @@ Prepared once per model, it receives what an attacker has, the model and gradien
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -105,6 +105,7 @@ class Attack:
         precision: float | None = None,
         noise: Noise | None = None,
         progress: bool = False,
+        on_result: Callable[[Reconstruction], None] | None = None,
     ) -> Reconstruction:
         """Reconstruct the images behind gradients.
 
@@ -125,6 +126,8 @@ class Attack:
             What is known of their errors in more detail, in place of `precision`.
         progress : bool
             Show a progress bar over the clients.
+        on_result : callable, optional
+            Is called with each group of images as soon as it is finished, in their order.
 
         Returns
         -------
@@ -159,6 +162,8 @@ class Attack:
                 cut = slice(start, start + size)
                 part = {name: g[cut] for name, g in gradients.items()}
                 parts.append(self._reconstruct(way, part, noise.select(cut, gradients), batch))
+                if on_result is not None:
+                    on_result(parts[-1])
                 bar.update(len(part[next(iter(part))]))
         result = Reconstruction.concatenate(parts)
         if any(closed):

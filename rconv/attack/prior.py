@@ -67,7 +67,8 @@ def fill(
     with torch.enable_grad():
         for settings in (*({"smoothing": s, "colour": COLOUR} for s in SMOOTHING), SECOND):
             options = {"maxiter": STEPS, "maxcor": 20}
-            z = scipy.optimize.minimize(objective, z, settings, "L-BFGS-B", jac=True, options=options).x
+            known = {"args": settings, "jac": True, "options": options}
+            z = scipy.optimize.minimize(objective, z, method="L-BFGS-B", **known).x
             choices.append(z)
     chosen, other = choices[-2:]
     filled = torch.from_numpy(start + basis @ chosen).reshape(image.shape).to(image)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from rconv.data.sources import data_folder
 from rconv.files import output_file
 
 
@@ -37,6 +38,29 @@ def check_files(outputs: Mapping[str, str | None], inputs: Mapping[str, str | No
         if _is_standard_output(target):
             raise ValueError(f"{option}: {path} is where standard output goes: name another file")
         taken[option] = target
+
+
+def check_folder(option: str, path: str | None) -> None:
+    """Refuse a folder that does not exist: a mistyped name would become a new folder.
+
+    Parameters
+    ----------
+    option : str
+        What names it.
+    path : str or None
+        The folder, ~ for the user's own; None where the option is not given.
+
+    Raises
+    ------
+    ValueError
+        If there is no such folder.
+    """
+    if path is None:
+        return
+    folder = data_folder(path)
+    if not folder.is_dir():
+        reason = "is no folder" if folder.exists() else "no such folder, create it first"
+        raise ValueError(f"{option} {path}: {reason}")
 
 
 def _same(a: Path, b: Path) -> bool:

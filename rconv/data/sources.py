@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from rconv.data.errors import DatasetError
-from rconv.data.raw import TRAIN_SIZES, reason_of, validate
+from rconv.data.names import TRAIN_SIZES
+from rconv.data.raw import reason_of, validate
 from rconv.data.torchvision_files import read_torchvision
 from rconv.files import output_file, replacing
 
