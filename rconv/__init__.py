@@ -7,8 +7,8 @@ direction only. A name is imported, and PyTorch with it, when it is first used.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # type checkers take it for True; typing itself would be a slow import
 if TYPE_CHECKING:
     from rconv.attack.attack import Attack
     from rconv.attack.report import Reconstruction, ShortRankError
@@ -44,7 +44,7 @@ _PLACES = {
 """Name → the module that defines it, and its name there."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "__version__":
         value = import_module("importlib.metadata").version("rconv")
     elif name in _PLACES:

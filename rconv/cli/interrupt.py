@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 from rconv.cli.terminal import complain
 
@@ -13,52 +14,76 @@ CODE = 130
 """128 plus the number of SIGINT, as shells have it."""
 
 GRACE = 5.0
-"""Seconds after which the process ends without cleaning up. An import may swallow the exception,
-and a routine of LAPACK may run for minutes before Python sees the signal."""
+"""Seconds after which the process ends without cleaning up: a routine of LAPACK may run for
+minutes before Python sees the signal, and a library may swallow the exception."""
+
+
+class Interrupts:
+    """What Ctrl-C does, and whether it was pressed.
+
+    Until `working` is set there is nothing to keep, and the process ends at once: an exception
+    inside the import of PyTorch's C++ parts would abort it. Then KeyboardInterrupt is raised, and
+    finished results are written.
+    """
+
+    def __init__(self) -> None:
+        self.pressed = self.working = False
+        self._ended = threading.Event()
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def start(self) -> None:
+        """Take the signal over."""
+        self._handler = signal.signal(signal.SIGINT, self._raise)
+        self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._hook, sys.unraisablehook = sys.unraisablehook, _silent(sys.unraisablehook)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Give the signal back."""
+        self._ended.set()
+        signal.set_wakeup_fd(self._wakeup)
+        signal.signal(signal.SIGINT, self._handler)
+        sys.unraisablehook = self._hook
+        os.close(self._writer)  # the thread reads the end of the pipe
+        self._thread.join()
+        os.close(self._reader)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        if self.working:
+            raise KeyboardInterrupt
+
+    def _watch(self) -> None:
+        """In a thread of its own, which does not wait for what the main thread computes."""
+        while signals := os.read(self._reader, 64):
+            if signal.SIGINT in signals:
+                self.pressed = True
+                if not self._ended.wait(GRACE if self.working else 0):
+                    complain("interrupted")
+                    with suppress(OSError, ValueError):
+                        sys.stdout.flush()
+                    os._exit(CODE)
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Watch for Ctrl-C in a thread that does not wait for what the main thread computes.
+def interruptible() -> Iterator[Interrupts]:
+    """Handle Ctrl-C in the block; only in the main thread, which alone receives signals.
 
     Yields
     ------
-    callable
-        Whether Ctrl-C was pressed. Always False outside the main thread, which alone receives
-        signals.
+    Interrupts
+        To say when the work starts.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    pressed, ended = threading.Event(), threading.Event()
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    hook, sys.unraisablehook = sys.unraisablehook, _silent(sys.unraisablehook)
-    watch = threading.Thread(target=_watch, args=(reader, pressed, ended), daemon=True)
-    watch.start()
+    interrupts = Interrupts()
+    watched = threading.current_thread() is threading.main_thread()
+    if watched:
+        interrupts.start()
     try:
-        yield pressed.is_set
+        yield interrupts
     finally:
-        ended.set()
-        signal.set_wakeup_fd(before)
-        signal.signal(signal.SIGINT, handler)
-        sys.unraisablehook = hook
-        os.close(writer)  # the thread reads the end of the pipe
-        watch.join()
-        os.close(reader)
-
-
-def _watch(reader: int, pressed: threading.Event, ended: threading.Event) -> None:
-    while signals := os.read(reader, 64):
-        if signal.SIGINT in signals:
-            pressed.set()
-            if not ended.wait(GRACE):
-                complain("interrupted")
-                with suppress(OSError, ValueError):
-                    sys.stdout.flush()
-                os._exit(CODE)
+        if watched:
+            interrupts.stop()
 
 
 def _silent(hook: Callable) -> Callable:

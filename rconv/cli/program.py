@@ -3,11 +3,9 @@
 import os
 import shlex
 import sys
-import traceback
 from collections.abc import Sequence
 
-from rconv.cli.arguments import parser
-from rconv.cli.interrupt import CODE, interruptible
+from rconv.cli.interrupt import CODE, Interrupts, interruptible
 from rconv.cli.terminal import complain
 
 DEBUG = "RCONV_DEBUG"
@@ -32,29 +30,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version")):
         argv.insert(0, "attack")
-    with interruptible() as pressed:
+    with interruptible() as interrupts:
         try:
-            _answer(argv)
+            _answer(argv, interrupts)
         except KeyboardInterrupt:
             complain("interrupted")
             return CODE
         except Exception as error:
-            if pressed():  # what an import makes of Ctrl-C
+            if interrupts.pressed:  # what an import makes of Ctrl-C
                 complain("interrupted")
                 return CODE
             return _refuse(error)
     return 0
 
 
-def _answer(argv: list[str]) -> None:
+def _answer(argv: list[str], interrupts: Interrupts) -> None:
     if sys.stdout is None:
         raise ValueError("standard output is closed")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # for what its encoding does not have
+    from rconv.cli.arguments import parser  # now that Ctrl-C is handled
+
     arguments = parser().parse_args(argv)
     arguments.line = shlex.join(["rconv", *argv])
     from rconv.cli.commands import COMMANDS  # PyTorch, which --help does not need
 
+    interrupts.working = True
     COMMANDS[arguments.command](arguments)
 
 
@@ -69,7 +70,7 @@ def _refuse(error: Exception) -> int:
         complain("error: there is not enough memory for this")
         return 2
     if os.environ.get(DEBUG):
-        traceback.print_exception(error)
+        sys.excepthook(type(error), error, error.__traceback__)
     complain(
         f"error: unexpected {type(error).__name__}: {error}; this is a defect of rconv, please "
         f"report it; {DEBUG}=1 shows where it is"

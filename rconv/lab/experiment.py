@@ -92,12 +92,8 @@ def run(
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
-    options = {
-        "seed": seed,
-        "filters": filters,
-        "initialisation": initialisation,
-        "weights": weights,
-    }
+    options = {"seed": seed, "filters": filters}
+    options |= {"initialisation": initialisation, "weights": weights}
     model = shared_model(dataset, architecture, activation, dtype=dtype, device=device, **options)
     truth = datasets.load(dataset, indices, data_dir=data_dir)
     return attack_images(

@@ -1,0 +1,387 @@
+"""Command lines that people type, good and bad: an exit code, and one line where it is not 0."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rconv.cli import main
+
+SMALL = "-d Digits -m dlg_lenet"
+"""A network and an image that take a tenth of a second."""
+
+MODELS = '''
+import sys
+import torch
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 12, 5, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(192, 4))
+
+
+class Prints(Net):
+    def __init__(self):
+        super().__init__()
+        print("made")
+
+
+class Raises(Net):
+    def __init__(self):
+        super().__init__()
+        raise RuntimeError("no\\nmodel")
+
+
+class Exits(Net):
+    def __init__(self):
+        sys.exit("bye")
+
+
+class Infinite(Net):
+    def __init__(self):
+        super().__init__()
+        self[3].bias.data[0] = float("inf")
+
+
+class NeedsArguments(Net):
+    def __init__(self, width):
+        super().__init__()
+
+
+class Lines(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv1d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(24, 4))
+
+
+class Empty(nn.Module):
+    pass
+
+
+class Recursive(nn.Module):
+    def forward(self, x):
+        return self(x)
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x, y):
+        return self.fc(x + y)
+
+
+def number():
+    return 3
+
+
+def nothing():
+    pass
+
+
+def unsupported():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Softmax2d(), nn.Flatten(), nn.Linear(144, 4))
+
+
+net, text = Net(), "net"
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The files that the command lines name."""
+    here = tmp_path_factory.mktemp("files")
+    before = os.getcwd()
+    os.chdir(here)
+    try:
+        client = [*SMALL.split(), "-i", "3", "--gradients", "g", "--save-weights", "w"]
+        assert main(["observe", *client]) == 0
+        damaged()
+        odd()
+    finally:
+        os.chdir(before)
+    return here
+
+
+def damaged():
+    """Files of gradients and weights that are not what they should be."""
+    sent, weights = load_file("g"), load_file("w")
+    save_file({n: torch.zeros_like(g) for n, g in sent.items()}, "zeros")
+    save_file({n: g * torch.nan for n, g in sent.items()}, "nan")
+    save_file({n: g.float() * 1e30 * 1e30 for n, g in sent.items()}, "infinite")
+    save_file({n: g for n, g in sent.items() if n != "fc.bias"}, "partial")
+    save_file({**sent, "extra": torch.ones(2)}, "extra")
+    save_file({n: g[..., :1].contiguous() for n, g in sent.items()}, "cut")
+    save_file({n: g.long() for n, g in sent.items()}, "whole")
+    save_file({}, "none")
+    save_file({n: g[0] for n, g in sent.items()}, "single")
+    save_file({n: w - 0.01 * sent[n][0] for n, w in weights.items()}, "after")
+    save_file({n: -w for n, w in weights.items()}, "negative")
+    whole = open("g", "rb").read()
+    for name, content in {
+        "truncated": whole[: len(whole) // 2],
+        "header": whole[:5],
+        "empty": b"",
+        "text": b"no tensors\n",
+        "noise": bytes(np.random.default_rng(0).integers(0, 256, 999, dtype=np.uint8)),
+    }.items():
+        with open(name, "wb") as file:
+            file.write(content)
+    torch.save(weights, "pickle")
+    torch.save(weights, "old", _use_new_zipfile_serialization=False)
+
+
+def odd():
+    """Models, folders and pipes."""
+    sources = {
+        "net.py": MODELS,
+        "latin.py": "name = 'caf\xe9'\n".encode("latin-1"),
+        "syntax.py": "def f(:\n",
+        "imports.py": "import no_such_module\n",
+        "exits.py": "import sys\nsys.exit(3)\n",
+        "zeros.py": b"\0\0",
+        "divides.py": "1 / 0\n",
+    }
+    for name, source in sources.items():
+        with open(name, "wb") as file:
+            file.write(source if isinstance(source, bytes) else source.encode())
+    os.mkdir("d")
+    os.mkfifo("pipe")
+    os.mkdir("broken")
+    with open("broken/MNIST-train-first1.npz", "wb") as file:
+        file.write(b"PK\3\4 but no archive")
+
+
+NET = "--input-shape 1,8,8 --model net.py"
+
+GOOD = (
+    "",
+    SMALL,
+    f"attack {SMALL}",
+    f"{SMALL} -i 0:2 --json out.json",
+    f"{SMALL} --out out.PNG",
+    f"{SMALL} --dtype float16",
+    f"{SMALL} --constraints hybrid",
+    f"{SMALL} --gradients g --weights w --json out.json",
+    f"{SMALL} --gradients single",
+    f"{SMALL} --gradients zeros",
+    f"{SMALL} --before w --after after --lr 0.01",
+    f"{SMALL} --json café.json",
+    f"observe {SMALL} --gradients out",
+    f"audit {SMALL} --trials 0",
+    f"audit {NET}:Net --trials 1 --html out.html",
+    f"attack {NET}:net",
+    f"attack {NET}:Prints --batch 1",
+)
+
+USAGE = {
+    "attac": "invalid choice",
+    "--foo": "unrecognized",
+    "attack extra": "unrecognized",
+    "-i": "expected one argument",
+    "-d": "expected one argument",
+    "-d Foo": "Foo",
+    "-m foo": "foo",
+    "-a GELU": "GELU",
+    "-a relu": "relu",
+    "--dtype double": "double",
+    "--dtype bfloat16": "bfloat16",
+    "--seed 1.5": "whole number",
+    "--seed -1": "whole number",
+    "--batch -2": "whole number",
+    "--batch 1.5": "whole number",
+    "--batch 99999": "whole number",
+    "--lr fast": "invalid float",
+    "--filters 3,x": "16,24,12,12",
+    "--input-shape 3,32": "three numbers",
+    "--input-shape 3,0,32": "three numbers",
+    "--input-shape 3,-1,32": "three numbers",
+    "--input-shape 3,99999,99999": "at most",
+    "--input-shape 99999,99999,99999": "at most",
+    "--model net.py:Net -m lenet": "not allowed with",
+    "--gradients g --after w": "not allowed with",
+    "observe": "required",
+    "observe --gradients g --strict": "unrecognized",
+    "snapshot": "required",
+    "snapshot -d Foo": "Foo",
+    "snapshot -d MNIST -n many": "invalid int",
+    "audit --trials -1": "whole number",
+    "audit --active half": "invalid float",
+    "audit --gradients g": "unrecognized",
+    "audit --json x": "unrecognized",
+    "--out=": "the path is empty",
+}
+
+SETTINGS = {
+    "-i -1": "0:100",
+    "-i 5:2": "is empty",
+    "-i 0:5:0": "step",
+    "-i 1,,2": "0:100",
+    "-i 0:": "0:100",
+    "-i 1e3": "0:100",
+    "-i 100": "0 to 99",
+    "-i 999999": "0 to 99",
+    "-d Digits -i 1797": "0 to 1796",
+    "-m cnn6_narrow -a ReLU": "LeakyReLU",
+    "--filters 1,2,3": "4 convolutions",
+    "--filters 0,1,2,3": "positive",
+    "--constraints foo": "hybrid",
+    "--constraints gradient,weight": "4",
+    "--constraints=": "hybrid",
+    "--device gpu": "not available",
+    "--device cuda:77": "not available",
+    f"{SMALL} -i 0:2 --batch 3": "name 3",
+    "--lr 0.1": "--before is missing",
+    "--weight-decay 1": "--before is missing",
+    f"{SMALL} --before w --after after --lr 0": "positive",
+    f"{SMALL} --before w --after after --lr nan": "positive",
+    f"{SMALL} --before w --after after --lr -1": "positive",
+    f"{SMALL} --before w --after w --lr 1": "are the same",
+    f"{SMALL} --before w --after after --lr 1 --weight-decay -1": "0 or more",
+    f"{SMALL} --before w --after after --lr 1 --weights w": "the model's",
+    f"{SMALL} --before w --after g --lr 1": "",
+    f"{SMALL} --before w --after negative --lr 1 --batch 20": "at most",
+    "--input-shape 3,32,32": "goes with --model",
+    "--model net.py:Net": "needs --input-shape",
+    f"{NET}:Net -a ReLU": "your own code",
+    f"{NET}:Net --filters 3": "your own code",
+    f"{NET}:Net -d Digits": "come in any shape",
+    "audit --active 0": "(0, 1]",
+    "audit --active nan": "(0, 1]",
+    "audit -i 3:1": "is empty",
+    "snapshot -d Digits": "MNIST",
+    "snapshot -d MNIST -n 0": "choose 1 to",
+    "snapshot -d MNIST -n -5": "choose 1 to",
+}
+
+OWN = {
+    "net.py": "path/to/file.py:Net",
+    ":Net": "path/to/file.py:Net",
+    "net.py:": "path/to/file.py:Net",
+    "nowhere.py:Net": "no such file",
+    "d.py/:Net": "no such file",
+    "d/:Net": "no regular file",
+    "no_such_module:Net": "no_such_module",
+    "net.py:Missing": "there is no Missing",
+    "net.py:text": "no torch.nn.Module",
+    "net.py:number": "no torch.nn.Module",
+    "net.py:nothing": "no torch.nn.Module",
+    "net.py:Raises": "raises RuntimeError in line",
+    "net.py:Exits": "raises SystemExit",
+    "net.py:NeedsArguments": "needs arguments",
+    "net.py:Infinite": "3.bias",
+    "net.py:Lines": "",
+    "net.py:Empty": "",
+    "net.py:Recursive": "",
+    "net.py:Two": "",
+    "net.py:unsupported": "",
+    "latin.py:Net": "SyntaxError",
+    "syntax.py:Net": "SyntaxError",
+    "imports.py:Net": "no_such_module",
+    "exits.py:Net": "SystemExit",
+    "zeros.py:Net": "",
+    "divides.py:Net": "ZeroDivisionError",
+}
+
+RECEIVED = {
+    "nowhere": "no such file",
+    "d": "no regular file",
+    "pipe": "no regular file",
+    "g/x": "cannot be read",
+    "truncated": "no readable",
+    "header": "no readable",
+    "empty": "no readable",
+    "text": "no readable",
+    "noise": "no readable",
+    "pickle": "is a pickle",
+    "old": "is a pickle",
+    "none": "empty",
+    "nan": "NaN",
+    "infinite": "infinite",
+    "partial": "fc.bias",
+    "extra": "extra",
+    "cut": "shape",
+    "whole": "int64",
+}
+
+OUTPUTS = {
+    "--out x": "suffix",
+    "--out x.foo": "suffix",
+    "--out x.pgf": "suffix",
+    "--out nowhere/x.png": "does not exist",
+    "--out d": "is a folder",
+    "--json d": "is a folder",
+    "--json /dev/full": "a device",
+    "--json pipe": "a pipe",
+    "--json g/x": "",
+    "--json x.png --out x.png": "one file",
+    "--gradients g --json g": "one file",
+    "--json /proc/x": "cannot be written",
+    "--data-dir nowhere": "no such folder",
+    "--data-dir g": "is no folder",
+    "-d MNIST -m dlg_lenet --data-dir broken": "cannot be read",
+}
+
+REFUSED = {
+    **USAGE,
+    **SETTINGS,
+    **{f"attack {NET[:-6]}{place}": hint for place, hint in OWN.items()},
+    **{f"{SMALL} --gradients {name}": hint for name, hint in RECEIVED.items()},
+    **{
+        f"observe {SMALL} --gradients out --weights {name}": hint
+        for name, hint in {**RECEIVED, "none": "another model", "cut": "another model"}.items()
+        if name in ("nowhere", "d", "truncated", "pickle", "none", "cut")
+    },
+    **{f"{SMALL} {option}": hint for option, hint in OUTPUTS.items()},
+    f"{SMALL} --weights g": "holds gradients",
+    f"{SMALL} --gradients w --weights w": "holds weights",
+    f"{SMALL} --gradients w": "holds weights",
+    f"observe {SMALL} --gradients nowhere/x": "does not exist",
+    f"observe {SMALL} --gradients o --save-weights o": "one file",
+    f"audit {SMALL} --html nowhere/x": "does not exist",
+    f"audit {SMALL} --data-dir nowhere": "no such folder",
+    "snapshot -d MNIST --data-dir nowhere": "no such folder",
+}
+
+
+def answered(line, capsys):
+    """Exit code, standard output and standard error of a command line."""
+    try:
+        code = main(line.split())
+    except SystemExit as end:
+        code = end.code
+    found = capsys.readouterr()
+    return code, found.out, found.err
+
+
+@pytest.fixture
+def here(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("line", GOOD, ids=[line or "nothing" for line in GOOD])
+def test_a_good_command_line_answers(line, here, capsys):
+    code, out, err = answered(line, capsys)
+    assert (code, err) == (0, "") and out.endswith("\n")
+
+
+@pytest.mark.parametrize("line, hint", REFUSED.items(), ids=REFUSED)
+def test_a_bad_command_line_is_refused_in_one_line(line, hint, here, capsys):
+    before = set(os.listdir(here))
+    code, out, err = answered(line, capsys)
+    assert code == 2
+    assert err.startswith("rconv: error: ") and err.count("\n") == 1 and hint in err
+    assert "Traceback" not in err and "unexpected" not in err
+    assert set(os.listdir(here)) <= before | {"__pycache__"}
+
+
+def test_there_are_many_command_lines():
+    assert len(GOOD) + len(REFUSED) >= 120
