@@ -166,7 +166,7 @@ def test_what_is_no_update_is_refused_before_the_work(
     update(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("rconv.cli.commands.Attack", lambda *a, **k: pytest.fail("attacked"))
-    monkeypatch.setattr("rconv.cli.commands.run", lambda *a, **k: pytest.fail("attacked"))
+    monkeypatch.setattr("rconv.cli.commands.attack_images", lambda *a, **k: pytest.fail("attacked"))
     code, error = refusal(arguments, capsys)
     assert code == 2 and error.count("\n") == 1 and hint in error
 

@@ -7,15 +7,14 @@ from functools import partial
 from rconv.attack.attack import Attack
 from rconv.attack.report import Reconstruction
 from rconv.cli.kept import Kept
-from rconv.cli.models import check_model, given_options, images_for, shared
-from rconv.cli.paths import check_files, check_folder
+from rconv.cli.models import check_model, images_for, shared
+from rconv.cli.paths import check_data, check_files
 from rconv.cli.received import check_update, read_received
 from rconv.cli.roles import check_roles
 from rconv.cli.terminal import say, watched
 from rconv.data import datasets
 from rconv.files import claimed
-from rconv.lab.catalogue import DEFAULT
-from rconv.lab.experiment import Experiment, attack_images, client_gradients, run
+from rconv.lab.experiment import Experiment, attack_images, client_gradients
 from rconv.lab.records import make_records
 from rconv.observe.check import check_gradients
 from rconv.observe.exchange import write_tensors
@@ -26,7 +25,7 @@ def attack(arguments: argparse.Namespace) -> None:
     a = arguments
     check_model(a)
     check_update(a)
-    check_folder("--data-dir", a.data_dir)
+    check_data(a.dataset, a.data_dir)
     names = ("gradients", "weights", "before", "after")
     outputs = {"--out": a.out, "--json": a.json}
     check_files(outputs, {f"--{name}": getattr(a, name) for name in names})
@@ -44,15 +43,11 @@ def _attack_images(arguments: argparse.Namespace, constraints: str | list[str], 
     a = arguments
     options = {"dtype": a.dtype, "constraints": constraints, "batch": a.batch}
     options |= {"progress": watched(), "on_result": partial(_keep, kept)}
-    if a.model is None:
-        indices, name = datasets.parse_indices(a.index), a.architecture or DEFAULT
-        options |= {**given_options(a), "device": a.device, "data_dir": a.data_dir}
-        experiment = run(a.dataset, indices, name, a.activation, **options)
-    else:
-        own = shared(a, a.dtype)
-        truth = images_for(a, own.input_shape)
-        settings = {"dataset": a.dataset, **own.settings}
-        experiment = attack_images(own.model, truth, None, settings, **options)
+    own = shared(a, a.dtype)
+    check_roles(a, own.model)
+    truth = images_for(a, own.input_shape)
+    settings = {"dataset": a.dataset, **own.settings}
+    experiment = attack_images(own.model, truth, own.architecture, settings, **options)
     kept.clear()
     _keep(kept, experiment)
     if a.strict:
@@ -101,7 +96,7 @@ def observe(arguments: argparse.Namespace) -> None:
     """Write the gradients that clients would send, and the model's weights."""
     outputs = {"--gradients": arguments.gradients, "--save-weights": arguments.save_weights}
     check_model(arguments)
-    check_folder("--data-dir", arguments.data_dir)
+    check_data(arguments.dataset, arguments.data_dir)
     check_files(outputs, {"--weights": arguments.weights})
     with claimed(path for path in outputs.values() if path is not None):
         own = shared(arguments, arguments.dtype)
@@ -127,7 +122,7 @@ def audit(arguments: argparse.Namespace) -> None:
 def snapshot(arguments: argparse.Namespace) -> None:
     """Write the first images of a dataset to a file of their own."""
     a = arguments
-    check_folder("--data-dir", a.data_dir)
+    check_data(a.dataset, a.data_dir)
     say(str(datasets.write_snapshot(a.dataset, a.count, a.data_dir, a.out_dir)))
 
 

@@ -4,7 +4,7 @@ import argparse
 
 from rconv.audit import examine
 from rconv.cli.models import Shared, check_model, images_for, shared
-from rconv.cli.paths import check_files, check_folder
+from rconv.cli.paths import check_data, check_files
 from rconv.cli.roles import check_roles
 from rconv.cli.terminal import say, watched
 from rconv.data import datasets
@@ -20,7 +20,7 @@ def judge(arguments: argparse.Namespace) -> None:
     """Audit a model by its generic rank, then try its weights on images."""
     a = arguments
     check_model(a)
-    check_folder("--data-dir", a.data_dir)
+    check_data(a.dataset, a.data_dir)
     check_files({"--html": a.html}, {"--weights": a.weights})
     with claimed([] if a.html is None else [a.html]):
         _judge(a)

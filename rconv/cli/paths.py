@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from rconv.data.names import TRAIN_SIZES
 from rconv.data.sources import data_folder
 from rconv.files import output_file
 
@@ -40,22 +41,25 @@ def check_files(outputs: Mapping[str, str | None], inputs: Mapping[str, str | No
         taken[option] = target
 
 
-def check_folder(option: str, path: str | None) -> None:
-    """Refuse a folder that does not exist: a mistyped name would become a new folder.
+def check_data(dataset: str, path: str | None) -> None:
+    """Refuse a folder of data that does not exist: a mistyped name would become a new folder.
 
     Parameters
     ----------
-    option : str
-        What names it.
+    dataset : str
+        Photos and Digits need no folder, so that for them RCONV_DATA does not matter.
     path : str or None
-        The folder, ~ for the user's own; None where the option is not given.
+        What --data-dir says, ~ for the user's own; None where it is not given.
 
     Raises
     ------
     ValueError
-        If there is no such folder.
+        If --data-dir, or else the environment variable RCONV_DATA, names no folder.
     """
-    if path is None:
+    option = "--data-dir"
+    if path is None and dataset in TRAIN_SIZES:
+        option, path = "RCONV_DATA:", os.environ.get("RCONV_DATA")
+    if not path:
         return
     folder = data_folder(path)
     if not folder.is_dir():

@@ -1,11 +1,13 @@
 """Weights given as gradients, gradients given as weights, before and after exchanged."""
 
 import argparse
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from rconv.cli.terminal import complain
+from rconv.observe.exchange import read_tensors
 from rconv.observe.observation import Gradients
 
 RANK_ONE = 1e-3
@@ -42,22 +44,29 @@ def check_roles(
         If the gradients are the model's weights, or hold its buffers.
     """
     a = arguments
-    last = _last_linear(model)
-    if a.weights is not None and last is not None:
-        weight, bias = (p.detach().double() for p in (last.weight, last.bias))
-        if _second(weight) < RANK_ONE and 0 < bias.abs().sum() and _sum(bias) < RANK_ONE:
-            _warn("--weights", "these look like gradients: the last layer is an outer product")
+    before, after = getattr(a, "before", None), getattr(a, "after", None)
+    weights = {"--weights": a.weights, "--before": before, "--after": after}
+    if before is not None:
+        weights["--weights"] = None  # the same file
+    for option, path in weights.items():
+        if path is not None and _are_gradients(_last_layer(model, read_tensors(path))):
+            _warn(f"{option}: these look like gradients: the last layer is an outer product")
     if gradients is None:
         return
     _check_not_weights(model, gradients)
-    head = _gradient_of(model, last, gradients) if a.batch == 1 else None
-    if head is None:
+    last = _last_layer(model, gradients)
+    if last is None or a.batch != 1:
         return
-    weight, bias = head
-    if a.after is None and _second(weight) > FAR and _sum(bias) > FAR:
-        _warn("--gradients", "these look like weights: the last layer is no outer product")
-    if a.after is not None and len(bias) > 2 and (bias > 0).sum() == 1 and (bias < 0).sum() > 1:
-        _warn("--before, --after", "exchanged? With cross-entropy the step goes the other way")
+    if after is None and _second(last.weight) > FAR and _sum(last.bias) > FAR:
+        _warn("--gradients: these look like weights: the last layer is no outer product")
+    # Softmax minus one-hot is negative at the label alone.
+    negative, positive = (last.bias < 0).sum(), (last.bias > 0).sum()
+    if after is not None and positive == 1 and negative > 1:
+        _warn("--before, --after: exchanged? With cross-entropy the step goes the other way")
+
+
+def _are_gradients(last: "_Layer | None") -> bool:
+    return last is not None and _second(last.weight) < RANK_ONE and _sum(last.bias) < RANK_ONE
 
 
 def _check_not_weights(model: nn.Module, gradients: Gradients) -> None:
@@ -73,26 +82,29 @@ def _check_not_weights(model: nn.Module, gradients: Gradients) -> None:
         raise ValueError("the gradients equal the model's weights: the file holds weights")
 
 
-def _last_linear(model: nn.Module) -> nn.Linear | None:
-    """The last Linear, if it has a bias and several outputs."""
-    found = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not found or found[-1].bias is None or min(found[-1].weight.shape) < 2:
-        return None
-    return found[-1]
+@dataclass(frozen=True)
+class _Layer:
+    """What a file holds for the last Linear: (K, n) and (K,), float64, finite and not zero."""
+
+    weight: Tensor
+    bias: Tensor
 
 
-def _gradient_of(
-    model: nn.Module, layer: nn.Linear | None, gradients: Gradients
-) -> tuple[Tensor, Tensor] | None:
-    """(K, n) and (K,) of the first client, float64; None where they are not there or all zero."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    parameters = () if layer is None else (layer.weight, layer.bias)
-    sent = [(gradients.get(names.get(id(p))), p) for p in parameters]
-    if not sent or any(g is None or g.shape[g.dim() - p.dim() :] != p.shape for g, p in sent):
+def _last_layer(model: nn.Module, tensors: Gradients) -> _Layer | None:
+    """Those of the first client; None without a bias or with a single output."""
+    found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    if not found or found[-1][1].bias is None or min(found[-1][1].weight.shape) < 2:
         return None
-    weight, bias = (g.detach().double().reshape(-1, *p.shape)[0] for g, p in sent)
-    sound = weight.isfinite().all() and bias.isfinite().all()
-    return (weight, bias) if sound and weight.any() and bias.any() else None
+    values = []
+    for part in ("weight", "bias"):
+        value, own = tensors.get(f"{found[-1][0]}.{part}".lstrip(".")), getattr(found[-1][1], part)
+        if value is None or value.shape[value.dim() - own.dim() :] != own.shape:
+            return None
+        value = value.detach().double().reshape(-1, *own.shape)
+        if not len(value) or not value[0].any() or not value[0].isfinite().all():
+            return None
+        values.append(value[0])
+    return _Layer(*values)
 
 
 def _second(matrix: Tensor) -> float:
@@ -106,5 +118,5 @@ def _sum(vector: Tensor) -> float:
     return float(vector.sum().abs() / vector.abs().sum().clamp(min=1e-300))
 
 
-def _warn(option: str, text: str) -> None:
-    complain(f"warning: {option}: {text}")
+def _warn(text: str) -> None:
+    complain(f"warning: {text}")
