@@ -29,12 +29,12 @@ class Interrupts:
     def __init__(self) -> None:
         self.pressed = self.working = False
         self._ended = threading.Event()
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
-        self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def start(self) -> None:
         """Take the signal over."""
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
         self._handler = signal.signal(signal.SIGINT, self._raise)
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._hook, sys.unraisablehook = sys.unraisablehook, _silent(sys.unraisablehook)
@@ -68,7 +68,10 @@ class Interrupts:
 
 @contextmanager
 def interruptible() -> Iterator[Interrupts]:
-    """Handle Ctrl-C in the block; only in the main thread, which alone receives signals.
+    """Handle Ctrl-C in the block.
+
+    Only in the main thread, which alone receives signals, and where a pipe can wake a thread;
+    elsewhere Python's own handler stays.
 
     Yields
     ------
@@ -76,7 +79,7 @@ def interruptible() -> Iterator[Interrupts]:
         To say when the work starts.
     """
     interrupts = Interrupts()
-    watched = threading.current_thread() is threading.main_thread()
+    watched = os.name == "posix" and threading.current_thread() is threading.main_thread()
     if watched:
         interrupts.start()
     try:

@@ -6,29 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rconv.lab.catalogue import (
-    ARCHITECTURES,
-    CHOSEN,
-    INITIALISATIONS,
-    OTHERS,
-    PUBLISHED,
-    SEED,
-    Architecture,
-)
-
-__all__ = [
-    "ACTIVATIONS",
-    "ARCHITECTURES",
-    "CHOSEN",
-    "OTHERS",
-    "PUBLISHED",
-    "SEED",
-    "Architecture",
-    "activation_names",
-    "build",
-    "published_constraints",
-    "targets",
-]
+from rconv.lab.catalogue import ARCHITECTURES, CHOSEN, INITIALISATIONS, SEED, Architecture
+from rconv.lab.catalogue import OTHERS as OTHERS
+from rconv.lab.catalogue import PUBLISHED as PUBLISHED
 
 ACTIVATIONS = {
     "ReLU": nn.ReLU,
