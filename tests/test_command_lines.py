@@ -1,5 +1,6 @@
 """Command lines that people type, good and bad: an exit code, and one line where it is not 0."""
 
+import errno
 import json
 import os
 import signal
@@ -383,6 +384,19 @@ def test_a_bad_command_line_is_refused_in_one_line(line, hint, here, capsys):
     assert err.startswith("rconv: error: ") and err.count("\n") == 1 and hint in err
     assert "Traceback" not in err
     assert set(os.listdir(here)) <= before | {"__pycache__"}
+
+
+@pytest.mark.parametrize("option", ["--gradients", "--weights"])
+def test_a_file_that_may_not_be_read_is_no_missing_file(option, here, monkeypatch, capsys):
+    def forbidden(path, *arguments, **options):
+        if path == "g":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return unchanged(path, *arguments, **options)
+
+    unchanged = open
+    monkeypatch.setattr("builtins.open", forbidden)
+    code, _, err = answered(f"{SMALL} {option} g", capsys)
+    assert (code, err) == (2, "rconv: error: g: cannot be read (Permission denied)\n")
 
 
 WARNED = {
