@@ -1,6 +1,6 @@
 """Eight images of CIFAR-100 from one averaged gradient: how many filters it takes.
 
-    RCONV_DATA=… python benchmarks/batches.py [--draws 10] [--write benchmarks/batches.json]
+    RCONV_DATA=… python benchmarks/batches.py [--draws 10] [--write FILE] [--short]
 
 Four convolutions 5×5 of the strides 2, 2, 1, 1 with PyTorch's initialisation, in float64. A draw is
 a seed, for the weights and for eight of the dataset's first 200 training images of different
@@ -8,16 +8,15 @@ labels. Every draw runs in a process of its own with one thread, as many at a ti
 cores; time is the processor's.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
+from _shared import dataset, keep, parser
 from large import network
 from torch import nn
 
@@ -40,8 +39,9 @@ number decides. The other layers are wide enough."""
 
 def drawn(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Eight images of different labels: (8, 3, 32, 32), (8,)."""
-    images = datasets.load("CIFAR100", range(FIRST))
-    order = torch.randperm(FIRST, generator=torch.Generator().manual_seed(seed)).tolist()
+    name = dataset("CIFAR100", FIRST)
+    images = datasets.load(name, range(min(FIRST, datasets.SIZES[name])))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
     first: dict[int, int] = {}
     for i in order:
         first.setdefault(int(images.labels[i]), i)
@@ -49,15 +49,15 @@ def drawn(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images.images[chosen].double(), images.labels[chosen]
 
 
-def measure(number: int, seed: int) -> dict:
+def measure(number: int, seed: int, batch: int) -> dict:
     """One draw."""
     torch.set_num_threads(1)
-    truth, labels = drawn(seed)
+    truth, labels = (of_all[:batch] for of_all in drawn(seed))
     model = network(*NETWORKS[number], side=32, classes=100, seed=seed)
     loss = nn.functional.cross_entropy(model(truth), labels)
     sent = [g.detach() for g in torch.autograd.grad(loss, list(model.parameters()))]
     start = time.process_time()
-    found = Attack(model, (3, 32, 32))(sent, batch=BATCH)
+    found = Attack(model, (3, 32, 32))(sent, batch=batch)
     seconds = time.process_time() - start
     order = matched(found.images, truth)
     quality = psnr(found.images[order], truth, data_range=1.0)
@@ -73,7 +73,7 @@ def measure(number: int, seed: int) -> dict:
     }
 
 
-def run(point: tuple[int, int]) -> dict:
+def run(point: tuple[int, int, int]) -> dict:
     """The same in a process of its own."""
     command = [sys.executable, __file__, "--one", *map(str, point)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -83,21 +83,22 @@ def run(point: tuple[int, int]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--draws", type=int, default=10)
-    parser.add_argument("--one", nargs=2, type=int, metavar=("NETWORK", "SEED"), help="one draw")
-    parser.add_argument("--write", type=Path, help="keep the draws as a record")
-    options = parser.parse_args()
+    own = parser(__doc__)
+    own.add_argument("--draws", type=int, default=10)
+    names = ("NETWORK", "SEED", "IMAGES")
+    own.add_argument("--one", nargs=3, type=int, metavar=names, help="one draw")
+    options = own.parse_args()
     if options.one:
         print(json.dumps(measure(*options.one)))
         return
-    each = [(number, seed) for seed in range(options.draws) for number in range(len(NETWORKS))]
+    numbers = range(len(NETWORKS))
+    each = [(number, seed, BATCH) for seed in range(options.draws) for number in numbers]
+    if options.short:
+        each = [(0, 0, 2)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         points = sorted(pool.map(run, each), key=lambda p: (p["activation"], p["filters"]))
     print(table(tuple(points[0]), [tuple(map(str, point.values())) for point in points]))
-    if options.write:
-        made = f"python benchmarks/batches.py, one thread a draw, torch {torch.__version__}"
-        options.write.write_text(json.dumps({"made": made, "points": points}, indent=1) + "\n")
+    keep(options, points)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,20 @@
 """One image of any side: time, memory and quality of the attack, against the side.
 
-    python benchmarks/large.py [--sides 32 64 128 224] [--write book/records/large.json]
+    python benchmarks/large.py [--sides 32 64 128 224] [--write FILE] [--short]
 
 Four convolutions 5×5 of the strides 2, 2, 1, 1 with PyTorch's initialisation, seed 0, float64, and
 a photograph that comes with scikit-image, scaled to the side. Every point runs in a process of its
 own, so that its peak of memory is its own; time is that of the processor, summed over its threads.
 """
 
-import argparse
 import json
 import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
+from _shared import keep, parser
 from skimage import data
 from torch import nn
 
@@ -74,26 +73,22 @@ def measure(activation: str, side: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sides", type=int, nargs="+", default=SIDES)
-    parser.add_argument("--one", nargs=2, metavar=("ACTIVATION", "SIDE"), help="a single point")
-    parser.add_argument("--write", type=Path, help="keep the points as a record")
-    options = parser.parse_args()
+    own = parser(__doc__)
+    own.add_argument("--sides", type=int, nargs="+", default=SIDES)
+    own.add_argument("--one", nargs=2, metavar=("ACTIVATION", "SIDE"), help="a single point")
+    options = own.parse_args()
     if options.one:
         print(json.dumps(measure(options.one[0], int(options.one[1]))))
         return
     points = []
     for activation in NETWORKS:
-        for side in options.sides:
+        for side in (16,) if options.short else options.sides:
             command = [sys.executable, __file__, "--one", activation, str(side)]
             run = subprocess.run(command, capture_output=True, text=True, check=True)
             points.append(json.loads(run.stdout))
             print(run.stdout, end="", flush=True)
     print(table(tuple(points[0]), [tuple(map(str, point.values())) for point in points]))
-    if options.write:
-        threads = torch.get_num_threads()
-        made = f"python benchmarks/large.py, {threads} thread(s), torch {torch.__version__}"
-        options.write.write_text(json.dumps({"made": made, "points": points}, indent=1) + "\n")
+    keep(options, points)
 
 
 if __name__ == "__main__":

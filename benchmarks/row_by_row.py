@@ -1,15 +1,14 @@
 """Our R-CONV against a plain row-by-row implementation of the published procedure.
 
-    RCONV_DATA=… python benchmarks/row_by_row.py [--images 100] [--slow 2]
+    RCONV_DATA=… python benchmarks/row_by_row.py [--images 100] [--slow 2] [--short]
 
 The published procedure, `rconv.lab.row_by_row`, as it was published: the equations of a layer are
 written one row at a time, the rank of what has been collected is taken by SVD after each appended
 row, and the square system of the rows that raised it is solved densely; the first layer is one
 dense solve of as many weight constraints as there are unknowns. Both run in this process, on the
-same images and with the same threads.
+same images and with the same threads; times are those of the processor, summed over threads.
 """
 
-import argparse
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from _shared import dataset, keep, named, parser
 from torch import Tensor
 
 from rconv.attack.attack import Attack
@@ -49,24 +49,27 @@ def gradient_layer(stage: Stage, cotangent: np.ndarray, gradient: np.ndarray) ->
 
 def timed(function: Callable[[], Tensor]) -> tuple[Tensor, float]:
     """What it returns, and its seconds."""
-    start = time.perf_counter()
+    start = time.process_time()
     result = function()
-    return result, time.perf_counter() - start
+    return result, time.process_time() - start
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--slow", type=int, default=3, help="images for the row-by-row procedure")
-    arguments = parser.parse_args()
-    truth = datasets.load("CIFAR10", range(arguments.images))
-    model = shared_model("CIFAR10", "lenet_main", "ReLU")
+    options = parser(__doc__)
+    options.add_argument("--images", type=int, default=100)
+    options.add_argument("--slow", type=int, default=3, help="images for the row-by-row procedure")
+    arguments = options.parse_args()
+    if arguments.short:
+        arguments.images, arguments.slow = 2, 1
+    name = dataset("CIFAR10", arguments.images)
+    truth = datasets.load(name, range(arguments.images))
+    model = shared_model(name, "lenet_main", "ReLU")
     shape = tuple(truth.images.shape[1:])
     gradients = client_gradients(model, "lenet_main", truth)
 
-    start = time.perf_counter()
+    start = time.process_time()
     attack = Attack(model, shape, constraints="paper")
-    prepared = time.perf_counter() - start
+    prepared = time.process_time() - start
     found, seconds = zip(*(timed(lambda: attack(gradients).images) for _ in range(3)), strict=True)
     ours = min(seconds) / arguments.images
     network = read(model, shape)
@@ -83,7 +86,9 @@ def main() -> None:
         ("row by row", arguments.slow, f"{1e3 * theirs:.1f}", error(torch.stack(slow)), "1"),
         ("rconv", arguments.images, f"{1e3 * ours:.2f}", error(found[0]), f"{theirs / ours:.0f}"),
     ]
-    print(table(("lenet_main, ReLU", "images", "ms / image", "MSE median", "times faster"), rows))
+    header = ("lenet_main, ReLU", "images", "ms / image", "MSE median", "times faster")
+    print(table(header, rows))
+    keep(arguments, named(header, rows))
     layers = ", ".join(f"{name} {s / arguments.slow:.2f} s" for name, s in SPENT.items())
     print(f"row by row: {layers}; {torch.get_num_threads()} threads")
     print("each the best of its runs: three over all images, and one per image")

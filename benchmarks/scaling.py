@@ -1,14 +1,15 @@
 """How the cost of the attack grows with image side, filters and number of images.
 
-    python benchmarks/scaling.py
+    python benchmarks/scaling.py [--short]
 
 A two-layer network (5×5, stride 2, LeakyReLU) with the paper's constraints, on random images:
-the cost depends on the shapes alone.
+the cost depends on the shapes alone. Times are those of the processor, summed over threads.
 """
 
 import time
 
 import torch
+from _shared import keep, named, parser
 from torch import nn
 
 from rconv.attack.attack import Attack
@@ -35,23 +36,29 @@ def measure(side: int, filters: int, images: int) -> tuple:
     model = network(side, filters)
     truth = torch.rand(images, 3, side, side, dtype=torch.float64)
     gradients = per_sample_gradients(model, truth, torch.zeros(images, dtype=torch.int64))
-    start = time.perf_counter()
+    start = time.process_time()
     attack = Attack(model, (3, side, side), constraints="paper")
-    prepared = time.perf_counter()
+    prepared = time.process_time()
     error = (attack(gradients).images - truth).square().mean()
-    done = time.perf_counter()
+    done = time.process_time()
     each = 1e3 * (done - prepared) / images
     return side, filters, images, f"{prepared - start:.2f}", f"{each:.1f}", f"{float(error):.0e}"
 
 
+HEADER = ("side", "filters", "images", "prepare s", "ms / image", "MSE")
+
+
 def main() -> None:
+    arguments = parser(__doc__).parse_args()
     # Gradient constraints of stride 2 need a quarter of the pixels per kernel offset class.
     sides = [(side, max(16, side * side // 64), 4) for side in (16, 24, 32, 48, 64)]
     filters = [(32, f, 10) for f in (16, 32, 64, 128)]
     images = [(32, 16, n) for n in (1, 10, 100, 200)]
     measure(16, 16, 1)
-    rows = [measure(*setting) for setting in (*sides, *filters, *images)]
-    print(table(("side", "filters", "images", "prepare s", "ms / image", "MSE"), rows))
+    settings = sides[:2] if arguments.short else (*sides, *filters, *images)
+    rows = [measure(*setting) for setting in settings]
+    print(table(HEADER, rows))
+    keep(arguments, named(HEADER, rows))
 
 
 if __name__ == "__main__":

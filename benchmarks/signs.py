@@ -1,17 +1,17 @@
 """Networks as they are initialised and trained, and layers with too few filters, as one table.
 
-    RCONV_DATA=… python benchmarks/signs.py [--images 20] [--seeds 10]
+    RCONV_DATA=… python benchmarks/signs.py [--images 20] [--seeds 10] [--short]
 
 Each line is one setting. "live" counts the images that leave at least two filters of the last
 convolution alive; of these, "good" reach the PSNR of the bar. "wrong" are called unique below
 40 dB; "near" have a true error within a factor of ten of the expected one.
 """
 
-import argparse
 import math
 import statistics
 
 import torch
+from _shared import dataset, keep, named, parser
 from tqdm import tqdm
 
 from rconv.attack.attack import Attack
@@ -28,6 +28,8 @@ HEADER = (
     *("PSNR median", "min", "s median", "max"),
 )
 EPOCHS = 20
+POOL = 200
+"""Images to train on."""
 
 
 def judged(model, architecture, truth, dtype) -> list[Record]:
@@ -64,10 +66,11 @@ def line(setting: str, bar: float, records: list[Record]) -> tuple:
     )
 
 
-def settings(images: int, seeds: int):
+def settings(images: int, seeds: int, epochs: int, widths: int):
     """Name, bar, architecture, dtype, images, and models with the images that each attacks."""
-    cifar = datasets.load("CIFAR10", range(images))
-    network = ("CIFAR10", "lenet_main", "ReLU")
+    colour, grey = dataset("CIFAR10", POOL), dataset("MNIST", images)
+    cifar = datasets.load(colour, range(images))
+    network = (colour, "lenet_main", "ReLU")
 
     def initial(seed):
         return shared_model(*network, seed=seed, initialisation="default")
@@ -75,34 +78,37 @@ def settings(images: int, seeds: int):
     for dtype, bar in (("float64", 100.0), ("float32", 80.0)):
         models = (initial(seed) for seed in range(seeds))
         yield f"initial, {dtype}", bar, "lenet_main", dtype, cifar, models
-    pool = datasets.load("CIFAR10", range(200))
-    trained = (train(initial(s), pool, epochs=EPOCHS, seed=s) for s in range(min(5, seeds)))
+    pool = datasets.load(colour, range(min(POOL, datasets.SIZES[colour])))
+    trained = (train(initial(s), pool, epochs=epochs, seed=s) for s in range(min(5, seeds)))
     models = (model for model, accuracy in trained if not print(f"accuracy {accuracy:.3f}"))
-    yield f"trained {EPOCHS} epochs", 100.0, "lenet_main", "float64", cifar, models
-    for dataset, width, bar in (("MNIST", 4, 100.0), *(("CIFAR10", *pair) for pair in (
-        (14, 34.0), (12, 32.0), (10, 25.0), (8, 25.0), (6, 22.0)))):  # fmt: skip
-        own = "lenet_all_relu" if dataset == "MNIST" else "relu_lenet"
+    yield f"trained {epochs} epochs", 100.0, "lenet_main", "float64", cifar, models
+    narrow = ((grey, 4, 100.0), *((colour, *pair) for pair in (
+        (14, 34.0), (12, 32.0), (10, 25.0), (8, 25.0), (6, 22.0))))  # fmt: skip
+    for data, width, bar in narrow[:widths]:
+        own = "lenet_all_relu" if data == grey else "relu_lenet"
         filters = (width, *architectures.ARCHITECTURES[own].filters[1:])
-        model = shared_model(dataset, own, filters=filters)
-        truth = datasets.load(dataset, range(images))
-        name = f"{dataset}, {width} first filters"
+        model = shared_model(data, own, filters=filters)
+        truth = datasets.load(data, range(images))
+        name = f"{data}, {width} first filters"
         yield name, bar, own, "float64", truth, iter([model])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--images", type=int, default=20)
-    parser.add_argument("--seeds", type=int, default=10)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--images", type=int, default=20)
+    options.add_argument("--seeds", type=int, default=10)
+    arguments = options.parse_args()
     torch.set_num_threads(1)
     rows = []
-    for name, bar, architecture, dtype, truth, models in settings(**vars(arguments)):
+    size = (1, 1, 1, 1) if arguments.short else (arguments.images, arguments.seeds, EPOCHS, 6)
+    for name, bar, architecture, dtype, truth, models in settings(*size):
         records = [
             r for m in tqdm(models, desc=name) for r in judged(m, architecture, truth, dtype)
         ]
         rows.append(line(name, bar, records))
         print("  ".join(map(str, rows[-1])), flush=True)
     print(table(HEADER, rows))
+    keep(arguments, named(HEADER, rows))
 
 
 if __name__ == "__main__":

@@ -1,21 +1,28 @@
 """Speed and memory of the attack, as ratios measured side by side in one run.
 
-    RCONV_DATA=… python benchmarks/speed.py
+    RCONV_DATA=… python benchmarks/speed.py [--short]
 
 - `lenet_main`, ReLU, CIFAR-10, the paper's constraints, 100 images: the attack against nothing but
   the batched linear-algebra calls that it cannot do without, and against a straightforward
   dense implementation (one dense least-squares solve per layer and image).
 - one layer of 3,072 unknowns by hybrid constraints.
-- a single image in a fresh process.
+- a single image in a fresh process, beyond `import torch`.
+
+Times are those of the processor, summed over threads, which do not depend on what else it does; of
+the fresh process that by the clock as well.
 """
 
+import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 
 import torch
+from _shared import dataset, keep, parser
+from torch import nn
 
 from rconv.attack.attack import Attack
 from rconv.attack.backward import through_activation
@@ -30,21 +37,21 @@ from rconv.lab.experiment import client_gradients, shared_model
 from rconv.lab.records import table
 
 COLD = """
-import time, torch
-start = time.perf_counter()
+import json, sys, time, torch
+clock, cpu = time.perf_counter(), time.process_time()
 from rconv.lab.experiment import run
-run("CIFAR10", [0], activation="ReLU", constraints="paper")
-print(time.perf_counter() - start)
+run(sys.argv[1], [0], activation="ReLU", constraints="paper")
+print(json.dumps([time.perf_counter() - clock, time.process_time() - cpu]))
 """
 
 
 def timed(function: Callable[[], object], repeats: int = 3) -> float:
-    """Best of a few runs, in seconds."""
+    """Best of a few runs, in seconds of the processor."""
     best = float("inf")
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         function()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return best
 
 
@@ -89,9 +96,10 @@ def dense_calls(systems: list[tuple], dense: torch.Tensor, rhs: torch.Tensor) ->
         torch.linalg.solve(dense, y)
 
 
-def paper_constraints(count: int = 100, dense_count: int = 4) -> None:
-    truth = datasets.load("CIFAR10", range(count))
-    model = shared_model("CIFAR10", "lenet_main", "ReLU")
+def paper_constraints(name: str, count: int = 100, dense_count: int = 4) -> dict:
+    """Milliseconds an image: ours, the bare calls, and a dense implementation."""
+    truth = datasets.load(name, range(count))
+    model = shared_model(name, "lenet_main", "ReLU")
     shape = tuple(truth.images.shape[1:])
     gradients = client_gradients(model, "lenet_main", truth)
     prepare = timed(lambda: Attack(model, shape, constraints="paper"))
@@ -100,7 +108,7 @@ def paper_constraints(count: int = 100, dense_count: int = 4) -> None:
     systems = layer_systems(attack, gradients, count)
     stage = attack.network.stages[0]
     rhs = stage.convolve(truth.images).flatten(1)
-    bare = timed(lambda: bare_calls(systems, attack.plans[0].system, rhs)) / count
+    bare = timed(lambda: bare_calls(systems, attack.ways[0].plans[0].system, rhs)) / count
     dense = torch.from_numpy(weight_matrix(stage.weight, stage.geometry).toarray())
     few = [(a[:dense_count], b[:dense_count]) for a, b in systems]
     slow = timed(lambda: dense_calls(few, dense, rhs[:dense_count]), 1) / dense_count
@@ -109,30 +117,56 @@ def paper_constraints(count: int = 100, dense_count: int = 4) -> None:
         ("bare batched calls", f"{1e3 * bare:.2f}", "1"),
         ("dense, image by image", f"{1e3 * slow:.1f}", f"{slow / bare:.0f}"),
     ]
-    print(table(("lenet_main, ReLU, 100 images", "ms / image", "ratio"), rows))
+    print(table((f"lenet_main, ReLU, {count} images", "ms / image", "ratio"), rows))
     print(f"preparation {prepare:.3f} s")
+    milliseconds = {"ours": ours, "bare": bare, "dense": slow, "prepare": prepare}
+    return {key: round(1e3 * seconds, 3) for key, seconds in milliseconds.items()}
 
 
-def hybrid_constraints(count: int = 5) -> None:
-    truth = datasets.load("CIFAR10", range(count))
-    model = shared_model("CIFAR10", "lenet_main", "ReLU", dtype="float32")
-    gradients = client_gradients(model, "lenet_main", truth, "float32")
-    kinds = ("hybrid", "gradient", "gradient", "gradient")
+def hybrid_constraints(name: str, architecture: str, count: int = 5) -> dict:
+    """Seconds an image of a hybrid layer."""
+    truth = datasets.load(name, range(count))
+    model = shared_model(name, architecture, dtype="float32")
+    gradients = client_gradients(model, architecture, truth, "float32")
+    layers = sum(isinstance(module, nn.Conv2d) for module in model)
+    kinds = ("hybrid", *["gradient"] * (layers - 1))
     plain = Attack(model, tuple(truth.images.shape[1:]), constraints="gradient")
     mixed = Attack(model, tuple(truth.images.shape[1:]), constraints=kinds)
     difference = timed(lambda: mixed(gradients)) / count
     rest = timed(lambda: plain(gradients), 1) / count
-    print(f"hybrid layer of 3,072 unknowns: {difference:.2f} s an image, other layers included")
+    unknowns = truth.images[0].numel()
+    print(
+        f"hybrid layer of {unknowns:,} unknowns: {difference:.2f} s an image, other layers included"
+    )
     print(f"  (gradient constraints of short rank by SVD instead: {rest:.2f} s an image)")
+    return {"hybrid": round(difference, 3), "gradient": round(rest, 3)}
+
+
+def from_cold(name: str, runs: int = 5) -> dict:
+    """Median seconds of one image in a fresh process, beyond `import torch`."""
+    command = [sys.executable, "-c", COLD, name]
+    each = []
+    for _ in range(runs):
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        each.append(json.loads(done.stdout))
+    clock, cpu = (statistics.median(seconds) for seconds in zip(*each, strict=True))
+    print(f"single image from cold: {clock:.2f} s beyond `import torch`, {cpu:.2f} s of CPU time")
+    return {"clock": round(clock, 2), "cpu": round(cpu, 2)}
 
 
 def main() -> None:
-    paper_constraints()
-    hybrid_constraints()
-    cold = subprocess.run([sys.executable, "-c", COLD], capture_output=True, text=True, check=True)
-    print(f"single image from cold: {float(cold.stdout):.2f} s beyond `import torch`")
+    options = parser(__doc__).parse_args()
+    count, dense, hybrid, runs = (4, 1, 1, 1) if options.short else (100, 4, 5, 5)
+    name = dataset("CIFAR10", count)
+    network = ("Digits", "dlg_lenet") if options.short else (name, "lenet_main")
+    points = [
+        {"images": count, "ms an image": paper_constraints(name, count, dense)},
+        {"images": hybrid, "s an image": hybrid_constraints(*network, hybrid)},
+        {"images": 1, "s from cold": from_cold(name, runs)},
+    ]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"peak memory of this benchmark {peak:.2f} GiB, {torch.get_num_threads()} threads")
+    keep(options, points)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Clients that send weights in place of gradients, as one table.
 
-    RCONV_DATA=… python benchmarks/updates.py [--images 10] [--rates 0.1 0.01 0.001] [--steps 1 2]
+    RCONV_DATA=… python benchmarks/updates.py [--images 10] [--rates 0.1 0.01 0.001] [--short]
 
 The attacker takes what comes for one step. Each line is one activation of `lenet_main` with the
 published initialisation, in float32. "near" have a true error within a factor of ten of the
@@ -8,13 +8,13 @@ expected one; "wrong" are called unique, have a larger error than that, and a PS
 ratios are of the true error to the expected.
 """
 
-import argparse
 import copy
 import itertools
 import statistics
 import time
 
 import torch
+from _shared import dataset, keep, named, parser
 from torch import Tensor, nn
 
 from rconv.data import datasets
@@ -97,19 +97,22 @@ def line(activation: str, rate: float, steps: int, records: list[Record]) -> tup
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--images", type=int, default=10)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.1, 0.01, 0.001])
-    parser.add_argument("--steps", type=int, nargs="+", default=[1, 2])
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--images", type=int, default=10)
+    options.add_argument("--rates", type=float, nargs="+", default=[0.1, 0.01, 0.001])
+    options.add_argument("--steps", type=int, nargs="+", default=[1, 2])
+    arguments = options.parse_args()
     torch.set_num_threads(1)
-    truth = datasets.load("CIFAR10", range(arguments.images))
+    cases = itertools.product(arguments.steps, arguments.rates, ACTIVATIONS)
+    if arguments.short:
+        arguments.images, cases = 1, [(1, 0.01, "ReLU")]
+    truth = datasets.load(dataset("CIFAR10", arguments.images), range(arguments.images))
     rows = []
-    for case in itertools.product(arguments.steps, arguments.rates, ACTIVATIONS):
-        steps, rate, activation = case
+    for steps, rate, activation in cases:
         rows.append(line(activation, rate, steps, judged(activation, rate, steps, truth)))
         print("  ".join(map(str, rows[-1])), flush=True)
     print(table(HEADER, rows))
+    keep(arguments, named(HEADER, rows))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,21 @@
-"""Write files that are either whole or absent."""
+"""Write files that are either whole or absent, and that one process writes at a time."""
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two processes are not told apart
+    fcntl = None
 
 
 def output_file(path: str | os.PathLike) -> Path:
@@ -92,3 +98,61 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(paths: Iterable[str | os.PathLike]) -> Iterator[None]:
+    """Keep other processes from writing the same files, until the block has ended.
+
+    A hidden file beside each path is locked, and deleted at the end. The system drops the lock
+    with the process, so that one that was killed leaves a small file and no lock.
+
+    Parameters
+    ----------
+    paths : iterable of str or PathLike
+        Files to write, as `output_file` takes them.
+
+    Raises
+    ------
+    OSError
+        As `output_file`, and if another process is writing one of the files.
+    """
+    with ExitStack() as held:
+        for path in paths:
+            held.enter_context(_locked(path))
+        yield
+
+
+@contextmanager
+def _locked(path: str | os.PathLike) -> Iterator[None]:
+    target = output_file(path)
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+    beside = target.with_name(f".rconv-{digest}.lock")
+    descriptor = None if fcntl is None else _lock(beside, path)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            beside.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _lock(beside: Path, path: str | os.PathLike) -> int | None:
+    """Descriptor of the locked file; None where the file system has no locks."""
+    while True:
+        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), os.stat(beside)):
+                return descriptor
+        except FileNotFoundError:
+            pass  # another process has just ended: its file is deleted, and locked for nobody
+        except BlockingIOError:
+            os.close(descriptor)
+            reason = "another process is writing it, wait for its end or name another file"
+            raise OSError(errno.EBUSY, reason, os.fspath(path)) from None
+        except OSError:
+            beside.unlink(missing_ok=True)
+            os.close(descriptor)
+            return None
+        os.close(descriptor)

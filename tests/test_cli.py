@@ -166,7 +166,7 @@ def test_what_is_no_update_is_refused_before_the_work(
     update(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("rconv.cli.commands.Attack", lambda *a, **k: pytest.fail("attacked"))
-    monkeypatch.setattr("rconv.cli.commands.run", lambda *a, **k: pytest.fail("attacked"))
+    monkeypatch.setattr("rconv.cli.commands.attack_images", lambda *a, **k: pytest.fail("attacked"))
     code, error = refusal(arguments, capsys)
     assert code == 2 and error.count("\n") == 1 and hint in error
 
@@ -219,7 +219,7 @@ def test_audit_tries_images_of_the_dataset_and_weights_of_a_file(tmp_path, capsy
     arguments = ["-d", "Digits", "-m", "lenet_o", "-i", "3,5,8", "--weights", str(tmp_path / "w")]
     assert main(["audit", *arguments]) == 0
     out = capsys.readouterr().out
-    assert "Tried with these weights: 3 images of Digits, gradients in float64" in out
+    assert "Tried with these weights: 3 images of Digits, gradients in float32" in out
     assert "0 of 3 images reconstructed" in out and "Digits: leaks" in out
     assert "The two differ. 'leaks' is said by the generic rank" in out
     assert "image 0: conv4 has rank" in out.splitlines()[-1]
@@ -372,7 +372,7 @@ def test_an_answer_that_nobody_reads_is_an_error():
 
 
 def test_a_closed_output_is_refused_before_the_work(monkeypatch, capsys):
-    monkeypatch.setattr("rconv.cli.program.COMMANDS", {})
+    monkeypatch.setattr("rconv.cli.commands.COMMANDS", {})
     monkeypatch.setattr(sys, "stdout", None)
     assert main([*SMALL]) == 2
     assert capsys.readouterr().err == "rconv: error: standard output is closed\n"

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from rconv.data.datasets import CHANNELS, CLASSES, SIZES, DatasetError, load, preprocess
-from rconv.data.raw import TRAIN_SIZES
+from rconv.data.names import TRAIN_SIZES
 
 
 def refusal(*args, **kwargs):

@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from rconv.files import output_file, replacing
+from rconv.files import claimed, output_file, replacing
 
 
 def write(path, content=b"new"):
@@ -117,3 +117,41 @@ def test_a_folder_that_cannot_be_written_to_is_refused_beforehand(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match="cannot be written to"):
         output_file(tmp_path / "file")
+
+
+def test_a_file_is_claimed_once_at_a_time(tmp_path):
+    """By its folder and name; another file of the folder is free."""
+    file = tmp_path / "x"
+    with claimed([file]):
+        with pytest.raises(OSError, match="another process is writing it"), claimed([file]):
+            pytest.fail("claimed twice")
+        with claimed([tmp_path / "y"]):
+            pass
+    with claimed([file]):
+        assert len(list(tmp_path.iterdir())) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_leaves_is_no_lock(tmp_path):
+    with claimed([tmp_path / "x"]):
+        (beside,) = tmp_path.iterdir()
+    beside.touch()
+    with claimed([tmp_path / "x"]):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_claims_before_one_that_fails_are_given_back(tmp_path):
+    with pytest.raises(FileNotFoundError), claimed([tmp_path / "x", tmp_path / "no" / "y"]):
+        pytest.fail("claimed a file without a folder")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+    def unsupported(*arguments):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with claimed([tmp_path / "x"]), claimed([tmp_path / "x"]):
+        pass
+    assert not list(tmp_path.iterdir())

@@ -207,3 +207,15 @@ def test_a_data_range_is_mandatory(metric):
 def test_ssim_takes_tensors_that_require_gradients():
     x = images().requires_grad_()
     assert np.isfinite(ssim(x, images(1), data_range=1).numpy()).all()
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.5])
+def test_ssim_is_scikit_images(noise):
+    from skimage.metrics import structural_similarity
+
+    x = images(shape=(1, 3, 20, 13))
+    y = x + noise * images(1, shape=(1, 3, 20, 13))
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    a, b = x[0].double().numpy(), y[0].double().numpy()
+    expected = structural_similarity(a, b, data_range=1.0, channel_axis=0, **options)
+    assert ssim(x, y, data_range=1).item() == pytest.approx(expected, abs=1e-12)

@@ -4,7 +4,8 @@ Prepared once per model, it receives what an attacker has, the model and gradien
 """
 
 import copy
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -29,6 +30,10 @@ from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 
 LOSSES = (None, "cross-entropy")
+
+FIRST, QUICK = 4, 1.0
+"""Images of the first group where somebody waits for results, and seconds below which the next
+group is twice as large."""
 
 
 class Attack:
@@ -105,6 +110,7 @@ class Attack:
         precision: float | None = None,
         noise: Noise | None = None,
         progress: bool = False,
+        on_result: Callable[[Reconstruction], None] | None = None,
     ) -> Reconstruction:
         """Reconstruct the images behind gradients.
 
@@ -125,6 +131,8 @@ class Attack:
             What is known of their errors in more detail, in place of `precision`.
         progress : bool
             Show a progress bar over the clients.
+        on_result : callable, optional
+            Is called with each group of images as soon as it is finished, in their order.
 
         Returns
         -------
@@ -154,11 +162,12 @@ class Attack:
         total = len(next(iter(gradients.values())))
         parts = []
         with tqdm(total=total, disable=not progress, unit="client") as bar:
-            size = way.chunk if batch == 1 else 1
-            for start in range(0, total, size):
-                cut = slice(start, start + size)
+            most = way.chunk if batch == 1 else 1
+            for cut in _groups(total, most, watched=progress or on_result is not None):
                 part = {name: g[cut] for name, g in gradients.items()}
                 parts.append(self._reconstruct(way, part, noise.select(cut, gradients), batch))
+                if on_result is not None:
+                    on_result(parts[-1])
                 bar.update(len(part[next(iter(part))]))
         result = Reconstruction.concatenate(parts)
         if any(closed):
@@ -198,3 +207,14 @@ class Attack:
         own = gradients, noise, self.value_range
         candidates, image = attempt(self.model, way, *own, frugal=frugal)
         return choose(candidates, image, self.value_range)
+
+
+def _groups(total: int, most: int, *, watched: bool) -> Iterator[slice]:
+    """Images to attack together: as many as memory holds, or groups that take about a second."""
+    start, size = 0, min(FIRST, most) if watched else most
+    while start < total:
+        begun = time.monotonic()
+        yield slice(start, start + size)
+        start += size
+        if watched and time.monotonic() - begun < QUICK:
+            size = min(2 * size, most)

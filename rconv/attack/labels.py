@@ -45,11 +45,13 @@ def told_labels(logit_gradient: Tensor, logits: Tensor | None = None) -> Tensor:
     Returns
     -------
     Tensor
-        (N,), int64.
+        (N,), int64; -1 where all entries are zero, which says nothing of the label.
     """
     if logit_gradient.shape[1] == 1:
-        return (logit_gradient[:, 0] < 0).long()
-    if logits is None:
-        return logit_gradient.argmin(dim=1)
-    told = (logit_gradient < 0).any(dim=1)
-    return torch.where(told, logit_gradient.argmin(dim=1), logits.argmax(dim=1))
+        labels = (logit_gradient[:, 0] < 0).long()
+    else:
+        labels = logit_gradient.argmin(dim=1)
+        if logits is not None:
+            told = (logit_gradient < 0).any(dim=1)
+            labels = torch.where(told, labels, logits.argmax(dim=1))
+    return labels.where(logit_gradient.any(dim=1), -1)

@@ -5,8 +5,8 @@ what they do not say is guessed, and the result says how much that is.
 """
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 SMOOTHING = (1e-2, 1e-3)
@@ -67,7 +67,8 @@ def fill(
     with torch.enable_grad():
         for settings in (*({"smoothing": s, "colour": COLOUR} for s in SMOOTHING), SECOND):
             options = {"maxiter": STEPS, "maxcor": 20}
-            z = minimize(objective, z, settings, "L-BFGS-B", jac=True, options=options).x
+            known = {"args": settings, "jac": True, "options": options}
+            z = scipy.optimize.minimize(objective, z, method="L-BFGS-B", **known).x
             choices.append(z)
     chosen, other = choices[-2:]
     filled = torch.from_numpy(start + basis @ chosen).reshape(image.shape).to(image)

@@ -5,12 +5,16 @@ from importlib.metadata import version
 from typing import TextIO
 
 from rconv.cli import values
-from rconv.cli.models import DEFAULT
-from rconv.cli.own import FORM
 from rconv.cli.terminal import complain, say
-from rconv.data import datasets
-from rconv.lab.architectures import ACTIVATIONS, ARCHITECTURES, SEED
-from rconv.lab.experiment import DTYPES
+from rconv.data import names
+from rconv.lab.catalogue import (
+    ACTIVATIONS,
+    ARCHITECTURES,
+    DEFAULT,
+    DTYPES,
+    INITIALISATIONS,
+    SEED,
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,7 +101,7 @@ def _add_audit(commands: argparse._SubParsersAction) -> None:
         help="photographs that the attack is tried on (default 4), 0 for the rank alone",
     )
     tried.add_argument("-i", "--index", help="images of the dataset to try instead, such as 0:10")
-    _add_client(audit)
+    _add_client(audit, "float32")
     audit.add_argument(
         "--active", type=float, default=0.5, help="share of active ReLU outputs (default 0.5)"
     )
@@ -127,7 +131,7 @@ def _add_observe(commands: argparse._SubParsersAction) -> None:
 
 def _add_snapshot(commands: argparse._SubParsersAction) -> None:
     snapshot = commands.add_parser("snapshot", help="write the first images of a dataset to a file")
-    snapshot.add_argument("-d", "--dataset", required=True, choices=datasets.CLASSES)
+    snapshot.add_argument("-d", "--dataset", required=True, choices=names.CLASSES)
     snapshot.add_argument("-n", "--count", type=int, default=200)
     snapshot.add_argument(
         "--data-dir", type=values.path, help="folder of the datasets (or $RCONV_DATA)"
@@ -151,13 +155,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         type=values.path,
         metavar="FILE.py:NAME",
-        help=f"a model of your own, {FORM}: a class or function without arguments, or a model. "
-        "This RUNS the code in it. It is taken in evaluation mode",
+        help=f"a model of your own, {values.FORM}: a class or function without arguments, or a "
+        "model. This RUNS the code in it. It is taken in evaluation mode",
     )
     parser.add_argument(
         "--input-shape", type=values.shape, metavar="C,H,W", help="with --model: of one image"
     )
-    parser.add_argument("-d", "--dataset", choices=datasets.CLASSES, default=datasets.DEFAULT)
+    parser.add_argument("-d", "--dataset", choices=names.CLASSES, default=names.DEFAULT)
     parser.add_argument(
         "-a", "--activation", choices=ACTIVATIONS, help="where the architecture leaves it open"
     )
@@ -167,7 +171,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--filters", type=values.filters, help="filters per convolution, e.g. 16,24,12,12"
     )
-    parser.add_argument("--initialisation", choices=("uniform", "default"))
+    parser.add_argument("--initialisation", choices=INITIALISATIONS)
     parser.add_argument("--weights", type=values.path, help=".safetensors file of trained weights")
 
 
@@ -177,8 +181,13 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
 
 
-def _add_client(parser: argparse.ArgumentParser) -> None:
+def _add_client(parser: argparse.ArgumentParser, dtype: str = DTYPES[0]) -> None:
     parser.add_argument(
         "--data-dir", type=values.path, help="folder of the datasets (or $RCONV_DATA)"
     )
-    parser.add_argument("--dtype", choices=DTYPES, default=next(iter(DTYPES)))
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=dtype,
+        help=f"what the clients send: {', '.join(DTYPES)} (default {dtype})",
+    )

@@ -2,18 +2,20 @@
 
 import argparse
 import time
-
-from torch import Tensor
+from functools import partial
 
 from rconv.attack.attack import Attack
-from rconv.cli.judge import judge
-from rconv.cli.models import DEFAULT, check_model, given_options, images_for, shared
-from rconv.cli.paths import check_files
+from rconv.attack.report import Reconstruction
+from rconv.cli.kept import Kept
+from rconv.cli.models import check_model, images_for, shared
+from rconv.cli.paths import check_data, check_files
 from rconv.cli.received import check_update, read_received
+from rconv.cli.roles import check_roles
 from rconv.cli.terminal import say, watched
 from rconv.data import datasets
-from rconv.lab.experiment import attack_images, client_gradients, run
-from rconv.lab.records import Record, make_records, summary, write_json
+from rconv.files import claimed
+from rconv.lab.experiment import Experiment, attack_images, client_gradients
+from rconv.lab.records import make_records
 from rconv.observe.check import check_gradients
 from rconv.observe.exchange import write_tensors
 
@@ -23,99 +25,106 @@ def attack(arguments: argparse.Namespace) -> None:
     a = arguments
     check_model(a)
     check_update(a)
+    check_data(a.dataset, a.data_dir)
     names = ("gradients", "weights", "before", "after")
-    check_files(
-        {"--out": a.out, "--json": a.json}, {f"--{name}": getattr(a, name) for name in names}
-    )
-    if a.out is not None:
-        from rconv.show import figures  # matplotlib, which only a picture needs
-
-        figures.picture_format(a.out)
+    outputs = {"--out": a.out, "--json": a.json}
+    check_files(outputs, {f"--{name}": getattr(a, name) for name in names})
     constraints = a.constraints.split(",") if "," in a.constraints else a.constraints
+    kept = Kept(a.json, a.out)
     attacked = _attack_images if a.gradients is None and a.after is None else _attack_file
-    records, images, originals = attacked(a, constraints)
-    try:
-        if a.json is not None:
-            write_json(a.json, records)
-        if a.out is not None:
-            alone = originals is None
-            images = images.cpu()
-            picture = figures.gallery(images) if alone else figures.comparison(originals, images)
-            figures.save(picture, a.out)
-    finally:  # a full disk does not take the answer too
-        say(summary(records))
+    with claimed(path for path in outputs.values() if path is not None):
+        try:
+            attacked(a, constraints, kept)
+        finally:  # what is finished stays, whatever ends the rest
+            kept.close()
 
 
-Attacked = tuple[list[Record], Tensor, Tensor | None]
-"""Records, reconstructions and originals, the last two (N, C, H, W)."""
-
-
-def _attack_images(arguments: argparse.Namespace, constraints: str | list[str]) -> Attacked:
+def _attack_images(arguments: argparse.Namespace, constraints: str | list[str], kept: Kept) -> None:
     a = arguments
     options = {"dtype": a.dtype, "constraints": constraints, "batch": a.batch}
-    options["progress"] = watched()
-    if a.model is None:
-        indices, name = datasets.parse_indices(a.index), a.architecture or DEFAULT
-        options |= {**given_options(a), "device": a.device, "data_dir": a.data_dir}
-        experiment = run(a.dataset, indices, name, a.activation, **options)
-    else:
-        own = shared(a, a.dtype)
-        truth = images_for(a, own.input_shape)
-        settings = {"dataset": a.dataset, **own.settings}
-        experiment = attack_images(own.model, truth, None, settings, **options)
+    options |= {"progress": watched(), "on_result": partial(_keep, kept)}
+    own = shared(a, a.dtype)
+    check_roles(a, own.model)
+    truth = images_for(a, own.input_shape)
+    settings = {"dataset": a.dataset, **own.settings}
+    experiment = attack_images(own.model, truth, own.architecture, settings, **options)
+    kept.clear()
+    _keep(kept, experiment)
     if a.strict:
         experiment.reconstruction.raise_if_short()
-    return experiment.records, experiment.reconstruction.images, experiment.truth.images
 
 
-def _attack_file(arguments: argparse.Namespace, constraints: str | list[str]) -> Attacked:
+def _keep(kept: Kept, experiment: Experiment) -> None:
+    images = experiment.reconstruction.images
+    kept.add(experiment.records, images, experiment.truth.images)
+
+
+def _attack_file(arguments: argparse.Namespace, constraints: str | list[str], kept: Kept) -> None:
     received = read_received(arguments)
     if arguments.before is not None:
         arguments.weights = arguments.before
     own = shared(arguments, received.dtype)
     prepared = Attack(own.model, own.input_shape, constraints=constraints)
+    check_roles(arguments, own.model, received.gradients)
+    settings = {**own.settings, "dtype": received.dtype, "constraints": arguments.constraints}
+    settings |= received.settings
+    if arguments.batch != 1:
+        settings["batch"] = arguments.batch
     start = time.perf_counter()
+
+    def keep(found: Reconstruction) -> None:
+        seconds = (time.perf_counter() - start) / (kept.count + len(found.images))
+        records = make_records(found, {**settings, "seconds": seconds}, first=kept.count)
+        kept.add(records, found.images, None)
+
     reconstruction = prepared(
         received.gradients,
         batch=arguments.batch,
         noise=received.noise,
-        strict=arguments.strict,
         progress=watched(),
+        on_result=keep,
     )
-    settings = {
-        **own.settings,
-        "dtype": received.dtype,
-        "constraints": arguments.constraints,
-        **received.settings,
-        "seconds": (time.perf_counter() - start) / len(reconstruction.images),
-    }
-    if arguments.batch != 1:
-        settings["batch"] = arguments.batch
-    return make_records(reconstruction, settings), reconstruction.images, None
+    seconds = (time.perf_counter() - start) / len(reconstruction.images)
+    kept.clear()
+    records = make_records(reconstruction, {**settings, "seconds": seconds})
+    kept.add(records, reconstruction.images, None)
+    if arguments.strict:
+        reconstruction.raise_if_short()
 
 
 def observe(arguments: argparse.Namespace) -> None:
     """Write the gradients that clients would send, and the model's weights."""
     outputs = {"--gradients": arguments.gradients, "--save-weights": arguments.save_weights}
     check_model(arguments)
+    check_data(arguments.dataset, arguments.data_dir)
     check_files(outputs, {"--weights": arguments.weights})
-    own = shared(arguments, arguments.dtype)
-    truth = images_for(arguments, own.input_shape)
-    options = {"dtype": arguments.dtype, "together": arguments.batch}
-    gradients = client_gradients(own.model, own.architecture, truth, **options)
-    check_gradients(own.model, gradients)
-    write_tensors(arguments.gradients, gradients)
-    if arguments.save_weights is not None:
-        write_tensors(arguments.save_weights, own.model.state_dict())
+    with claimed(path for path in outputs.values() if path is not None):
+        own = shared(arguments, arguments.dtype)
+        check_roles(arguments, own.model)
+        truth = images_for(arguments, own.input_shape)
+        options = {"dtype": arguments.dtype, "together": arguments.batch}
+        gradients = client_gradients(own.model, own.architecture, truth, **options)
+        check_gradients(own.model, gradients)
+        write_tensors(arguments.gradients, gradients)
+        if arguments.save_weights is not None:
+            write_tensors(arguments.save_weights, own.model.state_dict())
     what = "mean gradient" if arguments.batch else "gradients"
     say(f"{what} of {len(truth)} images of {truth.name}: {arguments.gradients}")
+
+
+def audit(arguments: argparse.Namespace) -> None:
+    """Judge a model by its generic rank, and by a trial."""
+    from rconv.cli.judge import judge  # slow imports that an attack does not need
+
+    judge(arguments)
 
 
 def snapshot(arguments: argparse.Namespace) -> None:
     """Write the first images of a dataset to a file of their own."""
     a = arguments
+    check_data(a.dataset, a.data_dir)
     say(str(datasets.write_snapshot(a.dataset, a.count, a.data_dir, a.out_dir)))
 
 
-COMMANDS = {"attack": attack, "audit": judge, "observe": observe, "snapshot": snapshot}
+COMMANDS = {"attack": attack, "audit": audit, "observe": observe, "snapshot": snapshot}
 """Name → what is done with its arguments."""

@@ -4,10 +4,11 @@ import argparse
 
 from rconv.audit import examine
 from rconv.cli.models import Shared, check_model, images_for, shared
-from rconv.cli.paths import check_files
+from rconv.cli.paths import check_data, check_files
+from rconv.cli.roles import check_roles
 from rconv.cli.terminal import say, watched
 from rconv.data import datasets
-from rconv.files import replacing
+from rconv.files import claimed, replacing
 from rconv.lab import architectures
 from rconv.lab.outcome import LAYER_COLUMNS, Trial
 from rconv.lab.records import table
@@ -19,8 +20,16 @@ def judge(arguments: argparse.Namespace) -> None:
     """Audit a model by its generic rank, then try its weights on images."""
     a = arguments
     check_model(a)
+    check_data(a.dataset, a.data_dir)
     check_files({"--html": a.html}, {"--weights": a.weights})
+    with claimed([] if a.html is None else [a.html]):
+        _judge(a)
+
+
+def _judge(arguments: argparse.Namespace) -> None:
+    a = arguments
     own = shared(a, "float64")
+    check_roles(a, own.model)
     given = None if a.index is None else images_for(a, own.input_shape)
     found = examine(own.model, own.input_shape, active=a.active)
     say(table(shown.HEADER, shown.layer_rows(found)))

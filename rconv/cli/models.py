@@ -8,14 +8,12 @@ from torch import nn
 
 from rconv.cli.own import load_own
 from rconv.data import datasets
-from rconv.lab.architectures import SEED
+from rconv.lab.catalogue import DEFAULT, SEED
 from rconv.lab.photographs import photographs
 from rconv.lab.records import Record
 from rconv.lab.shared import model_settings, placed, shared_model
 from rconv.model.weights import check_weights
 from rconv.observe.exchange import load_weights
-
-DEFAULT = "lenet_main"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-FORM = "path/to/file.py:Net or package.module:function"
+from rconv.cli.values import FORM
 
 
 def load_own(text: str, seed: int) -> nn.Module:

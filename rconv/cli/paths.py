@@ -5,6 +5,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from rconv.data.names import TRAIN_SIZES
+from rconv.data.sources import data_folder
 from rconv.files import output_file
 
 
@@ -37,6 +39,32 @@ def check_files(outputs: Mapping[str, str | None], inputs: Mapping[str, str | No
         if _is_standard_output(target):
             raise ValueError(f"{option}: {path} is where standard output goes: name another file")
         taken[option] = target
+
+
+def check_data(dataset: str, path: str | None) -> None:
+    """Refuse a folder of data that does not exist: a mistyped name would become a new folder.
+
+    Parameters
+    ----------
+    dataset : str
+        Photos and Digits need no folder, so that for them RCONV_DATA does not matter.
+    path : str or None
+        What --data-dir says, ~ for the user's own; None where it is not given.
+
+    Raises
+    ------
+    ValueError
+        If --data-dir, or else the environment variable RCONV_DATA, names no folder.
+    """
+    option = "--data-dir"
+    if path is None and dataset in TRAIN_SIZES:
+        option, path = "RCONV_DATA:", os.environ.get("RCONV_DATA")
+    if not path:
+        return
+    folder = data_folder(path)
+    if not folder.is_dir():
+        reason = "is no folder" if folder.exists() else "no such folder, create it first"
+        raise ValueError(f"{option} {path}: {reason}")
 
 
 def _same(a: Path, b: Path) -> bool:

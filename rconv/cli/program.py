@@ -5,9 +5,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from rconv.cli.arguments import parser
-from rconv.cli.commands import COMMANDS
+from rconv.cli.interrupt import CODE, Interrupts, interruptible
 from rconv.cli.terminal import complain
+
+DEBUG = "RCONV_DEBUG"
+"""Variable of the environment that shows where an unexpected error comes from."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,35 +24,58 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     int
         The exit code: 0, or 2 for bad input and output that cannot be written, with one line on
-        standard error that says why; 130 where the user interrupted.
+        standard error that says why; 1 for a defect of this program; 130 where the user
+        interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version")):
         argv.insert(0, "attack")
-    try:
-        _answer(argv)
-    except (ValueError, OSError) as error:
-        complain(f"error: {_reason(error)}")
-        return 2
-    except RuntimeError as error:  # PyTorch has no class of its own for this
-        if "memory" not in str(error):
-            raise
-        complain("error: there is not enough memory for this")
-        return 2
-    except KeyboardInterrupt:
-        complain("interrupted")
-        return 130
+    with interruptible() as interrupts:
+        try:
+            _answer(argv, interrupts)
+        except KeyboardInterrupt:
+            complain("interrupted")
+            return CODE
+        except Exception as error:
+            if interrupts.pressed:  # what an import makes of Ctrl-C
+                complain("interrupted")
+                return CODE
+            return _refuse(error)
     return 0
 
 
-def _answer(argv: list[str]) -> None:
+def _answer(argv: list[str], interrupts: Interrupts) -> None:
     if sys.stdout is None:
         raise ValueError("standard output is closed")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # for what its encoding does not have
+    from rconv.cli.arguments import parser  # now that Ctrl-C is handled
+
     arguments = parser().parse_args(argv)
     arguments.line = shlex.join(["rconv", *argv])
+    from rconv.cli.commands import COMMANDS  # PyTorch, which --help does not need
+
+    interrupts.working = True
     COMMANDS[arguments.command](arguments)
+
+
+def _refuse(error: Exception) -> int:
+    """One line that says what is wrong, and the exit code."""
+    if isinstance(error, ValueError | OSError):
+        complain(f"error: {_reason(error)}")
+        return 2
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "memory" in str(error)
+    ):  # PyTorch has no class of its own for this
+        complain("error: there is not enough memory for this")
+        return 2
+    if os.environ.get(DEBUG):
+        sys.excepthook(type(error), error, error.__traceback__)
+    complain(
+        f"error: unexpected {type(error).__name__}: {error}; this is a defect of rconv, please "
+        f"report it; {DEBUG}=1 shows where it is"
+    )
+    return 1
 
 
 def _reason(error: Exception) -> str:

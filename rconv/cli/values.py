@@ -6,7 +6,16 @@ What a value means is not known here.
 import argparse
 import re
 
-from rconv.lab.photographs import MOST
+from rconv.data.names import SIZES
+
+FORM = "path/to/file.py:Net or package.module:function"
+"""A model of the user's own, as --model takes it."""
+
+LARGEST = 2**26
+"""Numbers in one image: half a GiB in float64, and an attack holds dozens of such maps."""
+
+MOST = SIZES["Photos"]
+"""Photographs that there are."""
 
 
 def path(text: str) -> str:
@@ -44,6 +53,10 @@ def shape(text: str) -> tuple[int, int, int]:
     if not re.fullmatch("[0-9]{1,5}(,[0-9]{1,5}){2}", text) or 0 in map(int, text.split(",")):
         raise argparse.ArgumentTypeError(f"takes three numbers such as 3,64,64, got {text!r}")
     channels, height, width = map(int, text.split(","))
+    if channels * height * width > LARGEST:
+        raise argparse.ArgumentTypeError(
+            f"{text} is {channels * height * width:,} numbers in one image: at most {LARGEST:,}"
+        )
     return channels, height, width
 
 

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 
 import numpy as np
@@ -11,8 +11,8 @@ import torch
 from rconv.data.embedded import embedded
 from rconv.data.errors import DatasetError
 from rconv.data.indices import parse_indices
+from rconv.data.names import CHANNELS, CLASSES, DEFAULT, SIZES, TRAIN_SIZES
 from rconv.data.preprocess import preprocess
-from rconv.data.raw import TRAIN_SIZES
 from rconv.data.sources import data_folder, read, write_snapshot
 
 __all__ = [
@@ -27,12 +27,6 @@ __all__ = [
     "preprocess",
     "write_snapshot",
 ]
-
-CLASSES = {"MNIST": 10, "CIFAR10": 10, "CIFAR100": 100, "Photos": 10, "Digits": 10}
-CHANNELS = {"MNIST": 1, "CIFAR10": 3, "CIFAR100": 3, "Photos": 3, "Digits": 1}
-SIZES = {**TRAIN_SIZES, "Photos": 100, "Digits": 1797}
-DEFAULT = "Photos"
-"""The dataset that is used where none is named: it needs no network."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +52,15 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def select(self, which: slice) -> "Images":
+        """Some of the images, in their order."""
+        return replace(
+            self,
+            images=self.images[which],
+            labels=self.labels[which],
+            indices=self.indices[which],
+        )
 
 
 def load(

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-TRAIN_SIZES = {"MNIST": 60_000, "CIFAR10": 50_000, "CIFAR100": 50_000}
 _SHAPES = {"MNIST": (28, 28), "CIFAR10": (32, 32, 3), "CIFAR100": (32, 32, 3)}
 _LABELS = {"MNIST": 10, "CIFAR10": 10, "CIFAR100": 100}
 

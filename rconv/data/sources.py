@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from rconv.data.errors import DatasetError
-from rconv.data.raw import TRAIN_SIZES, reason_of, validate
+from rconv.data.names import TRAIN_SIZES
+from rconv.data.raw import reason_of, validate
 from rconv.data.torchvision_files import read_torchvision
-from rconv.files import output_file, replacing
+from rconv.files import claimed, output_file, replacing
 
 
 def data_folder(data_dir: str | os.PathLike | None = None) -> Path:
@@ -125,9 +126,10 @@ def write_snapshot(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         output_file(path)
-        data, targets = read(name, count, data_folder(data_dir), download=True)
-        with replacing(path) as file:
-            np.savez_compressed(file, data=data[:count], targets=targets[:count])
+        with claimed([path]):
+            data, targets = read(name, count, data_folder(data_dir), download=True)
+            with replacing(path) as file:
+                np.savez_compressed(file, data=data[:count], targets=targets[:count])
     except OSError as error:
         raise DatasetError(f"{path} cannot be written ({error.strerror})") from error
     return path

@@ -1,7 +1,7 @@
 """One experiment: clients compute gradients, the attacker answers, the truth is the judge."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from rconv.attack.attack import Attack
 from rconv.attack.report import Reconstruction
 from rconv.data import datasets
-from rconv.lab import architectures
+from rconv.lab import architectures, catalogue
 from rconv.lab.metrics import matched
 from rconv.lab.records import Record, make_records
 from rconv.lab.shared import model_settings, shared_model
 from rconv.observe.observation import per_sample_gradients
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16}
+DTYPES = {name: getattr(torch, name) for name in catalogue.DTYPES}
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def run(
     device: str = "cpu",
     data_dir: str | None = None,
     progress: bool = False,
+    on_result: Callable[["Experiment"], None] | None = None,
 ) -> Experiment:
     """Attack images of a dataset through an architecture, and measure.
 
@@ -76,6 +77,8 @@ def run(
         Where the clients compute and most of the attack runs.
     progress : bool
         Show a progress bar over the images.
+    on_result : callable, optional
+        As `attack_images` takes it.
 
     Returns
     -------
@@ -89,12 +92,8 @@ def run(
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
-    options = {
-        "seed": seed,
-        "filters": filters,
-        "initialisation": initialisation,
-        "weights": weights,
-    }
+    options = {"seed": seed, "filters": filters}
+    options |= {"initialisation": initialisation, "weights": weights}
     model = shared_model(dataset, architecture, activation, dtype=dtype, device=device, **options)
     truth = datasets.load(dataset, indices, data_dir=data_dir)
     return attack_images(
@@ -107,6 +106,7 @@ def run(
         signs=signs,
         batch=batch,
         progress=progress,
+        on_result=on_result,
     )
 
 
@@ -121,6 +121,7 @@ def attack_images(
     signs: bool = True,
     batch: int | None = 1,
     progress: bool = False,
+    on_result: Callable[[Experiment], None] | None = None,
 ) -> Experiment:
     """Attack images through a model, and measure.
 
@@ -139,6 +140,9 @@ def attack_images(
     batch : int, optional
         Not 1: the images are one client's, which sends their mean gradient; what comes back is
         put into their order. None lets the attack read the number from the gradient.
+    on_result : callable, optional
+        Is called with each group of images as soon as it is finished, in their order; not for a
+        batch, which is finished at once.
 
     Returns
     -------
@@ -156,14 +160,24 @@ def attack_images(
     options = {"constraints": constraints, "signs": signs, "loss": "cross-entropy"}
     attack = Attack(model, truth.images.shape[1:], **options)
     gradients = client_gradients(model, architecture, truth, dtype, together=together)
-    start = time.perf_counter()
-    reconstruction = attack(gradients, batch=batch, progress=progress)
-    seconds = time.perf_counter() - start
-    settings = {**settings, "dtype": dtype, "constraints": constraints, "seconds": seconds / count}
+    settings = {**settings, "dtype": dtype, "constraints": constraints}
+    start, done = time.perf_counter(), 0
+
+    def measured(found: Reconstruction, own: datasets.Images, images: int) -> Experiment:
+        each = {**settings, "seconds": (time.perf_counter() - start) / images}
+        return Experiment(own, found, make_records(found, each, own))
+
+    def finished(part: Reconstruction) -> None:
+        nonlocal done
+        first, done = done, done + len(part.images)
+        on_result(measured(part, truth.select(slice(first, done)), done))
+
+    hook = None if on_result is None or together else finished
+    reconstruction = attack(gradients, batch=batch, progress=progress, on_result=hook)
     if together:
         settings["batch"] = count
         reconstruction = _in_order(reconstruction, truth)
-    return Experiment(truth, reconstruction, make_records(reconstruction, settings, truth))
+    return measured(reconstruction, truth, count)
 
 
 def _in_order(found: Reconstruction, truth: datasets.Images) -> Reconstruction:

@@ -23,7 +23,7 @@ SUCCESS = 1e-6
 
 
 def make_records(
-    reconstruction: Reconstruction, settings: Record, truth: Images | None = None
+    reconstruction: Reconstruction, settings: Record, truth: Images | None = None, first: int = 0
 ) -> list[Record]:
     """One record per image; without the truth, what compares with it is None.
 
@@ -35,6 +35,8 @@ def make_records(
         Entries that all records share.
     truth : Images, optional
         The N originals.
+    first : int
+        Number of the first image, where there is no truth.
 
     Returns
     -------
@@ -50,8 +52,8 @@ def make_records(
         measured = {key: finite(quality[key][i]) if key in quality else None for key in QUALITY}
         record = {
             "dataset": None,
-            "index": int(truth.indices[i]) if truth is not None else i,
-            "label": int(truth.labels[i]) if truth is not None else int(reconstruction.labels[i]),
+            "index": int(truth.indices[i]) if truth is not None else first + i,
+            "label": _label(reconstruction if truth is None else truth, i),
             **settings,
             **measured,
             "gradient_residual": finite(reconstruction.gradient_residual[i]),
@@ -64,6 +66,12 @@ def make_records(
         }
         records.append(record)
     return records
+
+
+def _label(known: Images | Reconstruction, i: int) -> int | None:
+    """The class; None where gradients do not tell it."""
+    label = int(known.labels[i])
+    return None if label < 0 else label
 
 
 def _layer_record(layer: LayerReport, i: int) -> Record:
@@ -119,7 +127,7 @@ def summary(records: list[dict], most: int = 20) -> str:
     rows = [
         (
             r["index"],
-            r["label"],
+            "-" if r["label"] is None else r["label"],
             _format(r["mse"], ".1e"),
             _format(r["psnr"], ".1f"),
             _format(r["ssim"], ".4f"),

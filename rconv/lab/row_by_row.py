@@ -110,7 +110,7 @@ def attack_one(
     layer : callable, optional
         Solves a layer from gradient constraints.
     spent : Counter, optional
-        Seconds of each layer are added here.
+        Seconds of the processor for each layer are added here.
 
     Returns
     -------
@@ -128,7 +128,7 @@ def attack_one(
     output = gradients[f"{head.name}.weight"][row] / bias[row]
     cotangent = bias @ head.weight
     for stage in reversed(network.stages):
-        start = time.perf_counter()
+        start = time.process_time()
         output = output.reshape(stage.geometry.output)
         output = torch.where(output.abs() < ZERO, 0.0, output)
         below = cotangent.reshape(stage.geometry.output) * stage.activation.derivative(output)
@@ -139,5 +139,5 @@ def attack_one(
         output = torch.from_numpy(found)
         cotangent = stage.transpose(below[None])[0]
         if spent is not None:
-            spent[stage.name] += time.perf_counter() - start
+            spent[stage.name] += time.process_time() - start
     return output.reshape(network.input_shape)

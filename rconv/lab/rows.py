@@ -4,8 +4,8 @@ The attack itself never writes them out: it needs every row, and then has cheape
 """
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 from rconv.attack.backward import Passed
@@ -71,5 +71,5 @@ class Rows(DenseRows):
             (n,); entries below `TOUCHING` times the largest are zero.
         """
         steps = 10 * self.unknowns
-        x, _ = nnls(self.matrix[0].numpy(), self.rhs[0, :, 0].numpy(), maxiter=steps)
+        x, _ = scipy.optimize.nnls(self.matrix[0].numpy(), self.rhs[0, :, 0].numpy(), maxiter=steps)
         return torch.from_numpy(np.where(x > TOUCHING * x.max(), x, 0.0))

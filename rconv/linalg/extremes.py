@@ -1,7 +1,7 @@
 """How far each entry of a family can lie where inequalities hold: linear programs, one by one."""
 
 import numpy as np
-from scipy.optimize import linprog
+import scipy
 from tqdm import tqdm
 
 from rconv.linalg.margin import MOST, OPTIONS, PROGRAM
@@ -51,7 +51,7 @@ def extremes(
         for sign in (1, -1):
             if low[j] <= bounds[0] + PROGRAM if sign > 0 else high[j] >= bounds[1] - PROGRAM:
                 continue
-            found = linprog(
+            found = scipy.optimize.linprog(
                 sign * basis[j],
                 A_ub=-directions,
                 b_ub=values,

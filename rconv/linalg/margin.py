@@ -1,7 +1,7 @@
 """The point of a family that satisfies inequalities by the largest margin, and its proof."""
 
 import numpy as np
-from scipy.optimize import OptimizeResult, linprog
+import scipy
 
 PROGRAM = 1e-9
 """Margin, in the unit of the unknown, up to which a program of HiGHS is exact."""
@@ -75,14 +75,14 @@ def deepest(values: np.ndarray, directions: np.ndarray) -> tuple[float, np.ndarr
     return None
 
 
-def _program(values: np.ndarray, directions: np.ndarray) -> OptimizeResult | None:
+def _program(values: np.ndarray, directions: np.ndarray) -> "scipy.optimize.OptimizeResult | None":
     """The program of some rows, all of them at once; None where it fails.
 
     Where HiGHS cannot reach the tolerances, its own will do to tell that there is room.
     """
     rows, columns = directions.shape
     for options, least in ((OPTIONS, -np.inf), ({"time_limit": OPTIONS["time_limit"]}, ROOM)):
-        found = linprog(
+        found = scipy.optimize.linprog(
             np.r_[np.zeros(columns), -1.0],
             A_ub=np.hstack([-directions, np.ones((rows, 1))]),
             b_ub=values,

@@ -91,9 +91,7 @@ def _solution(
 ) -> Solution:
     """A value with what follows from its spectrum and from the equations."""
     # What is broadcast to b has the mean of b's shape already.
-    deviation = equations.deviation.expand(
-        torch.broadcast_shapes(equations.deviation.shape, (len(value), 1, 1))
-    )
+    deviation, _ = torch.broadcast_tensors(equations.deviation, value.new_empty(len(value), 1, 1))
     return Solution(
         value,
         rank,

@@ -9,8 +9,8 @@ yᵀG = 0 and yᵀh = t = 0 force all with a positive weight to be equalities, w
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from scipy import sparse
-from scipy.optimize import linprog, nnls
 
 from rconv.linalg.cholesky import range_factor
 from rconv.linalg.margin import MOST, OPTIONS, PROGRAM, deepest
@@ -131,7 +131,7 @@ def forced_at(values: np.ndarray, directions: np.ndarray, noise: float) -> Force
     if rows * (rows + columns) > MOST:
         return None
     # The most weights that can be positive at once, each counted up to one.
-    found = linprog(
+    found = scipy.optimize.linprog(
         np.r_[np.zeros(columns), -np.ones(rows)],
         A_ub=sparse.hstack([-weights, sparse.identity(rows)]),
         b_ub=np.zeros(rows),
@@ -167,7 +167,7 @@ def nonnegative(gram: np.ndarray, start: np.ndarray) -> np.ndarray | None:
     rows = factor[np.argsort(order)].T
     steps = min(STEPS, int((WORK / max(len(rows), 1)) ** 0.5))
     try:
-        return nnls(rows, rows @ start, maxiter=steps)[0]
+        return scipy.optimize.nnls(rows, rows @ start, maxiter=steps)[0]
     except RuntimeError:
         return None
 

@@ -92,7 +92,7 @@ class _Finder:
                 f"between {convolution.target} and what is added to its output stands more than "
                 f"steps that move its entries about ({line})"
             )
-        shape = torch.broadcast_shapes(moved.shape, self._run(added).shape)
+        shape = torch.broadcast_tensors(moved, self._run(added))[0].shape
         for name in parameters:
             index = self._own_entries(name, added, moved, shape)
             if index is None:

@@ -1,6 +1,8 @@
 """Gradients and weights as files: safetensors, which hold numbers and nothing that runs."""
 
+import errno
 import os
+import stat
 from os import PathLike
 
 import safetensors.torch
@@ -54,9 +56,7 @@ def read_tensors(path: str | PathLike) -> dict[str, Tensor]:
     ValueError
         If the file is missing, damaged, of another kind, or holds other numbers.
     """
-    if not os.path.isfile(path):
-        reason = "is no regular file" if os.path.exists(path) else "no such file"
-        raise ValueError(f"{path}: {reason}")
+    _check_readable(path)
     try:
         tensors = safetensors.torch.load_file(path)
     except (SafetensorError, OSError, KeyError) as error:  # KeyError: a dtype of a newer format
@@ -88,8 +88,15 @@ def load_weights(model: nn.Module, path: str | PathLike) -> None:
         If the file cannot be read, holds the weights of another model, or holds what cannot be
         computed with: NaN, infinity, or numbers that overflow.
     """
+    tensors = read_tensors(path)
+    for name, own in model.named_parameters():
+        if name in tensors and tensors[name].shape[1:] == own.shape != tensors[name].shape:
+            raise ValueError(
+                f"{path} holds gradients, not weights: {name} has the shape "
+                f"{tuple(tensors[name].shape)}, one of the model's for each client"
+            )
     try:
-        model.load_state_dict(read_tensors(path))
+        model.load_state_dict(tensors)
     except RuntimeError as error:
         reason = (str(error).splitlines() * 2)[1].strip()
         raise ValueError(f"{path} holds the weights of another model: {reason}") from None
@@ -97,3 +104,21 @@ def load_weights(model: nn.Module, path: str | PathLike) -> None:
         check_weights(model)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _check_readable(path: str | PathLike) -> None:
+    """ValueError that says why a file cannot be read, or that it is of another kind."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for its writer
+            raise ValueError(f"{path}: is no regular file")
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError) or error.errno == errno.ELOOP
+        reason = "no such file" if missing else f"cannot be read ({error.strerror})"
+        raise ValueError(f"{path}: {reason}") from None
+    if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] != b"{":
+        raise ValueError(
+            f"{path} is a pickle, as torch.save writes it, and reading it could run code: write "
+            "it with safetensors.torch.save_file"
+        )

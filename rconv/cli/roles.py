@@ -1,0 +1,122 @@
+"""Weights given as gradients, gradients given as weights, before and after exchanged."""
+
+import argparse
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rconv.cli.terminal import complain
+from rconv.observe.exchange import read_tensors
+from rconv.observe.observation import Gradients
+
+RANK_ONE = 1e-3
+"""Second singular value, relative to the first, up to which a matrix counts as one outer product:
+above the rounding of float16 gradients."""
+
+FAR = 0.3
+"""Second singular value above which a matrix is far from an outer product, and sum of a bias,
+relative to the sum of its sizes, above which it is far from zero. Gradients with so much noise
+reconstruct nothing."""
+
+
+def check_roles(
+    arguments: argparse.Namespace, model: nn.Module, gradients: Gradients | None = None
+) -> None:
+    """Say before the work if files seem to be exchanged.
+
+    The gradient of the last Linear of one image is an outer product, and with cross-entropy the
+    gradient of its bias sums to zero. Weights have neither property, up to rare exceptions, so
+    that these two give a warning. What is certain is refused.
+
+    Parameters
+    ----------
+    arguments : Namespace
+        With `weights`, and of the attack `gradients`, `after` and `batch`.
+    model : Module
+        With the weights that were given.
+    gradients : mapping of str to Tensor, optional
+        What was received.
+
+    Raises
+    ------
+    ValueError
+        If the gradients are the model's weights, or hold its buffers.
+    """
+    a = arguments
+    before, after = getattr(a, "before", None), getattr(a, "after", None)
+    weights = {"--weights": a.weights, "--before": before, "--after": after}
+    if before is not None:
+        weights["--weights"] = None  # the same file
+    for option, path in weights.items():
+        if path is not None and _are_gradients(_last_layer(model, read_tensors(path))):
+            _warn(f"{option}: these look like gradients: the last layer is an outer product")
+    if gradients is None:
+        return
+    _check_not_weights(model, gradients)
+    last = _last_layer(model, gradients)
+    if last is None or a.batch != 1:
+        return
+    if after is None and _second(last.weight) > FAR and _sum(last.bias) > FAR:
+        _warn("--gradients: these look like weights: the last layer is no outer product")
+    # Softmax minus one-hot is negative at the label alone.
+    negative, positive = (last.bias < 0).sum(), (last.bias > 0).sum()
+    if after is not None and positive == 1 and negative > 1:
+        _warn("--before, --after: exchanged? With cross-entropy the step goes the other way")
+
+
+def _are_gradients(last: "_Layer | None") -> bool:
+    return last is not None and _second(last.weight) < RANK_ONE and _sum(last.bias) < RANK_ONE
+
+
+def _check_not_weights(model: nn.Module, gradients: Gradients) -> None:
+    buffers = [name for name, _ in model.named_buffers() if name in gradients]
+    if buffers:
+        raise ValueError(f"the file holds {buffers[0]}, a buffer: it holds weights, not gradients")
+    own = {name: p.detach() for name, p in model.named_parameters()}
+    if set(own) == set(gradients) and all(
+        g.numel() == own[name].numel()
+        and torch.equal(g.reshape(own[name].shape).to(own[name]), own[name])
+        for name, g in gradients.items()
+    ):
+        raise ValueError("the gradients equal the model's weights: the file holds weights")
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What a file holds for the last Linear: (K, n) and (K,), float64, finite and not zero."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def _last_layer(model: nn.Module, tensors: Gradients) -> _Layer | None:
+    """Those of the first client; None without a bias or with a single output."""
+    found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    if not found or found[-1][1].bias is None or min(found[-1][1].weight.shape) < 2:
+        return None
+    values = []
+    for part in ("weight", "bias"):
+        value, own = tensors.get(f"{found[-1][0]}.{part}".lstrip(".")), getattr(found[-1][1], part)
+        if value is None or value.shape[value.dim() - own.dim() :] != own.shape:
+            return None
+        value = value.detach().double().reshape(-1, *own.shape)
+        if not len(value) or not value[0].any() or not value[0].isfinite().all():
+            return None
+        values.append(value[0])
+    return _Layer(*values)
+
+
+def _second(matrix: Tensor) -> float:
+    """Second singular value, relative to the first."""
+    values = torch.linalg.svdvals(matrix)
+    return float(values[1] / values[0]) if values[0] > 0 else 1.0
+
+
+def _sum(vector: Tensor) -> float:
+    """Size of the sum, relative to the sum of the sizes."""
+    return float(vector.sum().abs() / vector.abs().sum().clamp(min=1e-300))
+
+
+def _warn(text: str) -> None:
+    complain(f"warning: {text}")
