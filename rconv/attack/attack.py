@@ -18,12 +18,14 @@ from rconv.attack.batch import batch_size, reconstruct_batch, required_for_batch
 from rconv.attack.candidates import choose
 from rconv.attack.doubts import with_doubts
 from rconv.attack.fallback import within_range
+from rconv.attack.missing import observed_ways, refuse_incomplete
 from rconv.attack.plan import make_plan
 from rconv.attack.report import Reconstruction
 from rconv.attack.second_look import second_look
 from rconv.attack.ways import Way, best_way, ways_into
 from rconv.model.batchnorm import without_statistics
 from rconv.model.ends import Entry
+from rconv.model.wrappers import unwrapped
 from rconv.observe.check import check_gradients, check_value_range, told_noise
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
@@ -80,6 +82,7 @@ class Attack:
     ):
         if loss not in LOSSES:
             raise ValueError(f"unknown loss {loss!r}: state 'cross-entropy', or nothing")
+        model = unwrapped(model)
         ways = ways_into(model, input_shape)
         self.network = ways[0].network
         self.model = copy.deepcopy(without_statistics(model))
@@ -113,7 +116,8 @@ class Attack:
         gradients : dict of str to Tensor, or sequence of Tensor
             Parameter name → gradient, shaped as the parameter (one image) or with a leading axis
             N; or the gradients alone, in the order of the parameters. float64, float32, bfloat16
-            or float16, on any device.
+            or float16, on any device. Those of frozen parameters may be missing or None; the
+            equations that they would give are left out.
         batch : int, optional
             B, the images of each client's step, whose gradient is their mean or their sum. None
             reads it from each client's gradient.
@@ -135,22 +139,23 @@ class Attack:
         ------
         UnsupportedModelError
             With another batch than 1: a network that branches, or whose head is not one Linear
-            with a bias.
+            with a bias. Missing gradients without which nothing determines a layer's input.
         ValueError
-            Missing or unknown names, wrong shapes, NaN or infinite entries, a precision that is
+            Unknown names, wrong shapes, NaN or infinite entries, a precision that is
             negative or no number, a batch that is not below the number of classes.
         ShortRankError
             With `strict`, the first layer of short rank and what would help.
         """
-        gradients, rounding = check_gradients(self.model, gradients, self._exact)
+        gradients, rounding = check_gradients(self.model, gradients, self._exact, partial=True)
         if self._exact is not None:
             others = [g.dtype for name, g in gradients.items() if name not in self._exact]
             own = [p.dtype for p in self.model.parameters()]
             self.model.to(max(torch.float32, *others, *own, key=lambda dtype: dtype.itemsize))
         noise = told_noise(self.model, rounding, precision, noise)
-        way, closed = best_way(self.ways, gradients, noise)
+        way, closed = best_way(observed_ways(self.ways, gradients), gradients, noise)
         if batch != 1:
             required_for_batches(way.network, batch)
+            refuse_incomplete(way, gradients)
         total = len(next(iter(gradients.values())))
         parts = []
         with tqdm(total=total, disable=not progress, unit="client") as bar:

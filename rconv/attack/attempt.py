@@ -19,6 +19,7 @@ from rconv.attack.start import Start, from_head
 from rconv.attack.verdict import expected_error, layer_levels, layer_names, revealed_noise
 from rconv.attack.ways import Way
 from rconv.model.ends import Entry, Head
+from rconv.model.wrappers import tensor_of
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 
@@ -79,7 +80,7 @@ def attempt(
         images,
         reports,
         _labels(model, head, images, found, start.derivative, scaled),
-        distance(own, scaled, list(own)),
+        distance(own, scaled, [name for name in own if name in scaled]),
         error,
         torch.zeros_like(image),
         revealed_noise(network, own, scaled, levels, reports[0].residual, error),
@@ -124,7 +125,7 @@ def _labels(
         logits = own_logits(model, head, found.value)
     else:
         with torch.no_grad():
-            logits = model(images)
+            logits = tensor_of(model(images))
     return told_labels(logit_gradient, logits)
 
 
@@ -135,6 +136,8 @@ def _logit_gradient(linear: Head, derivative: Tensor, gradients: Gradients) -> T
         return None if name is None else derivative
     if f"{name}.bias" in gradients:
         return gradients[f"{name}.bias"]
+    if f"{name}.weight" not in gradients:
+        return None
     return torch.stack([rank_one(g)[0] for g in gradients[f"{name}.weight"]])
 
 

@@ -60,7 +60,7 @@ def read(model: nn.Module, input_shape: Sequence[int]) -> Network:
         if layers_of(model) is None:
             refuse_other_values(model, network)
     except UnsupportedModelError as error:
-        network = entered(model, steps, shape, str(error))
+        network = entered(model, steps, shape, error)
     return network
 
 
