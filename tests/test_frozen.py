@@ -8,8 +8,7 @@ from torch.nn import functional
 from graphs import conv, seeded
 from rconv import UnsupportedModelError
 from rconv.attack.attack import Attack
-from rconv.lab.trial import observe
-from small import relative_error, uniform
+from small import observe, relative_error, uniform
 
 SHAPE = (3, 8, 8)
 

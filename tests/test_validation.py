@@ -48,7 +48,7 @@ W = torch.ones(2, 3, 8, dtype=torch.float64)
 REFUSED = [
     # why, gradients, message
     ("missing", {k: v for k, v in gradients().items() if k != "2.bias"}, "no gradient for 2"),
-    ("frozen head", change("2.weight", None), r"no gradient for 2\.weight: the attack starts"),
+    ("frozen", change("0.bias", None), r"no gradient for 0\.bias"),
     ("empty", {}, r"no gradient for 0\.weight, 0\.bias, 2\.weight, 2\.bias"),
     ("unknown", change("fc.weight", W), r"no parameter 'fc\.weight'"),
     ("transposed", change("2.weight", W.mT), r"2\.weight has the shape \(2, 8, 3\)"),

@@ -178,7 +178,7 @@ def _by_name(
             "gradients must be a mapping from parameter name to tensor, or a sequence in the "
             f"order of model.parameters(), got {type(gradients).__name__}"
         )
-    if len(gradients) == len(trained):
+    if trained and len(gradients) == len(trained):
         names = trained
     if len(gradients) != len(names):
         raise ValueError(
