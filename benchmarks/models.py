@@ -1,19 +1,20 @@
 """Every classification model of torchvision: what the attack and the audit say, and how fast.
 
-    python benchmarks/models.py [--models resnet18 vit_b_16] [--short] [--write benchmarks/models.json]
+    python benchmarks/models.py [--models resnet18 vit_b_16] [--short] [--write FILE]
 
 Each at its own resolution, in evaluation and in training mode, with the weights of its constructor;
 those that are zero there, as a vision transformer's head, are drawn, as training would make them.
-Every point runs in a process of its own, so that its peak of memory is its own. Only the
+Every point runs in a process of its own, so that its peak of memory is its own; they are forked
+from one that has imported PyTorch. Only the
 preparation is timed, `Attack(model, shape)` and `audit_model(model, shape)`: by the clock, and in
 seconds of the processor summed over its threads.
 """
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +72,7 @@ def said(prepare: Callable[[], object]) -> dict:
     return {"answer": answer, "says": sentence, "reasons": reasons, **rounded}
 
 
-def measure(name: str, training: bool) -> dict:
+def measure(name: str, *, training: bool) -> dict:
     """One model in one mode."""
     model, shape = network(name, training=training)
     attack = said(lambda: Attack(model, shape))
@@ -83,24 +84,20 @@ def measure(name: str, training: bool) -> dict:
 
 
 def main() -> None:
-    """Run each point in a process, or the one that is asked for in this one."""
+    """Run each point in a process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=models.list_models(module=models))
     parser.add_argument("--short", action="store_true", help="a few models, as CI runs them")
     parser.add_argument("--write", type=Path, help="where to keep the record")
-    parser.add_argument("--one", nargs=2, metavar=("MODEL", "MODE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one:
-        print(json.dumps(measure(arguments.one[0], arguments.one[1] == "training")))
-        return
     points = []
-    for name in SHORT if arguments.short else arguments.models:
-        for mode in ("evaluation", "training"):
-            command = [sys.executable, __file__, "--one", name, mode]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            points.append(json.loads(done.stdout.splitlines()[-1]))
+    names = SHORT if arguments.short else arguments.models
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        for name, training in itertools.product(names, (False, True)):
+            points.append(pool.apply(measure, (name,), {"training": training}))
             own = points[-1]["attack"]
-            print(f"{name:20} {mode:10} {own['cpu']:5.1f} s  {own['answer']}: {own['says']}")
+            line = f"{name:20} {points[-1]['mode']:10} {own['cpu']:5.1f} s  {own['answer']}"
+            print(f"{line}: {own['says']}", flush=True)
             if arguments.write:
                 _write(arguments.write, points)
     slow = [p for p in points if max(p["attack"]["cpu"], p["audit"]["cpu"]) > BAR]

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from graphs import conv, seeded
+from small import observe, relative_error, uniform
 from torch import nn
 from torch.nn import functional
 
-from graphs import conv, seeded
 from rconv import UnsupportedModelError
 from rconv.attack.attack import Attack
-from small import observe, relative_error, uniform
 
 SHAPE = (3, 8, 8)
 

@@ -4,7 +4,7 @@ Prepared once per model, it receives what an attacker has, the model and gradien
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -128,7 +128,7 @@ class Attack:
         noise : Noise, optional
             What is known of their errors in more detail, in place of `precision`.
         progress : bool
-            Show a progress bar over the clients.
+            Show a progress bar over the clients, with the layer that is being solved.
 
         Returns
         -------
@@ -159,11 +159,13 @@ class Attack:
         total = len(next(iter(gradients.values())))
         parts = []
         with tqdm(total=total, disable=not progress, unit="client") as bar:
+            announce = bar.set_postfix_str if progress else None
             size = way.chunk if batch == 1 else 1
             for start in range(0, total, size):
                 cut = slice(start, start + size)
                 part = {name: g[cut] for name, g in gradients.items()}
-                parts.append(self._reconstruct(way, part, noise.select(cut, gradients), batch))
+                own = part, noise.select(cut, gradients), batch
+                parts.append(self._reconstruct(way, *own, announce))
                 bar.update(len(part[next(iter(part))]))
         result = Reconstruction.concatenate(parts)
         if any(closed):
@@ -174,14 +176,20 @@ class Attack:
         return result
 
     def _reconstruct(
-        self, way: Way, gradients: Gradients, noise: Noise, batch: int | None
+        self,
+        way: Way,
+        gradients: Gradients,
+        noise: Noise,
+        batch: int | None,
+        announce: Callable[[str], None] | None,
     ) -> Reconstruction:
         """The answer, and a second look at the images whose certificate reveals a noise."""
         batch = batch or batch_size(way.network, gradients, noise)
         if batch > 1:
             own = way.network, way.plans, gradients, noise, self.value_range, batch
             return reconstruct_batch(self.model, *own)
-        result = self._attempt(way, gradients, noise)
+        attempted = partial(self._attempt, way, announce=announce)
+        result = attempted(gradients, noise)
         # Where the rank is short, the image need not explain the gradients; that says no more.
         again = (result.full_rank & (result.revealed_noise > 0)).nonzero()[:, 0].tolist()
         if again:
@@ -189,7 +197,7 @@ class Attack:
             for i in again:
                 own = {name: g[i : i + 1] for name, g in gradients.items()}
                 told = noise.select(slice(i, i + 1), gradients)
-                parts[i] = second_look(parts[i], own, told, partial(self._attempt, way))
+                parts[i] = second_look(parts[i], own, told, attempted)
             result = Reconstruction.concatenate(parts)
         if any(plan.kind == "auto" and plan.prior for plan in way.plans):
             result = within_range(result, self.value_range)
@@ -198,8 +206,15 @@ class Attack:
         )
 
     def _attempt(
-        self, way: Way, gradients: Gradients, noise: Noise, *, frugal: bool = False
+        self,
+        way: Way,
+        gradients: Gradients,
+        noise: Noise,
+        *,
+        frugal: bool = False,
+        announce: Callable[[str], None] | None = None,
     ) -> Reconstruction:
         own = gradients, noise, self.value_range
-        candidates, image = attempt(self.model, way, *own, frugal=frugal)
+        options = {"frugal": frugal, "announce": announce}
+        candidates, image = attempt(self.model, way, *own, **options)
         return choose(candidates, image, self.value_range)

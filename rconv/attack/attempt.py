@@ -1,5 +1,6 @@
 """One pass from the gradients to images, with its certificate."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -13,11 +14,13 @@ from rconv.attack.from_spans import from_spans
 from rconv.attack.head import HeadInput, head_input, rank_one
 from rconv.attack.joint import solve_map
 from rconv.attack.labels import own_logits, told_labels
+from rconv.attack.plan import LayerPlan
 from rconv.attack.recursion import recursion
-from rconv.attack.report import Reconstruction
+from rconv.attack.report import LayerReport, Reconstruction
 from rconv.attack.start import Start, from_head
 from rconv.attack.verdict import expected_error, layer_levels, layer_names, revealed_noise
 from rconv.attack.ways import Way
+from rconv.linalg.solution import Solution
 from rconv.model.ends import Entry, Head
 from rconv.model.wrappers import tensor_of
 from rconv.observe.noise import Noise
@@ -32,6 +35,7 @@ def attempt(
     value_range: tuple[float, float],
     *,
     frugal: bool = False,
+    announce: Callable[[str], None] | None = None,
 ) -> tuple[Reconstruction, Tensor]:
     """Candidates for the images behind gradients.
 
@@ -49,6 +53,8 @@ def attempt(
         Of the pixels.
     frugal : bool
         Where `auto` may choose, keep the cheapest equations.
+    announce : callable, optional
+        Takes the name of each layer before its input is solved.
 
     Returns
     -------
@@ -67,6 +73,8 @@ def attempt(
     noise = noise.select(image, gradients)
     start = _start(way, found, scaled, noise, unit)
     known, solve = (start, scaled, noise, unit), partial(solve_map, frugal=frugal)
+    if announce is not None:
+        solve = partial(_announced, solve, announce)
     images, reports, spread = recursion(network, way.plans, *known, solve=solve)
     if found is None and way.spans is None:
         reports = checked(network, start, reports, scaled)
@@ -89,6 +97,17 @@ def attempt(
         ("",) * len(images),
     )
     return candidates, image
+
+
+def _announced(
+    solve: Callable[..., tuple[Solution, LayerReport]],
+    announce: Callable[[str], None],
+    plans: Sequence[LayerPlan],
+    *known: object,
+) -> tuple[Solution, LayerReport]:
+    """Solve for a map once its name has been announced."""
+    announce(" and ".join(plan.stage.name for plan in plans))
+    return solve(plans, *known)
 
 
 def _start(

@@ -41,7 +41,7 @@ def refuse_other_values(model: nn.Module, network: Network) -> None:
     own = shared_copy(without_statistics(model))
     shape = (2, *network.input_shape)
     image = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    image = image.to(next(model.parameters()).device)
+    image = image.to(next(model.parameters(), torch.empty(0)).device)
     maps = network.maps(image)
     expected = {network.head.name: maps[-1]}
     if isinstance(network.head, Entry):

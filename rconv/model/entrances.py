@@ -111,7 +111,7 @@ def _shapes(
         found[name] = args[0].shape
 
     own = without_values(model)
-    dtype = next(own.parameters()).dtype
+    dtype = next(own.parameters(), torch.empty(0)).dtype
     for name, module in own.named_modules():
         if type(module) is nn.Conv2d:
             module.register_forward_pre_hook(lambda _, args, n=name: look(n, args))

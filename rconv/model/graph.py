@@ -51,11 +51,14 @@ def graph_of(model: nn.Module) -> list[fx.Node]:
     UnsupportedModelError
         If the model cannot be traced, with the line.
     """
-    arguments = list(inspect.signature(model.forward).parameters.values())[1:]
+    image, *arguments = inspect.signature(model.forward).parameters.values() or (None,)
     fixed = {a.name: a.default for a in arguments if a.default is not a.empty}
     named = [a for a in arguments if a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
-    if len(named) > len(fixed):
-        raise UnsupportedModelError(f"{name_of(model)}: forward must take images and nothing else")
+    if image is None or image.kind is image.VAR_POSITIONAL or len(named) > len(fixed):
+        raise UnsupportedModelError(
+            f"{name_of(model)}: forward must take images and nothing else; "
+            "wrap it in a module whose forward does"
+        )
     try:
         graph = _Tracer().trace(model, concrete_args=fixed or None)
     except Exception as error:  # whatever the model's own code does with symbols

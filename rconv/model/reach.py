@@ -94,7 +94,7 @@ def _derivatives(
         model.get_submodule(name).register_forward_hook(lambda _, __, o, n=name: replaced(n, o))
         for name in names
     ]
-    device = next(model.parameters()).device
+    device = next(model.parameters(), torch.empty(0)).device
     image = torch.rand((1, *images), generator=generator, dtype=torch.float64).to(device)
     try:
         with torch.enable_grad(), InFloat64():

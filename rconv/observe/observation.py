@@ -101,6 +101,11 @@ def client_losses(logits: Tensor, targets: Tensor, loss: Loss | None) -> Tensor:
         If a target is no class, where `loss` is None, or the loss is not one number.
     """
     if loss is None:
+        if logits.dim() != 2:
+            raise ValueError(
+                f"the model's output for one image has the shape {tuple(logits.shape[1:])}, not "
+                "that of logits, (K,): give the clients' loss"
+            )
         targets = _classes(targets, max(2, logits.shape[1]))
     if logits.shape[1] == 1:
         loss = loss or nn.functional.binary_cross_entropy_with_logits
