@@ -185,7 +185,7 @@ REFUSED = {
     "twice": (lambda m, x: head(m, m.other(m.other(x))), "^other: shares a parameter"),
     "dropout": (lambda m, x: head(m, functional.dropout(x)), "^dropout: active dropout"),
     "no head": (lambda m, x: x.flatten(1), "no Linear layer"),
-    "two values": (lambda m, x: (head(m, x), x), "Code returns more than one tensor"),
+    "no value": (lambda m, x: (None, 1), "Code returns no tensor"),
     "branching code": (lambda m, x: head(m, x) if x.sum() > 0 else x, "cannot be traced"),
     "around the head": (lambda m, x: head(m, x) + x.mean(), "^mean: takes conv.* around fc"),
     "in place": (changed_in_place, "in place after another step"),

@@ -162,8 +162,9 @@ def test_what_an_image_does_not_reach_is_named_with_rank_and_need():
     ids=["few filters", "no ReLU before the mean"],
 )
 def test_what_no_image_can_reach_is_refused(options, top, reason):
-    with pytest.raises(UnsupportedModelError, match=f"4: .*{reason}"):
+    with pytest.raises(UnsupportedModelError) as refusal:
         Attack(model(*top(), **options), SHAPE)
+    assert any(layer == "4" and reason in why for layer, why in refusal.value.reasons)
 
 
 def test_several_images_are_no_single_image():
@@ -191,8 +192,8 @@ def test_noise_is_expected_and_called_by_its_size():
 def test_reach_knows_what_can_arrive():
     torch.manual_seed(0)
     norm = without_statistics(model(*TOPS["BatchNorm in train mode"]()))
-    q = reach(norm, "4", SHAPE)
+    q = reach(norm, ["4"], SHAPE)["4"]
     assert q.shape == (16, 15) and q.sum(dim=0).norm() < 1e-12
     passed_over = model(nn.ReLU(), nn.MaxPool2d(3), *linear(WIDE))
-    q = reach(passed_over, "4", SHAPE)
+    q = reach(passed_over, ["4"], SHAPE)["4"]
     assert q.shape == (16, 9) and q.reshape(4, 4, 9)[3].norm() < 1e-12

@@ -19,12 +19,14 @@ from rconv.attack.batch import batch_size, reconstruct_batch, required_for_batch
 from rconv.attack.candidates import choose
 from rconv.attack.doubts import with_doubts
 from rconv.attack.fallback import within_range
+from rconv.attack.missing import observed_ways, refuse_incomplete
 from rconv.attack.plan import make_plan
 from rconv.attack.report import Reconstruction
 from rconv.attack.second_look import second_look
 from rconv.attack.ways import Way, best_way, ways_into
 from rconv.model.batchnorm import without_statistics
 from rconv.model.ends import Entry
+from rconv.model.wrappers import unwrapped
 from rconv.observe.check import check_gradients, check_value_range, told_noise
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
@@ -85,6 +87,7 @@ class Attack:
     ):
         if loss not in LOSSES:
             raise ValueError(f"unknown loss {loss!r}: state 'cross-entropy', or nothing")
+        model = unwrapped(model)
         ways = ways_into(model, input_shape)
         self.network = ways[0].network
         self.model = copy.deepcopy(without_statistics(model))
@@ -119,7 +122,8 @@ class Attack:
         gradients : dict of str to Tensor, or sequence of Tensor
             Parameter name → gradient, shaped as the parameter (one image) or with a leading axis
             N; or the gradients alone, in the order of the parameters. float64, float32, bfloat16
-            or float16, on any device.
+            or float16, on any device. Those of frozen parameters may be missing or None; the
+            equations that they would give are left out.
         batch : int, optional
             B, the images of each client's step, whose gradient is their mean or their sum. None
             reads it from each client's gradient.
@@ -130,7 +134,7 @@ class Attack:
         noise : Noise, optional
             What is known of their errors in more detail, in place of `precision`.
         progress : bool
-            Show a progress bar over the clients.
+            Show a progress bar over the clients, with the layer that is being solved.
         on_result : callable, optional
             Is called with each group of images as soon as it is finished, in their order.
 
@@ -143,29 +147,32 @@ class Attack:
         ------
         UnsupportedModelError
             With another batch than 1: a network that branches, or whose head is not one Linear
-            with a bias.
+            with a bias. Missing gradients without which nothing determines a layer's input.
         ValueError
-            Missing or unknown names, wrong shapes, NaN or infinite entries, a precision that is
+            Unknown names, wrong shapes, NaN or infinite entries, a precision that is
             negative or no number, a batch that is not below the number of classes.
         ShortRankError
             With `strict`, the first layer of short rank and what would help.
         """
-        gradients, rounding = check_gradients(self.model, gradients, self._exact)
+        gradients, rounding = check_gradients(self.model, gradients, self._exact, partial=True)
         if self._exact is not None:
             others = [g.dtype for name, g in gradients.items() if name not in self._exact]
             own = [p.dtype for p in self.model.parameters()]
             self.model.to(max(torch.float32, *others, *own, key=lambda dtype: dtype.itemsize))
         noise = told_noise(self.model, rounding, precision, noise)
-        way, closed = best_way(self.ways, gradients, noise)
+        way, closed = best_way(observed_ways(self.ways, gradients), gradients, noise)
         if batch != 1:
             required_for_batches(way.network, batch)
+            refuse_incomplete(way, gradients)
         total = len(next(iter(gradients.values())))
         parts = []
         with tqdm(total=total, disable=not progress, unit="client") as bar:
+            announce = bar.set_postfix_str if progress else None
             most = way.chunk if batch == 1 else 1
             for cut in _groups(total, most, watched=progress or on_result is not None):
                 part = {name: g[cut] for name, g in gradients.items()}
-                parts.append(self._reconstruct(way, part, noise.select(cut, gradients), batch))
+                own = part, noise.select(cut, gradients), batch
+                parts.append(self._reconstruct(way, *own, announce))
                 if on_result is not None:
                     on_result(parts[-1])
                 bar.update(len(part[next(iter(part))]))
@@ -178,14 +185,20 @@ class Attack:
         return result
 
     def _reconstruct(
-        self, way: Way, gradients: Gradients, noise: Noise, batch: int | None
+        self,
+        way: Way,
+        gradients: Gradients,
+        noise: Noise,
+        batch: int | None,
+        announce: Callable[[str], None] | None,
     ) -> Reconstruction:
         """The answer, and a second look at the images whose certificate reveals a noise."""
         batch = batch or batch_size(way.network, gradients, noise)
         if batch > 1:
             own = way.network, way.plans, gradients, noise, self.value_range, batch
             return reconstruct_batch(self.model, *own)
-        result = self._attempt(way, gradients, noise)
+        attempted = partial(self._attempt, way, announce=announce)
+        result = attempted(gradients, noise)
         # Where the rank is short, the image need not explain the gradients; that says no more.
         again = (result.full_rank & (result.revealed_noise > 0)).nonzero()[:, 0].tolist()
         if again:
@@ -193,7 +206,7 @@ class Attack:
             for i in again:
                 own = {name: g[i : i + 1] for name, g in gradients.items()}
                 told = noise.select(slice(i, i + 1), gradients)
-                parts[i] = second_look(parts[i], own, told, partial(self._attempt, way))
+                parts[i] = second_look(parts[i], own, told, attempted)
             result = Reconstruction.concatenate(parts)
         if any(plan.kind == "auto" and plan.prior for plan in way.plans):
             result = within_range(result, self.value_range)
@@ -202,10 +215,17 @@ class Attack:
         )
 
     def _attempt(
-        self, way: Way, gradients: Gradients, noise: Noise, *, frugal: bool = False
+        self,
+        way: Way,
+        gradients: Gradients,
+        noise: Noise,
+        *,
+        frugal: bool = False,
+        announce: Callable[[str], None] | None = None,
     ) -> Reconstruction:
         own = gradients, noise, self.value_range
-        candidates, image = attempt(self.model, way, *own, frugal=frugal)
+        options = {"frugal": frugal, "announce": announce}
+        candidates, image = attempt(self.model, way, *own, **options)
         return choose(candidates, image, self.value_range)
 
 

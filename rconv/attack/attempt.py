@@ -1,5 +1,6 @@
 """One pass from the gradients to images, with its certificate."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -13,12 +14,15 @@ from rconv.attack.from_spans import from_spans
 from rconv.attack.head import HeadInput, head_input, rank_one
 from rconv.attack.joint import solve_map
 from rconv.attack.labels import own_logits, told_labels
+from rconv.attack.plan import LayerPlan
 from rconv.attack.recursion import recursion
-from rconv.attack.report import Reconstruction
+from rconv.attack.report import LayerReport, Reconstruction
 from rconv.attack.start import Start, from_head
 from rconv.attack.verdict import expected_error, layer_levels, layer_names, revealed_noise
 from rconv.attack.ways import Way
+from rconv.linalg.solution import Solution
 from rconv.model.ends import Entry, Head
+from rconv.model.wrappers import tensor_of
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 
@@ -31,6 +35,7 @@ def attempt(
     value_range: tuple[float, float],
     *,
     frugal: bool = False,
+    announce: Callable[[str], None] | None = None,
 ) -> tuple[Reconstruction, Tensor]:
     """Candidates for the images behind gradients.
 
@@ -48,6 +53,8 @@ def attempt(
         Of the pixels.
     frugal : bool
         Where `auto` may choose, keep the cheapest equations.
+    announce : callable, optional
+        Takes the name of each layer before its input is solved.
 
     Returns
     -------
@@ -66,6 +73,8 @@ def attempt(
     noise = noise.select(image, gradients)
     start = _start(way, found, scaled, noise, unit)
     known, solve = (start, scaled, noise, unit), partial(solve_map, frugal=frugal)
+    if announce is not None:
+        solve = partial(_announced, solve, announce)
     images, reports, spread = recursion(network, way.plans, *known, solve=solve)
     if found is None and way.spans is None:
         reports = checked(network, start, reports, scaled)
@@ -79,7 +88,7 @@ def attempt(
         images,
         reports,
         _labels(model, head, images, found, start.derivative, scaled),
-        distance(own, scaled, list(own)),
+        distance(own, scaled, [name for name in own if name in scaled]),
         error,
         torch.zeros_like(image),
         revealed_noise(network, own, scaled, levels, reports[0].residual, error),
@@ -88,6 +97,17 @@ def attempt(
         ("",) * len(images),
     )
     return candidates, image
+
+
+def _announced(
+    solve: Callable[..., tuple[Solution, LayerReport]],
+    announce: Callable[[str], None],
+    plans: Sequence[LayerPlan],
+    *known: object,
+) -> tuple[Solution, LayerReport]:
+    """Solve for a map once its name has been announced."""
+    announce(" and ".join(plan.stage.name for plan in plans))
+    return solve(plans, *known)
 
 
 def _start(
@@ -124,7 +144,7 @@ def _labels(
         logits = own_logits(model, head, found.value)
     else:
         with torch.no_grad():
-            logits = model(images)
+            logits = tensor_of(model(images))
     return told_labels(logit_gradient, logits)
 
 
@@ -135,6 +155,8 @@ def _logit_gradient(linear: Head, derivative: Tensor, gradients: Gradients) -> T
         return None if name is None else derivative
     if f"{name}.bias" in gradients:
         return gradients[f"{name}.bias"]
+    if f"{name}.weight" not in gradients:
+        return None
     return torch.stack([rank_one(g)[0] for g in gradients[f"{name}.weight"]])
 
 

@@ -147,7 +147,8 @@ def reconstruct_batch(
     none = torch.zeros(batch, dtype=torch.int64, device=images.device)
     # A noise that nobody told grows as the told one does.
     error = error.maximum(growth * revealed).clamp(max=1.0)
-    fields = found.samples.labels, distance(own, summed, list(own)).expand(batch), error, none
+    residual = distance(own, summed, [name for name in own if name in summed]).expand(batch)
+    fields = found.samples.labels, residual, error, none
     judged = revealed.expand(batch), growth, none.bool(), ("",) * batch
     return with_batch_doubts(Reconstruction(images, reports, *fields, *judged))
 

@@ -89,6 +89,11 @@ class LayerPlan:
         system = SparseSystem(weight_matrix(self.stage.weight, g))
         return system if system.regular else None
 
+    @cached_property
+    def by_outputs(self) -> "LayerPlan":
+        """The same by weight constraints alone, where the weight's gradient is not observed."""
+        return LayerPlan(self.stage, "weight", bounds=self.bounds)
+
     def cheapest(self, known: bool, tolerance: float) -> str:
         """Kind of equations to try first for one image.
 

@@ -14,7 +14,7 @@ from rconv.attack.start import Start, channel_errors
 from rconv.attack.walk import Walk
 from rconv.linalg.solution import Solution, root_mean_square
 from rconv.model.geometry import Stage
-from rconv.model.nodes import Network
+from rconv.model.nodes import Network, UnsupportedModelError
 from rconv.model.told import backward_order
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
@@ -60,6 +60,11 @@ def recursion(
         From where the network ends down to the first convolution.
     error : Tensor
         (M,), standard deviation of the images, in the unit of the pixels, from the noise alone.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Where missing gradients leave no equation of a map.
     """
     walk = Walk(network, start.told, start.cotangent)
     reports = [start.report]
@@ -75,7 +80,9 @@ def recursion(
         elif taken:
             own = [by_name[stage.name] for _, stage in taken]
             known = [_known(stage, walk.passed[i], gradients, noise, unit) for i, stage in taken]
-            solved, report = solve(own, known, walk.told(node))
+            told = walk.told(node)
+            _refuse_without_equations(known, told, gradients)
+            solved, report = solve(own, known, told)
             reports.append(report.under(reports, own[0].bounds))
             value = solved.value.reshape(-1, *network.nodes[node].shape)
             error = channel_errors(value, solved.error, report.constraints, noise)
@@ -87,6 +94,23 @@ def recursion(
 def _known(stage: Stage, passed: Passed, gradients: Gradients, noise: Noise, unit: Tensor) -> Known:
     """What is known of one convolution before its input is."""
     name = f"{stage.name}.weight"
-    gradient = gradients[name]
+    gradient = gradients.get(name)
+    if gradient is None:  # its plan has no equation that takes it
+        gradient = stage.weight.new_zeros(len(unit), *stage.weight.shape)
+        return Known(stage, passed, gradient, noise.level(name, gradient, unit))
     precision = noise.level(name, gradient, unit)
     return Known(stage, passed, gradient, precision, noise.rows(name, gradient, unit))
+
+
+def _refuse_without_equations(
+    known: Sequence[Known], told: Told | None, gradients: Gradients
+) -> None:
+    """Refuse a map of which missing gradients leave no equation."""
+    missing = [own.stage.name for own in known if f"{own.stage.name}.weight" not in gradients]
+    if len(missing) < len(known) or told is not None:
+        return
+    if not any(bool(own.some.any()) for own in known):
+        raise UnsupportedModelError(
+            f"no gradient for {missing[0]}.weight: the output of {missing[0]} is not known either, "
+            "so that nothing determines its input; its gradient must be sent"
+        )

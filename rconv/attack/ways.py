@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from math import isqrt
 
 import torch
 from torch import nn
@@ -13,8 +15,17 @@ from rconv.linalg.dense import MAX_UNKNOWNS
 from rconv.model.entrances import entrances
 from rconv.model.nodes import Network, UnsupportedModelError
 from rconv.model.read import read
+from rconv.model.wrappers import unwrapped
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
+
+NOT_PRIVATE = "Not supported does not mean private."
+
+SUPPORTED = (
+    "use Conv2d without groups, BatchNorm2d in evaluation, invertible activations or ReLU, sums, "
+    "concatenations of channels, Flatten and Linear"
+)
+"""The remedy where a refusal has none of its own."""
 
 CHUNK_BYTES = 2**27  # of the gradient matrices that are solved at a time
 
@@ -64,32 +75,44 @@ def ways_into(model: nn.Module, input_shape: Sequence[int]) -> list[Way]:
     Raises
     ------
     UnsupportedModelError
-        If there is none; with the reason for each convolution.
+        If there is none; its `reasons` have that of each convolution.
     """
+    model = unwrapped(model)
     try:
         return [Way(read(model, input_shape))]
     except UnsupportedModelError as error:
-        reason = str(error)
+        reason = error
+    most = isqrt(MAX_UNKNOWNS)
     try:
-        networks, refusals = entrances(model, input_shape, reason)
-    except UnsupportedModelError:
-        raise UnsupportedModelError(reason) from None
+        networks, refusals = entrances(model, input_shape, str(reason), most)
+    except UnsupportedModelError as error:
+        raise final_refusal([reason, error]) from None
     ways = []
     for network in networks:
-        stage = network.nodes[network.entered].does
-        spans = Spans(stage.geometry, network.head.reach)
+        spans = Spans(network.nodes[network.entered].does.geometry, network.head.reach)
         refusal = _refusal(network, spans)
         if refusal is None:
             ways.append(Way(network, spans))
         else:
-            refusals.append(f"{stage.name}: {refusal}")
+            refusals.insert(0, UnsupportedModelError(f"{network.head.name}: {refusal}"))
     if not ways:
-        tried = "; ".join(refusals)
-        raise UnsupportedModelError(
-            f"{reason}. Nor does the gradient of a convolution tell its own input"
-            + (f": {tried}" if tried else "")
-        )
+        raise final_refusal([reason, *refusals])
     return ways
+
+
+def final_refusal(refusals: Sequence[UnsupportedModelError]) -> UnsupportedModelError:
+    """One sentence that names the first layer that cannot be passed, and all reasons beside it.
+
+    Parameters
+    ----------
+    refusals : sequence of UnsupportedModelError
+        Why the model is not read up to its first Linear; then why its convolutions cannot be
+        solved from their own gradients.
+    """
+    reasons = tuple(dict.fromkeys(chain.from_iterable(own.reasons for own in refusals)))
+    first = str(refusals[0])
+    remedy = "" if "; " in first else f"; {SUPPORTED}"
+    return UnsupportedModelError(f"{first}{remedy}. {NOT_PRIVATE}", reasons)
 
 
 def _refusal(network: Network, spans: Spans) -> str | None:

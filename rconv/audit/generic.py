@@ -107,7 +107,8 @@ class Meeting:
         """What the attack makes of it: the cheapest equations, and all if these fall short."""
         own = self.plans, self.known, self.told
         _, report = solve_map(*own, frugal=True)
-        if int(report.rank) < self.unknowns and report.constraints != ("hybrid",):
+        more = self.weight_rows > 0 and report.constraints != ("hybrid",)
+        if int(report.rank) < self.unknowns and more:
             _, report = solve_map(*own)
         return report
 

@@ -1,7 +1,6 @@
 """Does the model compute what was read? Both are run on a random image."""
 
 import contextlib
-import copy
 
 import torch
 from torch import nn
@@ -9,7 +8,10 @@ from torch import nn
 from rconv.model.batchnorm import without_statistics
 from rconv.model.ends import Entry
 from rconv.model.geometry import Stage
+from rconv.model.graph import first_line
 from rconv.model.nodes import Network, UnsupportedModelError
+from rconv.model.simulate import InFloat64
+from rconv.model.wrappers import shared_copy
 
 SAME = 1e-9
 """Relative difference of two computations of the same, in float64."""
@@ -36,10 +38,10 @@ def refuse_other_values(model: nn.Module, network: Network) -> None:
     UnsupportedModelError
         If the input of the first Linear differs, or that of a convolution up to an entry.
     """
-    own = copy.deepcopy(without_statistics(model)).double()
+    own = shared_copy(without_statistics(model))
     shape = (2, *network.input_shape)
     image = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    image = image.to(next(model.parameters()).device)
+    image = image.to(next(model.parameters(), torch.empty(0)).device)
     maps = network.maps(image)
     expected = {network.head.name: maps[-1]}
     if isinstance(network.head, Entry):
@@ -54,12 +56,18 @@ def refuse_other_values(model: nn.Module, network: Network) -> None:
 
     for name in expected:
         own.get_submodule(name).register_forward_pre_hook(lambda _, args, n=name: look(n, args))
-    with torch.no_grad(), contextlib.suppress(_Reached):
-        own(image)
+    try:
+        with torch.no_grad(), InFloat64(), contextlib.suppress(_Reached):
+            own(image)
+    except Exception as error:  # whatever the model's own code raises
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be run in float64: {first_line(error)}"
+        ) from None
     for name, value in expected.items():
         value = value.flatten(1)
         if name not in found or not (found[name] - value).norm() <= SAME * value.norm():
             raise UnsupportedModelError(
-                f"{type(model).__name__} computes something else than the steps of its "
-                "forward say: perhaps a map is changed in place after another step has taken it"
+                f"{type(model).__name__} computes something else than the steps of its forward "
+                "say, perhaps since a map is changed in place after another step has taken it; "
+                "write its operations so that none is in place"
             )

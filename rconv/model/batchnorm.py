@@ -1,6 +1,5 @@
 """BatchNorm in evaluation: an affine map of each channel, folded into the convolution below."""
 
-import copy
 from dataclasses import replace
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from rconv.model.geometry import Stage
 from rconv.model.nodes import Affine, UnsupportedModelError
 from rconv.model.weights import check_own_parameters
+from rconv.model.wrappers import shared_copy
 
 
 def affine_of(name: str, norm: nn.BatchNorm2d, channels: int) -> Affine:
@@ -60,6 +60,7 @@ def without_statistics(model: nn.Module) -> nn.Module:
 
     Those of the copy keep none. They use those of the batch and compute the same; only the update
     is left out, which would change the model, and which `torch.func` cannot do image by image.
+    All parameters are shared with the model.
     """
 
     def keeps(module: nn.Module) -> bool:
@@ -68,7 +69,7 @@ def without_statistics(model: nn.Module) -> nn.Module:
 
     if not any(map(keeps, model.modules())):
         return model
-    own = copy.deepcopy(model)
+    own = shared_copy(model)
     for module in filter(keeps, own.modules()):
         module.running_mean = module.running_var = module.num_batches_tracked = None
     return own

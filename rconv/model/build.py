@@ -150,7 +150,12 @@ def _activation(own: Operation) -> Activation:
             )
         return from_module(own.what)
     except ValueError as error:
-        reason = "loses what it does not pass on" if "Pool" in kind.__name__ else str(error)
-        raise own.refusal(
-            f"{kind.__name__} between the image and the first Linear is not supported: {reason}"
-        ) from None
+        if "Pool" in kind.__name__:
+            reason = (
+                f"{kind.__name__} between the image and the first Linear is not supported, since "
+                "it discards what it does not pass on; use a convolution with a stride in its place"
+            )
+        else:
+            reason = f"{kind.__name__} between the image and the first Linear is not supported"
+            reason += str(error).removeprefix(f"{kind.__name__} cannot be passed")
+        raise own.refusal(reason) from None

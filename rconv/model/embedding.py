@@ -17,6 +17,10 @@ from rconv.model.graph import before, graph_of, sees, values_of
 from rconv.model.nodes import UnsupportedModelError
 
 
+class NoEmbeddingError(UnsupportedModelError):
+    """Nothing in the model resembles a position embedding."""
+
+
 def embedding_of(model: nn.Module, shape: tuple[int, int, int]) -> tuple[str, Embedding]:
     """Find the convolution whose output a learned position embedding is added to.
 
@@ -49,13 +53,14 @@ def embedding_of(model: nn.Module, shape: tuple[int, int, int]) -> tuple[str, Em
             try:
                 found = finder.told_by(total, tokens, added)
             except UnsupportedModelError as error:
-                reasons.append(str(error))
+                reasons.append(error)
                 continue
             if found is not None:
                 return found
-    if reasons:
-        raise UnsupportedModelError(reasons[0])
-    raise UnsupportedModelError("no position embedding is added to a convolution's output")
+    near = [own for own in reasons if not isinstance(own, NoEmbeddingError)]
+    if near or reasons:
+        raise (near or reasons)[0]
+    raise NoEmbeddingError("no position embedding is added to a convolution's output")
 
 
 class _Finder:
@@ -78,19 +83,20 @@ class _Finder:
         if convolution is None or sees(added, self.image):
             return None
         line = total.meta["line"]
+        layers = any(self._has_weights(own) for own in self._between(convolution, tokens))
+        moved = None if layers else self._moved(tokens, convolution)
+        output = None if moved is None else self._run(convolution)
+        counts = None if moved is None else moved[moved >= 0].bincount(minlength=output.numel())
+        if counts is None or (counts != 1).any():
+            raise NoEmbeddingError(
+                f"{convolution.target}: between it and what is added to its output stands more "
+                f"than steps that move its entries about; add the embedding directly ({line})"
+            )
         parameters = self._parameters(added)
         if not parameters:
             raise UnsupportedModelError(
-                f"what is added to {convolution.target}'s output is fixed, it has no gradient "
-                f"that would tell the output's ({line})"
-            )
-        output = self._run(convolution)
-        moved = self._moved(tokens, convolution)
-        counts = None if moved is None else moved[moved >= 0].bincount(minlength=output.numel())
-        if counts is None or (counts != 1).any():
-            raise UnsupportedModelError(
-                f"between {convolution.target} and what is added to its output stands more than "
-                f"steps that move its entries about ({line})"
+                f"{convolution.target}: what is added to its output is fixed, so that no gradient "
+                f"is the derivative by the output; train the position embedding ({line})"
             )
         shape = torch.broadcast_tensors(moved, self._run(added))[0].shape
         for name in parameters:
@@ -101,7 +107,8 @@ class _Finder:
             return convolution.target, Embedding(name, index.reshape(output.shape[1:]))
         raise UnsupportedModelError(
             f"{' and '.join(parameters)}: is not added entry by entry to the outputs of "
-            f"{convolution.target}, so that its gradient is not the derivative by each ({line})"
+            f"{convolution.target}, so that its gradient is not the derivative by each; use one "
+            f"entry for each output ({line})"
         )
 
     def _own_entries(
@@ -125,9 +132,23 @@ class _Finder:
         for what, users in ((convolution.target, [convolution]), (name, self._users(name, around))):
             if not set(users).isdisjoint(around):
                 raise UnsupportedModelError(
-                    f"{what} reaches the loss by a way around the sum with the position "
-                    f"embedding ({total.meta['line']}): its gradient is not this sum's alone"
+                    f"{what}: reaches the loss by a way around the sum with the position "
+                    "embedding, so that its gradient is not this sum's alone; use it there only "
+                    f"({total.meta['line']})"
                 )
+
+    def _between(self, convolution: fx.Node, tokens: fx.Node) -> list[fx.Node]:
+        """The steps from a convolution's output to what is made of it."""
+        found = {convolution}
+        for node in self.nodes:
+            if not found.isdisjoint(node.all_input_nodes):
+                found.add(node)
+        return [node for node in before(self.nodes, tokens) if node in found - {convolution}]
+
+    def _has_weights(self, node: fx.Node) -> bool:
+        """Whether a step is a layer with parameters."""
+        own = self.model.get_submodule(node.target) if node.op == "call_module" else nn.Identity()
+        return next(own.parameters(), None) is not None
 
     def _convolution(self, node: fx.Node) -> fx.Node | None:
         """The last convolution that a map is made of."""

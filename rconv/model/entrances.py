@@ -4,7 +4,6 @@ Nothing above such a convolution is read. It is run, to see which derivatives by
 output it can give at all.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,16 +14,21 @@ from rconv.model.agreement import refuse_other_values
 from rconv.model.batchnorm import without_statistics
 from rconv.model.ends import Entry
 from rconv.model.entry import network_below
+from rconv.model.graph import first_line
 from rconv.model.nodes import SUM, Network, UnsupportedModelError
 from rconv.model.operations import Operation, leading_to, logits_of
 from rconv.model.reach import reach
 from rconv.model.read import check_input_shape, steps_of
+from rconv.model.simulate import shapes_alone, without_values
+from rconv.model.wrappers import tensor_of
 
 
 def entrances(
-    model: nn.Module, input_shape: Sequence[int], reason: str
-) -> tuple[list[Network], list[str]]:
+    model: nn.Module, input_shape: Sequence[int], reason: str, most: int
+) -> tuple[list[Network], list[UnsupportedModelError]]:
     """Networks that end at a convolution, or at a sum that its output is a term of.
+
+    Shapes alone rule out most convolutions; the model is run for those that are left.
 
     Parameters
     ----------
@@ -34,50 +38,110 @@ def entrances(
         (C, H, W) of one image.
     reason : str
         Why the model is not read up to its first Linear.
+    most : int
+        The largest rank of a convolution's gradient that its input can be solved from.
 
     Returns
     -------
     list of Network
         The topmost convolution first.
-    list of str
+    list of UnsupportedModelError
         Why other convolutions cannot be entered.
 
     Raises
     ------
     UnsupportedModelError
-        If the model cannot be read as steps at all.
+        If the model cannot be read as steps at all, or cannot be run on one image.
     """
     shape = check_input_shape(input_shape)
     steps = steps_of(model, shape)
-    own = copy.deepcopy(without_statistics(model)).double()
-    logits = _logits(own, steps, shape)
+    own = without_statistics(model)
+    shapes, result = _shapes(own, shape)
+    entry = Entry("", None, _logits(own, steps, result), reason)
     found: list[Network] = []
-    refusals: list[str] = []
+    refusals: list[UnsupportedModelError] = []
     for i in sorted(leading_to(steps, len(steps) - 1), reverse=True):
         if type(steps[i].what) is not nn.Conv2d:
             continue
-        entry, reasons = Entry(steps[i].name, None, logits, reason), []
-        for end in _ends(steps, i):
-            try:
-                network = network_below(steps, shape, entry, end)
-                refuse_other_values(own, network)
-            except UnsupportedModelError as error:
-                reasons.append(str(error))
-                continue
-            reached = replace(entry, reach=reach(own, entry.name, shape))
-            found.append(replace(network, head=reached))
-            break
-        else:
-            refusals.append(reasons[0])
-    return found, refusals
+        try:
+            _refuse_few_rows(steps[i], shapes[steps[i].name], most)
+            found.append(_entered(own, steps, i, shape, entry, found))
+        except UnsupportedModelError as error:
+            refusals.append(error)
+    if not found:
+        return found, refusals
+    try:
+        reached = reach(own, [network.head.name for network in found], shape)
+    except Exception as error:  # whatever the model's own code raises
+        raise UnsupportedModelError(f"cannot be run on one image: {first_line(error)}") from None
+    heads = (replace(network.head, reach=reached[network.head.name]) for network in found)
+    return [replace(n, head=head) for n, head in zip(found, heads, strict=True)], refusals
 
 
-def _logits(model: nn.Module, steps: list[Operation], shape: tuple[int, int, int]) -> str | None:
+def _entered(
+    model: nn.Module,
+    steps: list[Operation],
+    i: int,
+    shape: tuple[int, int, int],
+    entry: Entry,
+    confirmed: Sequence[Network],
+) -> Network:
+    """The network that ends at a convolution, or at a sum, and that computes what was read."""
+    reasons = []
+    for end in _ends(steps, i):
+        try:
+            network = network_below(steps, shape, replace(entry, name=steps[i].name), end)
+            names = {stage.name for stage in network.stages}
+            if not any(names <= {stage.name for stage in own.stages} for own in confirmed):
+                refuse_other_values(model, network)
+        except UnsupportedModelError as error:
+            reasons.append(error)
+            continue
+        return network
+    raise reasons[0]
+
+
+def _shapes(
+    model: nn.Module, shape: tuple[int, int, int]
+) -> tuple[dict[str, torch.Size], torch.Size]:
+    """Of each convolution's input, and of the result, for two images."""
+    found: dict[str, torch.Size] = {}
+
+    def look(name: str, args: tuple[torch.Tensor]) -> None:
+        found[name] = args[0].shape
+
+    own = without_values(model)
+    dtype = next(own.parameters(), torch.empty(0)).dtype
+    for name, module in own.named_modules():
+        if type(module) is nn.Conv2d:
+            module.register_forward_pre_hook(lambda _, args, n=name: look(n, args))
+    try:
+        with shapes_alone():
+            return found, tensor_of(own(torch.zeros(2, *shape, dtype=dtype))).shape
+    except Exception as error:  # whatever the model's own code raises
+        raise UnsupportedModelError(f"has no fixed shapes: {first_line(error)}") from None
+
+
+def _refuse_few_rows(step: Operation, shape: torch.Size, most: int) -> None:
+    """Refuse a convolution whose gradient cannot have the rank that its input needs.
+
+    The rank is that of the filters at most, and every unit of it gives one equation for each
+    kernel offset in the pixels of a channel.
+    """
+    kernel, filters = step.what.kernel_size, step.what.out_channels
+    rank, pixels = min(filters, most), shape[-2] * shape[-1]
+    rows = rank * kernel[0] * kernel[-1]
+    if rows < pixels:
+        raise UnsupportedModelError(
+            f"{step.name}: its {filters} filters give its gradient {rows} usable rows for the "
+            f"{pixels} pixels of a channel of its input"
+        )
+
+
+def _logits(model: nn.Module, steps: list[Operation], result: torch.Size) -> str | None:
     """Name of the Linear that the model ends in, if its bias's gradient is that of the logits."""
     name = logits_of(steps)
-    with torch.no_grad():
-        result = model(next(model.parameters()).new_zeros(1, *shape))
-    if name is None or model.get_submodule(name).bias is None or result.dim() != 2:
+    if name is None or model.get_submodule(name).bias is None or len(result) != 2:
         return None
     return name
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from rconv.model.agreement import refuse_other_values
 from rconv.model.build import build
-from rconv.model.embedding import embedding_of
+from rconv.model.embedding import NoEmbeddingError, embedding_of
 from rconv.model.ends import Entry
 from rconv.model.nodes import Network, UnsupportedModelError
 from rconv.model.operations import Operation, leading_to, logits_of, refuse_ways_around
@@ -12,7 +12,10 @@ from rconv.model.told import backward_order
 
 
 def entered(
-    model: nn.Module, steps: list[Operation], shape: tuple[int, int, int], reason: str
+    model: nn.Module,
+    steps: list[Operation],
+    shape: tuple[int, int, int],
+    reason: UnsupportedModelError,
 ) -> Network:
     """Read a model up to a convolution that can be entered.
 
@@ -24,7 +27,7 @@ def entered(
         Of its forward pass.
     shape : tuple of int
         (C, H, W) of the image.
-    reason : str
+    reason : UnsupportedModelError
         Why it cannot be read up to its first Linear.
 
     Returns
@@ -35,16 +38,18 @@ def entered(
     Raises
     ------
     UnsupportedModelError
-        With `reason`, and why no convolution can be entered.
+        With `reason`, or why a position embedding is not of use; all in its `reasons`.
     """
     try:
         found = embedding_of(model, shape)
         convolution, embedding = found
-        entry = Entry(convolution, embedding, _logits(model, steps), reason)
+        entry = Entry(convolution, embedding, _logits(model, steps), str(reason))
         network = network_below(steps, shape, entry)
         refuse_other_values(model, network)
     except UnsupportedModelError as error:
-        raise UnsupportedModelError(f"{reason}. Nor is there a way in below it: {error}") from None
+        # Where there is an embedding, what is wrong with it is of more use.
+        first = reason if isinstance(error, NoEmbeddingError) else error
+        raise UnsupportedModelError(str(first), (*reason.reasons, *error.reasons)) from None
     return network
 
 
@@ -97,6 +102,6 @@ def _logits(model: nn.Module, steps: list[Operation]) -> str:
     if not model.get_submodule(logits).weight.any():
         raise UnsupportedModelError(
             f"{logits}: its weights are all zero, so that nothing below it gets a gradient; "
-            "a step that has trained it does"
+            "train it by one step first"
         )
     return logits

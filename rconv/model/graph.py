@@ -1,10 +1,12 @@
 """A model written as code, run with symbols (`torch.fx`) and, step by step, on images."""
 
 import inspect
+import linecache
 import operator
 import os
-import traceback
+import sys
 from collections.abc import Iterable, Mapping
+from types import FrameType
 from typing import Any
 
 import torch
@@ -13,6 +15,9 @@ from torch.func import functional_call
 
 from rconv.model.layers import is_layer
 from rconv.model.nodes import UnsupportedModelError
+from rconv.model.wrappers import tensor_of
+
+_PACKAGE = os.path.dirname(torch.__file__)
 
 
 class _Tracer(fx.Tracer):
@@ -21,7 +26,7 @@ class _Tracer(fx.Tracer):
     # Not record_stack_traces, which imports PyTorch's compiler, 7 s at the first call.
     def create_node(self, *args: Any, **options: Any) -> fx.Node:
         node = super().create_node(*args, **options)
-        node.meta["line"] = _line(traceback.extract_stack())
+        node.meta["line"] = _line_of(sys._getframe(1))
         return node
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
@@ -46,20 +51,24 @@ def graph_of(model: nn.Module) -> list[fx.Node]:
     UnsupportedModelError
         If the model cannot be traced, with the line.
     """
-    arguments = list(inspect.signature(model.forward).parameters.values())[1:]
+    image, *arguments = inspect.signature(model.forward).parameters.values() or (None,)
     fixed = {a.name: a.default for a in arguments if a.default is not a.empty}
     named = [a for a in arguments if a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
-    if len(named) > len(fixed):
-        raise UnsupportedModelError(f"{name_of(model)}: forward must take images and nothing else")
+    if image is None or image.kind is image.VAR_POSITIONAL or len(named) > len(fixed):
+        raise UnsupportedModelError(
+            f"{name_of(model)}: forward must take images and nothing else; "
+            "wrap it in a module whose forward does"
+        )
     try:
         graph = _Tracer().trace(model, concrete_args=fixed or None)
     except Exception as error:  # whatever the model's own code does with symbols
-        line = _line(traceback.extract_tb(error.__traceback__))
+        line = _line_where(error)
         place = f" ({line})" if line else ""
         raise UnsupportedModelError(
             f"{name_of(model)} cannot be traced: {first_line(error)}{place}"
         ) from None
     end = next(node for node in graph.nodes if node.op == "output")
+    end.args = (_returned(model, end.args[0]),)
     image = next(node for node in graph.nodes if node.op == "placeholder")
     needed = before(graph.nodes, end)
     return needed if image in needed else [image, *needed]
@@ -174,11 +183,40 @@ def _run(
     return parameters.get(node.target, operator.attrgetter(node.target)(model))
 
 
-def _line(frames: traceback.StackSummary) -> str:
-    """Line and text of the last `forward` in a stack that is not PyTorch's."""
-    package = os.path.dirname(torch.__file__)
-    own = [f for f in frames if f.name == "forward" and not f.filename.startswith(package)]
-    return f"line {own[-1].lineno} of forward: {own[-1].line}" if own else ""
+def _returned(model: nn.Module, output: Any) -> fx.Node:
+    """The step that is taken for the output, see `tensor_of`."""
+    while isinstance(output, fx.Node) and isinstance(output.target, type):
+        # A dataclass or a named tuple, which a trace makes of its entries.
+        names = getattr(output.target, "_fields", range(len(output.args)))
+        output = {**dict(zip(names, output.args, strict=True)), **output.kwargs}
+        output = tensor_of(output)
+    found = tensor_of(output)
+    if found is None:
+        raise UnsupportedModelError(f"{name_of(model)} returns no tensor that depends on images")
+    return found
+
+
+def _line_where(error: Exception) -> str:
+    """Line and text of the last `forward` that an error went through and that is not PyTorch's."""
+    found, step = "", error.__traceback__
+    while step is not None:
+        found = _line(step.tb_frame, step.tb_lineno) or found
+        step = step.tb_next
+    return found
+
+
+def _line_of(frame: FrameType | None) -> str:
+    """Line and text of the innermost `forward` that is not PyTorch's."""
+    while frame is not None and not _line(frame, frame.f_lineno):
+        frame = frame.f_back
+    return "" if frame is None else _line(frame, frame.f_lineno)
+
+
+def _line(frame: FrameType, number: int) -> str:
+    name = frame.f_code.co_filename
+    if frame.f_code.co_name != "forward" or name.startswith(_PACKAGE):
+        return ""
+    return f"line {number} of forward: {linecache.getline(name, number, frame.f_globals).strip()}"
 
 
 def first_line(error: Exception) -> str:

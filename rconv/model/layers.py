@@ -7,6 +7,7 @@ no Sequential is traced, see `rconv.model.trace`.
 
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -45,6 +46,11 @@ def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"{type(model).__name__} is no torch.nn.Module: give a model")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            "the model is compiled by TorchScript, which hides its layers; give the module that it "
+            "was made from"
+        )
     for name, module in model.named_modules():
         _refuse_intervention(name or "the model", module)
     if not _is_plain(model):

@@ -1,6 +1,6 @@
 """What a model is read into: a graph of maps from the image up, and what it ends in."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,27 @@ SUM, CONCATENATION = "sum", "concatenation"
 
 
 class UnsupportedModelError(ValueError):
-    """The attack does not apply to this model; the message names the layer and why."""
+    """The attack does not apply to this model; the message names the layer, why, and what helps.
+
+    Parameters
+    ----------
+    message : str
+        "layer: reason; remedy", or a sentence about the whole model.
+    reasons : sequence of (str, str), optional
+        All that stands in the way, as layer and reason; by default what the message says. The
+        layer is "" where a reason is about the whole model.
+
+    Attributes
+    ----------
+    reasons : tuple of (str, str)
+        The same.
+    """
+
+    def __init__(self, message: str, reasons: Sequence[tuple[str, str]] = ()):
+        super().__init__(message)
+        layer, colon, reason = message.partition(": ")
+        own = (layer, reason) if colon and " " not in layer else ("", message)
+        self.reasons: tuple[tuple[str, str], ...] = tuple(reasons) or (own,)
 
 
 @dataclass(frozen=True)

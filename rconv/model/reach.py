@@ -1,12 +1,18 @@
 """Which derivatives by a convolution's output the rest of the model can give at all.
 
-The model is run with random maps in place of the output, backwards from random derivatives of
-its result. What never shows, whatever the maps, is a property of what lies above: pooling that
-passes positions over, normalisation by the image, behind which the derivative sums to zero.
+The model is run with random maps in place of the outputs of convolutions, backwards from random
+derivatives of its result. What never shows, whatever the maps, is a property of what lies above:
+pooling that passes positions over, normalisation by the image, behind which the derivative sums
+to zero. One pass gives the derivatives by all convolutions, since these pass derivatives on.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from rconv.model.simulate import InFloat64
+from rconv.model.wrappers import shared_copy, tensor_of
 
 SCALES = (0.3, 1.0, 3.0)
 """Root mean squares of the maps, so that activations that saturate are met on either side."""
@@ -15,62 +21,89 @@ ENOUGH = 4
 """Derivatives that are drawn per position, at least: a position that is passed on to the loss one
 time in three is missed by all of 16 filters and 12 draws with a chance of 1e-34."""
 
+PASSES = 12
+"""Passes, at least."""
+
 NONE = 1e-9
 """Share of the largest singular value below which a combination is never reached."""
 
 
-def reach(model: nn.Module, name: str, images: tuple[int, int, int]) -> Tensor:
-    """Combinations of positions that ∂ℓ/∂O of one convolution can be made of.
+def reach(
+    model: nn.Module, names: Sequence[str], images: tuple[int, int, int]
+) -> dict[str, Tensor]:
+    """Combinations of positions that ∂ℓ/∂O of convolutions can be made of.
 
     Parameters
     ----------
     model : Module
-        In float64, as `without_statistics` gives it.
-    name : str
-        The convolution.
+        As `without_statistics` gives it.
+    names : sequence of str
+        The convolutions.
     images : tuple of int
         (C, H, W) of one image.
 
     Returns
     -------
-    Tensor
-        Q, (L, m), orthonormal columns; every filter's row of Ō, (D, L), is a combination of them.
-        No columns where nothing of the output reaches the result.
+    dict of str to Tensor
+        Name → Q, (L, m), orthonormal columns; every filter's row of Ō, (D, L), is a combination
+        of them. No columns where nothing of the output reaches the result; not all columns where
+        there are more than filters.
     """
-    convolution = model.get_submodule(name)
-    example = convolution.weight
-    generator = torch.Generator().manual_seed(0)
-    found: list[Tensor] = []
-    with torch.enable_grad():
-        while (
-            sum(map(len, found)) < ENOUGH * (found[0].shape[1] if found else 1) or len(found) < 12
-        ):
-            scale = SCALES[len(found) % len(SCALES)]
-            found.append(_derivative(model, convolution, images, scale, generator).to(example))
-    rows = torch.cat([own / own.norm().clamp(min=1e-300) for own in found])
+    model, generator = shared_copy(model), torch.Generator().manual_seed(0)
+    found: dict[str, Tensor] = {}
+    wanted, drawn = list(names), 0
+    while wanted:
+        scale = SCALES[drawn % len(SCALES)]
+        for name, rows in _derivatives(model, wanted, images, scale, generator).items():
+            found[name] = torch.cat([found[name], rows]) if name in found else rows
+        drawn += 1
+        if drawn >= PASSES:
+            wanted = [n for n in wanted if not _is_enough(found[n], len(found[n]) // drawn)]
+    return {name: _basis(rows) for name, rows in found.items()}
+
+
+def _is_enough(rows: Tensor, filters: int) -> bool:
+    """Whether there are enough derivatives, or more combinations already than there are filters."""
+    return len(rows) >= ENOUGH * rows.shape[1] or _basis(rows).shape[1] > filters
+
+
+def _basis(rows: Tensor) -> Tensor:
     _, sizes, basis = torch.linalg.svd(rows, full_matrices=False)
     return basis[sizes > NONE * sizes[0]].mT.contiguous()
 
 
-def _derivative(
+def _derivatives(
     model: nn.Module,
-    convolution: nn.Conv2d,
+    names: Sequence[str],
     images: tuple[int, int, int],
     scale: float,
     generator: torch.Generator,
-) -> Tensor:
-    """(D, L), of a random result by a random output of the convolution."""
-    given: list[Tensor] = []
+) -> dict[str, Tensor]:
+    """Name → (D, L), of a random result by random outputs of the convolutions; of norm 1."""
+    outputs: dict[str, Tensor] = {}
 
-    def replaced(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-        given.append(scale * torch.randn(output.shape, generator=generator, dtype=torch.float64))
-        given[0] = given[0].to(output).requires_grad_()
-        return given[0]
+    def random(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device)
 
-    handle = convolution.register_forward_hook(replaced)
-    image = torch.rand((1, *images), generator=generator, dtype=torch.float64)
-    result = model(image.to(convolution.weight))
-    handle.remove()
-    weight = torch.randn(result.shape, generator=generator, dtype=torch.float64).to(result)
-    (own,) = torch.autograd.grad(result, given[0], weight, materialize_grads=True)
-    return own[0].flatten(1)
+    def replaced(name: str, output: Tensor) -> Tensor:
+        # Another value, and the same derivative.
+        outputs[name] = output + (scale * random(output) - output).detach()
+        return outputs[name]
+
+    handles = [
+        model.get_submodule(name).register_forward_hook(lambda _, __, o, n=name: replaced(n, o))
+        for name in names
+    ]
+    device = next(model.parameters(), torch.empty(0)).device
+    image = torch.rand((1, *images), generator=generator, dtype=torch.float64).to(device)
+    try:
+        with torch.enable_grad(), InFloat64():
+            result = tensor_of(model(image.requires_grad_()))
+            wanted = list(outputs.values())
+            own = torch.autograd.grad(result, wanted, random(result), materialize_grads=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    rows = (each[0].flatten(1) for each in own)
+    each = zip(outputs, rows, strict=True)
+    return {name: row / row.norm().clamp(min=1e-300) for name, row in each}

@@ -60,7 +60,7 @@ def read(model: nn.Module, input_shape: Sequence[int]) -> Network:
         if layers_of(model) is None:
             refuse_other_values(model, network)
     except UnsupportedModelError as error:
-        network = entered(model, steps, shape, str(error))
+        network = entered(model, steps, shape, error)
     return network
 
 
@@ -93,7 +93,8 @@ def steps_of(model: nn.Module, shape: tuple[int, int, int]) -> list[Operation]:
 def _up_to_the_head(steps: list[Operation], shape: tuple[int, int, int]) -> Network:
     """The network, read up to its first Linear."""
     needed = leading_to(steps, len(steps) - 1)
-    first = next((i for i in sorted(needed) if type(steps[i].what) is nn.Linear), None)
+    linears = (i for i in sorted(needed) if type(steps[i].what) is nn.Linear)
+    first = next((i for i in linears if 0 in leading_to(steps, i)), None)
     inside = needed if first is None else leading_to(steps, first) - {first}
     nodes, flat = build(steps, sorted(inside), shape)
     if first is None:

@@ -9,6 +9,7 @@ from rconv.model.functions import read_function
 from rconv.model.graph import first_line, graph_of, name_of, values_of
 from rconv.model.nodes import UnsupportedModelError
 from rconv.model.operations import Operation
+from rconv.model.simulate import shapes_alone, without_values
 
 BATCH = 3
 """Images that the model is run on, to see shapes: a number that no layer is likely to have."""
@@ -40,8 +41,6 @@ def traced(model: nn.Module, shape: tuple[int, int, int]) -> list[Operation]:
     place: dict[fx.Node, int] = {}
     for node in needed:
         if node.op == "output":
-            if not isinstance(node.args[0], fx.Node):
-                raise UnsupportedModelError(f"{name_of(model)} returns more than one tensor")
             operations.append(Operation("the output", nn.Identity(), (place[node.args[0]],)))
         elif node.op == "placeholder" and not place:
             place[node] = 0
@@ -56,12 +55,17 @@ def traced(model: nn.Module, shape: tuple[int, int, int]) -> list[Operation]:
 def _values(
     model: nn.Module, nodes: list[fx.Node], shape: tuple[int, int, int]
 ) -> dict[fx.Node, Any]:
-    """What every step gives on a batch."""
+    """What every step gives on a batch: shapes alone, or values where shapes depend on these."""
     example = next(model.parameters(), torch.empty(0))
-    batch = torch.zeros(BATCH, *shape, dtype=example.dtype, device=example.device)
+    try:
+        with shapes_alone():
+            batch = torch.zeros(BATCH, *shape, dtype=example.dtype)
+            return values_of(without_values(model), nodes, batch)
+    except Exception:  # whatever the model's own code does with tensors without values
+        batch = torch.zeros(BATCH, *shape, dtype=example.dtype, device=example.device)
     try:
         return values_of(model, nodes, batch)
-    except RuntimeError as error:
+    except Exception as error:
         raise UnsupportedModelError(
             f"{name_of(model)} takes no image of the shape {shape}: {first_line(error)}"
         ) from None

@@ -29,7 +29,9 @@ def check_weights(model: nn.Module) -> None:
     largest: dict[str, float] = {}
     for name, parameter in model.named_parameters():
         _check_kind(name, parameter)
-        size = float(parameter.detach().double().abs().max())
+        values = parameter.detach()
+        values = values.float() if values.itemsize < 2 else values  # eight bits have no extremes
+        size = max(abs(float(end)) for end in values.aminmax())
         if not math.isfinite(size):
             raise UnsupportedModelError(f"{name} has NaN or infinite entries")
         layer = name.rpartition(".")[0]

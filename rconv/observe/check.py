@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from rconv.model.wrappers import unwrapped_name
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients, ordinary
 
@@ -18,7 +19,11 @@ LARGEST = 1e300
 
 
 def check_gradients(
-    model: nn.Module, gradients: Gradients | Sequence[Tensor], exact: Collection[str] | None = None
+    model: nn.Module,
+    gradients: Gradients | Sequence[Tensor],
+    exact: Collection[str] | None = None,
+    *,
+    partial: bool = False,
 ) -> tuple[dict[str, Tensor], Noise]:
     """Gradients as the attack uses them: float64, on the model's device, leading axis N.
 
@@ -31,11 +36,13 @@ def check_gradients(
         the order of ``model.parameters()``, as `torch.autograd.grad` returns them.
     exact : collection of str, optional
         Names of those that equations are made of, all by default; others may stay float32.
+    partial : bool
+        Whether some may be missing, or None, as those of frozen parameters are.
 
     Returns
     -------
     gradients : dict of str to Tensor, float64
-        Name → `(N, *parameter shape)`, in the order of the parameters.
+        Name → `(N, *parameter shape)`, in the order of the parameters; of those that are there.
     noise : Noise
         The rounding of their coarsest dtype.
 
@@ -46,13 +53,15 @@ def check_gradients(
         `LARGEST`, and at what is no dense tensor of one of `DTYPES`.
     """
     parameters = dict(model.named_parameters())
-    gradients = _by_name(list(parameters), gradients)
+    trained = [name for name, p in parameters.items() if p.requires_grad]
+    gradients = _by_name(list(parameters), trained if partial else [], gradients)
     missing = [name for name in parameters if gradients.get(name) is None]
-    if missing:
-        raise ValueError(f"no gradient for {', '.join(missing)}: the attack needs all of them")
     unknown = [name for name in gradients if name not in parameters]
     if unknown:
         raise ValueError(f"the model has no parameter {unknown[0]!r}; are these its gradients?")
+    if len(missing) == len(parameters) or (missing and not partial):
+        raise ValueError(f"no gradient for {', '.join(missing)}: the attack needs all of them")
+    parameters = {name: p for name, p in parameters.items() if name not in missing}
     checked, counts = {}, {}
     for name, parameter in parameters.items():
         gradient = gradients[name]
@@ -159,14 +168,18 @@ def _number(value: object) -> float:
         return math.nan
 
 
-def _by_name(names: list[str], gradients: Gradients | Sequence[Tensor]) -> Gradients:
+def _by_name(
+    names: list[str], trained: list[str], gradients: Gradients | Sequence[Tensor]
+) -> Gradients:
     if isinstance(gradients, Mapping):
-        return gradients
+        return {unwrapped_name(name, names): gradient for name, gradient in gradients.items()}
     if isinstance(gradients, str) or not isinstance(gradients, Sequence):
         raise ValueError(
             "gradients must be a mapping from parameter name to tensor, or a sequence in the "
             f"order of model.parameters(), got {type(gradients).__name__}"
         )
+    if trained and len(gradients) == len(trained):
+        names = trained
     if len(gradients) != len(names):
         raise ValueError(
             f"{len(gradients)} gradients for {len(names)} parameters: give one for each, in the "

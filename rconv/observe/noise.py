@@ -73,6 +73,7 @@ class Noise:
         own = {
             name: torch.as_tensor(deviation, dtype=torch.float64)
             for name, deviation in self.deviations.items()
+            if name in gradients
         }
         for name, deviation in own.items():
             if deviation.dim() == gradients[name].dim() and len(deviation) > 1:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from rconv.model.batchnorm import without_statistics
+from rconv.model.wrappers import tensor_of, unwrapped
 from rconv.observe.attention import differentiable_attention
 
 Gradients = Mapping[str, Tensor]
@@ -44,6 +45,7 @@ def per_sample_gradients(
         If there is no image, none that the model takes, not one target for each, or no class of
         a target's number.
     """
+    model = unwrapped(model)
     parameters = {name: ordinary(p.detach()) for name, p in model.named_parameters()}
     if not parameters:
         raise ValueError(f"{type(model).__name__} has no parameters, so there are no gradients")
@@ -53,12 +55,12 @@ def per_sample_gradients(
     images, targets = ordinary(images).to(example), ordinary(targets).to(example.device)
 
     def output(parameters: Gradients, image: Tensor) -> Tensor:
-        return functional_call(model, parameters, (image[None],))[0]
+        return tensor_of(functional_call(model, parameters, (image[None],)))[0]
 
     def losses(parameters: Gradients) -> Tensor:
         try:
             logits = vmap(output)(parameters, images)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             shape, reason = tuple(images.shape[1:]), str(error).splitlines()[0]
             raise ValueError(f"the model takes no image of the shape {shape}: {reason}") from error
         return client_losses(logits, targets, loss)
@@ -99,6 +101,11 @@ def client_losses(logits: Tensor, targets: Tensor, loss: Loss | None) -> Tensor:
         If a target is no class, where `loss` is None, or the loss is not one number.
     """
     if loss is None:
+        if logits.dim() != 2:
+            raise ValueError(
+                f"the model's output for one image has the shape {tuple(logits.shape[1:])}, not "
+                "that of logits, (K,): give the clients' loss"
+            )
         targets = _classes(targets, max(2, logits.shape[1]))
     if logits.shape[1] == 1:
         loss = loss or nn.functional.binary_cross_entropy_with_logits

@@ -1,0 +1,127 @@
+"""What stands around a model: wrappers that compute the same, and containers of its output."""
+
+import copy
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PREFERRED = ("logits", "out")
+"""Entries that a model's output is looked for in first, where it returns several tensors."""
+
+PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def shared_copy(model: nn.Module, replaced: Mapping[int, object] | None = None) -> nn.Module:
+    """A copy of a model's modules that shares all parameters and buffers with it.
+
+    Hooks and buffers can be changed in the copy, and no weight is copied.
+
+    Parameters
+    ----------
+    model : Module
+        The model.
+    replaced : mapping of int to object, optional
+        `id` of a module → what stands in its place in the copy.
+
+    Returns
+    -------
+    Module
+    """
+    tensors = chain(model.parameters(), model.buffers())
+    return copy.deepcopy(model, {**{id(own): own for own in tensors}, **(replaced or {})})
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside `DataParallel`, `DistributedDataParallel` or `torch.compile`.
+
+    Parameters
+    ----------
+    model : Module
+        Wrapped as a whole, or in parts, or not at all.
+
+    Returns
+    -------
+    Module
+        It shares its parameters, whose names have no `module.` and no `_orig_mod.`.
+    """
+    while isinstance(model, nn.Module) and _inside(model) is not None:
+        model = _inside(model)
+    if not isinstance(model, nn.Module):
+        return model
+    inside = {id(own): _inside(own) for own in model.modules() if _inside(own) is not None}
+    return shared_copy(model, {i: unwrapped(own) for i, own in inside.items()}) if inside else model
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
+    """What a wrapper is around; None where a module is no wrapper."""
+    if isinstance(module, PARALLEL):
+        return module.module
+    # Known by its name: to import its class would import PyTorch's compiler, which takes seconds.
+    compiled = type(module).__module__.startswith("torch._dynamo")
+    return module._modules.get("_orig_mod") if compiled else None
+
+
+def unwrapped_name(name: str, known: Collection[str]) -> str:
+    """A parameter's name without what wrappers add, if that is a known one; else as it is.
+
+    Parameters
+    ----------
+    name : str
+        As a wrapped model has it.
+    known : collection of str
+        The names of the unwrapped model.
+    """
+    if name in known or not isinstance(name, str):
+        return name
+    parts = name.split(".")
+    for wrapper in ({"_orig_mod"}, {"_orig_mod", "module"}):
+        plain = ".".join(part for part in parts if part not in wrapper)
+        if plain in known:
+            return plain
+    return name
+
+
+def tensor_of(output: Any) -> Any:
+    """The one entry of a model's output that is taken for it.
+
+    Parameters
+    ----------
+    output : object
+        A tensor, or a mapping, a sequence or a dataclass of tensors (or of what stands for one in
+        a trace). Where there are several, the entry `logits`, or `out`, or else the first.
+
+    Returns
+    -------
+    object
+        The tensor; None where there is none.
+    """
+    entries = list(_entries(output))
+    named = {name: entry for name, entry in entries if name in PREFERRED}
+    found = next((named[name] for name in PREFERRED if name in named), None)
+    return found if found is not None else next((entry for _, entry in entries), None)
+
+
+def _entries(output: Any) -> Iterator[tuple[str, Any]]:
+    """Names and tensors, or traced steps, of an output."""
+    if isinstance(output, (Tensor, torch.fx.Node)):
+        yield "", output
+    elif isinstance(output, Mapping):
+        own = ((str(name), tensor_of(entry)) for name, entry in output.items())
+        yield from ((name, entry) for name, entry in own if entry is not None)
+    elif isinstance(output, (tuple, list)):
+        names = getattr(output, "_fields", [""] * len(output))
+        yield from _entries_of(names, output)
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        names = [field.name for field in dataclasses.fields(output)]
+        yield from _entries_of(names, [getattr(output, name) for name in names])
+
+
+def _entries_of(names: Collection[str], values: Collection[Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in zip(names, values, strict=True):
+        entry = tensor_of(value)
+        if entry is not None:
+            yield name, entry

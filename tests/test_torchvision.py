@@ -1,0 +1,81 @@
+"""Torchvision's classification models, one or more of every kind: answered at once, and how."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+from torchvision import models
+
+from rconv import UnsupportedModelError, audit_model
+from rconv.attack.attack import Attack
+
+SECONDS = 10.0
+"""Of the processor, as issue 22 asks; the largest of these take one."""
+
+REFUSED = [
+    # model, training, what the refusal names
+    ("alexnet", False, r"features\.2: MaxPool2d between .*; use a convolution with a stride"),
+    ("vgg11", False, r"features\.2: MaxPool2d"),
+    ("squeezenet1_1", False, r"features\.2: MaxPool2d"),
+    ("squeezenet1_1", True, r"classifier\.0: Dropout is active, .*; call model\.eval\(\)"),
+    ("resnet18", False, r"maxpool: MaxPool2d"),
+    ("resnet18", True, r"bn1: BatchNorm2d normalises by the batch, .*; call model\.eval\(\)"),
+    ("densenet121", False, r"features\.pool0: MaxPool2d"),
+    ("shufflenet_v2_x0_5", False, r"maxpool: MaxPool2d"),
+    ("googlenet", False, r"maxpool1: MaxPool2d"),
+    ("mobilenet_v3_small", False, r"features\.0\.2: Hardswish between .* not supported: "),
+    ("efficientnet_b0", False, r"features\.0\.2: SiLU between"),
+    ("mnasnet0_5", False, r"layers\.3: grouped convolutions"),
+    ("regnet_y_400mf", False, r"trunk_output\.block1\.block1-0\.f\.b\.0: grouped convolutions"),
+    ("convnext_tiny", False, r"features\.0\.1: LayerNorm2d's permute: "),
+    ("swin_t", False, r"features\.0\.1: Permute's permute: "),
+    ("vit_b_32", False, r"heads\.head: its weights are all zero, .*; train it by one step"),
+]
+
+
+def network(name, training=False):
+    """One model, its weights those of its constructor but for the slow truncated normal ones."""
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.init, "trunc_normal_", lambda w, mean=0, std=1, *_, **__: w.normal_(0, std)
+                      if w.is_leaf and not w.requires_grad else w.data.normal_(0, std))  # fmt: skip
+        options = {"init_weights": True} if name == "googlenet" else {}
+        return models.get_model(name, weights=None, **options).train(training)
+
+
+@pytest.mark.parametrize(("name", "training", "message"), REFUSED)
+def test_one_sentence_names_the_layer_the_reason_and_the_remedy(name, training, message):
+    model, shape = network(name, training), (3, 224, 224)
+    start = time.process_time()
+    with pytest.raises(UnsupportedModelError, match=f"^{message}") as refusal:
+        Attack(model, shape)
+    assert time.process_time() - start < SECONDS
+    said = str(refusal.value)
+    sentence, _, rest = said.partition(". Not")
+    assert rest == " supported does not mean private." and ". " not in sentence
+    clauses = sentence.split("; ")
+    assert len(clauses) > 1 and len(set(clauses)) == len(clauses) and len(said) < 400
+    reasons = refusal.value.reasons
+    assert len(set(reasons)) == len(reasons) and all(reason for _, reason in reasons)
+
+
+def test_the_reasons_say_why_no_convolution_is_an_entry_point():
+    """ResNet-18 on images of CIFAR-10: once 2,376 characters, one clause twenty times."""
+    with pytest.raises(UnsupportedModelError) as refusal:
+        audit_model(network("resnet18"), (3, 32, 32))
+    assert len(str(refusal.value)) < 250
+    layers = dict(refusal.value.reasons)
+    assert "64 filters" in layers["conv1"] and "MaxPool2d" in layers["maxpool"]
+
+
+def test_a_vision_transformer_is_answered():
+    model = network("vit_b_32")
+    nn.init.normal_(model.heads.head.weight, std=0.02)
+    start = time.process_time()
+    attack, layers = Attack(model, (3, 224, 224)), audit_model(model, (3, 224, 224))
+    assert time.process_time() - start < SECONDS
+    assert attack.network.head.embedding.name == "encoder.pos_embedding"
+    assert [own.verdict for own in layers] == [
+        "read off a position embedding", "leaks by gradient constraints"
+    ]  # fmt: skip
