@@ -21,6 +21,7 @@ from rconv.attack.fallback import within_range
 from rconv.attack.plan import make_plan
 from rconv.attack.report import Reconstruction
 from rconv.attack.second_look import second_look
+from rconv.attack.simulation import compared_with_simulation, needs_simulation
 from rconv.attack.ways import Way, best_way, ways_into
 from rconv.model.batchnorm import without_statistics
 from rconv.model.ends import Entry
@@ -178,13 +179,18 @@ class Attack:
             return reconstruct_batch(self.model, *own)
         result = self._attempt(way, gradients, noise)
         # Where the rank is short, the image need not explain the gradients; that says no more.
-        again = (result.full_rank & (result.revealed_noise > 0)).nonzero()[:, 0].tolist()
-        if again:
-            parts = [result.select([i]) for i in range(len(result.images))]
-            for i in again:
+        again, head = result.full_rank & (result.revealed_noise > 0), way.network.head
+        if (again | needs_simulation(result, head)).any():
+            parts, attempt_again = [], partial(self._attempt, way)
+            for i, looked in enumerate(again.tolist()):
                 own = {name: g[i : i + 1] for name, g in gradients.items()}
-                told = noise.select(slice(i, i + 1), gradients)
-                parts[i] = second_look(parts[i], own, told, partial(self._attempt, way))
+                part, told = result.select([i]), noise.select(slice(i, i + 1), gradients)
+                if looked:
+                    part = second_look(part, own, told, attempt_again)
+                if needs_simulation(part, head).any():
+                    model = self.model
+                    part = compared_with_simulation(part, head, model, own, told, attempt_again)
+                parts.append(part)
             result = Reconstruction.concatenate(parts)
         if any(plan.kind == "auto" and plan.prior for plan in way.plans):
             result = within_range(result, self.value_range)

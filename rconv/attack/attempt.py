@@ -16,7 +16,14 @@ from rconv.attack.labels import own_logits, told_labels
 from rconv.attack.recursion import recursion
 from rconv.attack.report import Reconstruction
 from rconv.attack.start import Start, from_head
-from rconv.attack.verdict import expected_error, layer_levels, layer_names, revealed_noise
+from rconv.attack.systematic import head_mixture, second_order
+from rconv.attack.verdict import (
+    expected_error,
+    layer_levels,
+    layer_names,
+    residual_excess,
+    revealed_noise,
+)
 from rconv.attack.ways import Way
 from rconv.model.ends import Entry, Head
 from rconv.observe.noise import Noise
@@ -75,6 +82,12 @@ def attempt(
     for name in chain.from_iterable(layer_names(network, scaled)):
         own.setdefault(name, torch.zeros_like(scaled[name]))
     levels = layer_levels(network, scaled, noise, unit)
+    revealed = revealed_noise(network, own, scaled, levels, reports[0].residual, error)
+    systematic = second_order(revealed)
+    if found is not None and head.last and head.has_bias and head.logits and len(head.weight) > 1:
+        bias = model.get_parameter(f"{head.name}.bias").detach()
+        known = found.value, start.derivative, scaled, noise, unit
+        systematic = systematic.maximum(head_mixture(head, bias, *known))
     candidates = Reconstruction(
         images,
         reports,
@@ -82,7 +95,9 @@ def attempt(
         distance(own, scaled, list(own)),
         error,
         torch.zeros_like(image),
-        revealed_noise(network, own, scaled, levels, reports[0].residual, error),
+        revealed,
+        systematic,
+        residual_excess(network, own, scaled, noise, unit),
         error / levels.amax(dim=1).clamp(min=1e-300),
         torch.zeros_like(image, dtype=torch.bool),
         ("",) * len(images),

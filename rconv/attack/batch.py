@@ -27,7 +27,8 @@ from rconv.attack.report import LayerReport, Reconstruction
 from rconv.attack.signal import Told
 from rconv.attack.solve import Known
 from rconv.attack.start import head_report
-from rconv.attack.verdict import expected_error, layer_levels, revealed_noise
+from rconv.attack.systematic import second_order
+from rconv.attack.verdict import expected_error, layer_levels, residual_excess, revealed_noise
 from rconv.linalg.solution import Solution
 from rconv.model.nodes import Network, UnsupportedModelError
 from rconv.observe.noise import ARITHMETIC, Noise
@@ -148,7 +149,10 @@ def reconstruct_batch(
     # A noise that nobody told grows as the told one does.
     error = error.maximum(growth * revealed).clamp(max=1.0)
     fields = found.samples.labels, distance(own, summed, list(own)).expand(batch), error, none
-    judged = revealed.expand(batch), growth, none.bool(), ("",) * batch
+    revealed = revealed.expand(batch)
+    excess = residual_excess(network, own, summed, noise, unit).expand(batch, -1)
+    systematic = second_order(revealed)
+    judged = revealed, systematic, excess, growth, none.bool(), ("",) * batch
     return with_batch_doubts(Reconstruction(images, reports, *fields, *judged))
 
 
@@ -174,5 +178,7 @@ def _untold(network: Network, batch: int, bias: Tensor, reason: str) -> Reconstr
         reports.append(LayerReport(stage.name, n, *own))
     images = bias.new_zeros(batch, *network.input_shape)
     certain, doubts = torch.ones_like(zeros), (reason,) * batch
-    fields = none - 1, lost, certain, none, certain, lost, none.bool(), doubts
+    excess = lost[:, None].expand(-1, len(reports))
+    judged = certain, certain, excess, lost
+    fields = none - 1, lost, certain, none, *judged, none.bool(), doubts
     return Reconstruction(images, tuple(reports), *fields)

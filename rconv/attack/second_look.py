@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from rconv.attack.report import Reconstruction
+from rconv.attack.systematic import second_order
 from rconv.attack.verdict import ARITHMETIC
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
@@ -60,4 +61,7 @@ def second_look(
     if revealed >= HOPELESS:
         error = torch.ones_like(error)
     error = error.maximum(best.expected_error).maximum(revealed).clamp(max=1.0)
-    return replace(best, expected_error=error, revealed_noise=revealed)
+    systematic = best.systematic_error.maximum(second_order(revealed))
+    return replace(
+        best, expected_error=error, revealed_noise=revealed, systematic_error=systematic
+    )
