@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rconv.attack.attempt import attempt
-from rconv.attack.batch import batch_size, reconstruct_batch, required_for_batches
+from rconv.attack.batch import (
+    batch_size,
+    permits_batches,
+    reconstruct_batch,
+    required_for_batches,
+)
 from rconv.attack.candidates import choose
 from rconv.attack.doubts import with_doubts
 from rconv.attack.fallback import within_range
@@ -194,9 +199,8 @@ class Attack:
             result = Reconstruction.concatenate(parts)
         if any(plan.kind == "auto" and plan.prior for plan in way.plans):
             result = within_range(result, self.value_range)
-        return with_doubts(
-            result, way.network.head, self.model, gradients, self.loss, self.value_range
-        )
+        own = head, self.model, gradients, self.loss, self.value_range
+        return with_doubts(result, *own, batches=permits_batches(way.network))
 
     def _attempt(
         self, way: Way, gradients: Gradients, noise: Noise, *, frugal: bool = False

@@ -75,6 +75,15 @@ def required_for_batches(network: Network, batch: int | None) -> None:
         )
 
 
+def permits_batches(network: Network) -> bool:
+    """Whether two images or more can be told apart in a network, as `required_for_batches` says."""
+    try:
+        required_for_batches(network, 2)
+    except (UnsupportedModelError, ValueError):
+        return False
+    return True
+
+
 def batch_size(network: Network, gradients: Gradients, noise: Noise) -> int:
     """Samples of one client's batch, as the rank of its head's gradient tells; at least 1.
 

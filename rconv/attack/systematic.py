@@ -6,8 +6,8 @@ what noise of size r leads to. Several steps of one image leave the same trace, 
 and cotangents move along with the weights.
 
 At the head this can be computed. With the features :math:`v_i = v + \delta_i` of images of one
-class, the logit gradients are :math:`z_i \approx z + S V \delta_i`, where S is the derivative of the
-softmax, and the mean gradient is
+class, the logit gradients are :math:`z_i \approx z + S V \delta_i`, where S is the derivative of
+the softmax, and the mean gradient is
 
 .. math:: \mathrm{mean}(z_i v_i^\top) = z v^\top + S V \, \mathrm{mean}(\delta_i \delta_i^\top).
 
@@ -19,11 +19,10 @@ is the direction of :math:`S V w`.
 import torch
 from torch import Tensor
 
-from rconv.attack.verdict import ACCUMULATED, ARITHMETIC
-from rconv.linalg.solution import root_mean_square
+from rconv.attack.verdict import ARITHMETIC
 from rconv.model.ends import Head
-from rconv.observe.noise import Noise
 from rconv.observe.noise import ARITHMETIC as ROUNDING
+from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 
 SECOND_ORDER = 3.0
@@ -120,7 +119,7 @@ def head_mixture(
 
 def _leading(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Largest singular value (N,) of (N, K, n) and its vectors, (N, K) and (N, n)."""
-    values, vectors = torch.linalg.eigh(matrix @ matrix.mT)
+    _, vectors = torch.linalg.eigh(matrix @ matrix.mT)
     left = vectors[:, :, -1]
     right = (left[:, None, :] @ matrix)[:, 0]
     largest = right.norm(dim=1)
