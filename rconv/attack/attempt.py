@@ -16,7 +16,7 @@ from rconv.attack.labels import own_logits, told_labels
 from rconv.attack.recursion import recursion
 from rconv.attack.report import Reconstruction
 from rconv.attack.start import Start, from_head
-from rconv.attack.systematic import head_mixture, second_order
+from rconv.attack.systematic import cotangent_turn, head_mixture, second_order
 from rconv.attack.verdict import (
     expected_error,
     layer_levels,
@@ -84,14 +84,16 @@ def attempt(
     levels = layer_levels(network, scaled, noise, unit)
     revealed = revealed_noise(network, own, scaled, levels, reports[0].residual, error)
     systematic = second_order(revealed)
-    if found is not None and head.last and head.has_bias and head.logits and len(head.weight) > 1:
-        bias = model.get_parameter(f"{head.name}.bias").detach()
-        known = found.value, start.derivative, scaled, noise, unit
-        systematic = systematic.maximum(head_mixture(head, bias, *known))
+    labels = _labels(model, head, images, found, start.derivative, scaled)
+    if found is not None and head.has_bias and head.logits and len(head.weight) > 1:
+        known = found.value, start.derivative
+        turn = cotangent_turn(model, head, images, *known, labels)
+        mixture = head_mixture(head, turn, *known, scaled, noise, unit)
+        systematic = systematic.maximum(mixture)
     candidates = Reconstruction(
         images,
         reports,
-        _labels(model, head, images, found, start.derivative, scaled),
+        labels,
         distance(own, scaled, list(own)),
         error,
         torch.zeros_like(image),
