@@ -10,7 +10,7 @@ from torch import nn
 
 from rconv.attack.attack import Attack
 from rconv.attack.report import CLEAR
-from rconv.attack.systematic import second_order
+from rconv.attack.systematic import cotangent_turn, second_order
 from rconv.attack.verdict import image_size
 from rconv.data.datasets import load
 from rconv.lab import hunt
@@ -348,7 +348,7 @@ def photo(seed, side=8):
 @pytest.mark.parametrize("other", [shifted, brighter, grainy])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
 def test_the_mean_of_two_similar_images_is_not_called_unique(other, dtype):
-    """It was, at 26 to 29 dB: the error is of first order in their difference, the rest of second."""
+    """It was, at 26 to 29 dB: the error is of first order, the head's residual of second."""
     model, shape = wide_network(1)
     sent = pair(other, dtype)(model, photo(1, shape[1]), torch.tensor([1]))
     found = Attack(model, shape)(sent.gradients)
@@ -365,6 +365,40 @@ def test_the_head_determines_how_far_similar_images_are_from_their_mean(other):
     found = Attack(model, shape)(sent.gradients)
     error = min((found.images - own).norm() / own.norm() for own in sent.truths)
     assert error / 4 < found.systematic_error.item() < 4 * error
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+@pytest.mark.parametrize("deep", [False, True])
+def test_the_turn_of_the_cotangent_is_its_derivative(classes, deep):
+    """Of one Linear, and of a head of two; by differences of the gradients themselves."""
+    if classes == 1 and not deep:
+        pytest.skip("one logit has no direction to turn to")
+    head = lambda n: (  # noqa: E731
+        [nn.Linear(n, 6), nn.Tanh(), nn.Linear(6, classes)] if deep else [nn.Linear(n, classes)]
+    )
+    model = network(nn.Tanh, head=head)
+    attack, labels = Attack(model, (1, 8, 8)), torch.tensor([0, 1, classes - 1])
+    linear = attack.network.head
+    index = int(linear.name)
+
+    def cotangent(features):
+        z = model[index](features).detach().requires_grad_()
+        logits = model[index + 1 :](z)
+        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        if classes == 1:
+            loss = nn.functional.binary_cross_entropy_with_logits(
+                logits[:, 0], labels.double(), reduction="sum"
+            )
+        return torch.autograd.grad(loss, z)[0]
+
+    with torch.no_grad():
+        features = model[:index](IMAGES)
+    step, size = uniform(*features.shape) - 0.5, 1e-6
+    known = IMAGES, features, cotangent(features), labels
+    found = cotangent_turn(attack.model, linear, *known)(step)
+    ends = cotangent(features + size * step), cotangent(features - size * step)
+    expected = (ends[0] - ends[1]) / (2 * size)
+    assert (found - expected).norm() < 1e-6 * expected.norm()
 
 
 def test_batch_none_separates_two_similar_images():

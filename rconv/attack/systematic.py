@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import functional_call, grad, vmap
 
 from rconv.attack.verdict import ARITHMETIC
 from rconv.model.ends import Head
@@ -92,8 +92,28 @@ def cotangent_turn(
         Takes (N, n) and returns (N, K), in the unit of `cotangent`.
     """
     linear = model.get_submodule(head.name)
+    z, labels = value @ head.weight.mT + linear.bias.detach(), labels.clamp(min=0)
+
+    def turn(direction: Tensor) -> Tensor:
+        step = direction @ head.weight.mT
+        if head.last:
+            p = torch.softmax(z, dim=1)
+            expected = p.scatter_add(1, labels[:, None], -torch.ones_like(p))
+            moved = p * (step - (p * step).sum(dim=1, keepdim=True))
+        else:
+            expected, moved = _derivatives(model, linear, images, z, step, labels)
+        # The observed one is smaller where the client's gradients were clipped or scaled.
+        ratio = cotangent.norm(dim=1) / expected.norm(dim=1).clamp(min=1e-300)
+        return moved * ratio[:, None]
+
+    return turn
+
+
+def _derivatives(
+    model: nn.Module, linear: nn.Module, images: Tensor, z: Tensor, step: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """First derivative of the loss by a Linear's output z (N, K), and the second times `step`."""
     parameters = {name: p.detach() for name, p in model.named_parameters()}
-    z = value @ head.weight.mT + linear.bias.detach()
 
     def loss(z: Tensor, image: Tensor, label: Tensor) -> Tensor:
         hook = linear.register_forward_hook(lambda module, args, output: z[None])
@@ -103,17 +123,19 @@ def cotangent_turn(
             return nn.functional.softplus(logits[0]) - label * logits[0]
         return torch.logsumexp(logits, dim=0) - logits.gather(0, label[None])[0]
 
-    def derivatives(z: Tensor, step: Tensor, image: Tensor, label: Tensor) -> tuple:
-        return jvp(lambda own: grad(loss)(own, image, label), (z,), (step,))
+    def both(z: Tensor, step: Tensor, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        def along(z: Tensor) -> tuple[Tensor, Tensor]:
+            first = grad(loss)(z, image, label)
+            return (first * step).sum(), first
 
-    def turn(direction: Tensor) -> Tensor:
-        own = z, direction @ head.weight.mT, images, labels.clamp(min=0)
-        expected, moved = vmap(derivatives)(*own)
-        # The observed one is smaller where the client's gradients were clipped or scaled.
-        ratio = cotangent.norm(dim=1) / expected.norm(dim=1).clamp(min=1e-300)
-        return moved * ratio[:, None]
+        # The second derivative is symmetric.
+        moved, first = grad(along, has_aux=True)(z)
+        return first, moved
 
-    return turn
+    try:
+        return vmap(both)(z, step, images, labels)
+    except RuntimeError:  # an operation of the head that PyTorch cannot derive twice
+        return torch.ones_like(z), torch.full_like(z, torch.inf)
 
 
 def head_mixture(
