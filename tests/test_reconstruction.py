@@ -30,6 +30,8 @@ def result(*layers, twins=None, **known):
         "gradient_residual": zeros,
         "expected_error": zeros,
         "revealed_noise": zeros,
+        "systematic_error": zeros,
+        "excess": zeros[:, None],
         "growth": zeros,
         "assumed": twins < 0,
         "doubts": ("", "a", "b")[:n],

@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rconv.attack.attempt import attempt
-from rconv.attack.batch import batch_size, reconstruct_batch, required_for_batches
+from rconv.attack.batch import (
+    batch_size,
+    permits_batches,
+    reconstruct_batch,
+    required_for_batches,
+)
 from rconv.attack.candidates import choose
 from rconv.attack.doubts import with_doubts
 from rconv.attack.fallback import within_range
@@ -23,6 +28,7 @@ from rconv.attack.missing import observed_ways, refuse_incomplete
 from rconv.attack.plan import make_plan
 from rconv.attack.report import Reconstruction
 from rconv.attack.second_look import second_look
+from rconv.attack.simulation import compared_with_simulation, needs_simulation
 from rconv.attack.ways import Way, best_way, ways_into
 from rconv.model.batchnorm import without_statistics
 from rconv.model.ends import Entry
@@ -200,19 +206,23 @@ class Attack:
         attempted = partial(self._attempt, way, announce=announce)
         result = attempted(gradients, noise)
         # Where the rank is short, the image need not explain the gradients; that says no more.
-        again = (result.full_rank & (result.revealed_noise > 0)).nonzero()[:, 0].tolist()
-        if again:
-            parts = [result.select([i]) for i in range(len(result.images))]
-            for i in again:
+        again, head = result.full_rank & (result.revealed_noise > 0), way.network.head
+        if (again | needs_simulation(result, head)).any():
+            parts = []
+            for i, looked in enumerate(again.tolist()):
                 own = {name: g[i : i + 1] for name, g in gradients.items()}
-                told = noise.select(slice(i, i + 1), gradients)
-                parts[i] = second_look(parts[i], own, told, attempted)
+                part, told = result.select([i]), noise.select(slice(i, i + 1), gradients)
+                if looked:
+                    part = second_look(part, own, told, attempted)
+                if needs_simulation(part, head).any():
+                    model = self.model
+                    part = compared_with_simulation(part, head, model, own, told, attempted)
+                parts.append(part)
             result = Reconstruction.concatenate(parts)
         if any(plan.kind == "auto" and plan.prior for plan in way.plans):
             result = within_range(result, self.value_range)
-        return with_doubts(
-            result, way.network.head, self.model, gradients, self.loss, self.value_range
-        )
+        own = head, self.model, gradients, self.loss, self.value_range
+        return with_doubts(result, *own, batches=permits_batches(way.network))
 
     def _attempt(
         self,

@@ -18,7 +18,14 @@ from rconv.attack.plan import LayerPlan
 from rconv.attack.recursion import recursion
 from rconv.attack.report import LayerReport, Reconstruction
 from rconv.attack.start import Start, from_head
-from rconv.attack.verdict import expected_error, layer_levels, layer_names, revealed_noise
+from rconv.attack.systematic import cotangent_turn, head_mixture, second_order
+from rconv.attack.verdict import (
+    expected_error,
+    layer_levels,
+    layer_names,
+    residual_excess,
+    revealed_noise,
+)
 from rconv.attack.ways import Way
 from rconv.linalg.solution import Solution
 from rconv.model.ends import Entry, Head
@@ -84,14 +91,24 @@ def attempt(
     for name in chain.from_iterable(layer_names(network, scaled)):
         own.setdefault(name, torch.zeros_like(scaled[name]))
     levels = layer_levels(network, scaled, noise, unit)
+    revealed = revealed_noise(network, own, scaled, levels, reports[0].residual, error)
+    systematic = second_order(revealed)
+    labels = _labels(model, head, images, found, start.derivative, scaled)
+    if found is not None and head.has_bias and head.logits and len(head.weight) > 1:
+        known = found.value, start.derivative
+        turn = cotangent_turn(model, head, images, *known, labels)
+        mixture = head_mixture(head, turn, *known, scaled, noise, unit)
+        systematic = systematic.maximum(mixture)
     candidates = Reconstruction(
         images,
         reports,
-        _labels(model, head, images, found, start.derivative, scaled),
+        labels,
         distance(own, scaled, [name for name in own if name in scaled]),
         error,
         torch.zeros_like(image),
-        revealed_noise(network, own, scaled, levels, reports[0].residual, error),
+        revealed,
+        systematic,
+        residual_excess(network, own, scaled, noise, unit),
         error / levels.amax(dim=1).clamp(min=1e-300),
         torch.zeros_like(image, dtype=torch.bool),
         ("",) * len(images),

@@ -27,7 +27,8 @@ from rconv.attack.report import LayerReport, Reconstruction
 from rconv.attack.signal import Told
 from rconv.attack.solve import Known
 from rconv.attack.start import head_report
-from rconv.attack.verdict import expected_error, layer_levels, revealed_noise
+from rconv.attack.systematic import second_order
+from rconv.attack.verdict import expected_error, layer_levels, residual_excess, revealed_noise
 from rconv.linalg.solution import Solution
 from rconv.model.nodes import Network, UnsupportedModelError
 from rconv.observe.noise import ARITHMETIC, Noise
@@ -72,6 +73,15 @@ def required_for_batches(network: Network, batch: int | None) -> None:
             f"a batch of {batch} with {classes} classes: logit gradients add up to zero, so that "
             f"at most {classes - 1} samples are told apart"
         )
+
+
+def permits_batches(network: Network) -> bool:
+    """Whether two images or more can be told apart in a network, as `required_for_batches` says."""
+    try:
+        required_for_batches(network, 2)
+    except (UnsupportedModelError, ValueError):
+        return False
+    return True
 
 
 def batch_size(network: Network, gradients: Gradients, noise: Noise) -> int:
@@ -149,7 +159,10 @@ def reconstruct_batch(
     error = error.maximum(growth * revealed).clamp(max=1.0)
     residual = distance(own, summed, [name for name in own if name in summed]).expand(batch)
     fields = found.samples.labels, residual, error, none
-    judged = revealed.expand(batch), growth, none.bool(), ("",) * batch
+    revealed = revealed.expand(batch)
+    excess = residual_excess(network, own, summed, noise, unit).expand(batch, -1)
+    systematic = second_order(revealed)
+    judged = revealed, systematic, excess, growth, none.bool(), ("",) * batch
     return with_batch_doubts(Reconstruction(images, reports, *fields, *judged))
 
 
@@ -175,5 +188,7 @@ def _untold(network: Network, batch: int, bias: Tensor, reason: str) -> Reconstr
         reports.append(LayerReport(stage.name, n, *own))
     images = bias.new_zeros(batch, *network.input_shape)
     certain, doubts = torch.ones_like(zeros), (reason,) * batch
-    fields = none - 1, lost, certain, none, certain, lost, none.bool(), doubts
+    excess = lost[:, None].expand(-1, len(reports))
+    judged = certain, certain, excess, lost
+    fields = none - 1, lost, certain, none, *judged, none.bool(), doubts
     return Reconstruction(images, tuple(reports), *fields)

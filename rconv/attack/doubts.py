@@ -16,6 +16,8 @@ SATURATED, SAME = 1e-3, 1e-2
 """The size of the gradients is judged where the softmax's own is above SATURATED, so that its
 rounding does not count, and called another where it is off by more than SAME."""
 
+SEVERAL, REMEDY = "several", "; batch=None reads from the gradients how many images there are"
+
 SIGNS = "every entry of the head's gradient has the same size: only signs were sent"
 
 
@@ -26,6 +28,8 @@ def with_doubts(
     gradients: Gradients,
     loss: str | None,
     value_range: tuple[float, float],
+    *,
+    batches: bool = False,
 ) -> Reconstruction:
     """The result with its doubts in words, and with what only an assumption tells.
 
@@ -43,6 +47,8 @@ def with_doubts(
         What the clients' loss is stated to be.
     value_range : tuple of float
         Of the pixels.
+    batches : bool
+        Whether the network permits an attack on several images at once.
 
     Returns
     -------
@@ -57,12 +63,13 @@ def with_doubts(
     sizes = gradients[head.parameters[0]].flatten(1).abs()
     signs = ((sizes == 0) | (sizes == sizes.amax(dim=1, keepdim=True))).all(dim=1)
     signs &= result.revealed_noise > 0
-    reasons = tuple(
-        SIGNS if own
-        else _reason(result, i, short[i], bool(assumed[i]), stated) or _remark(factors[i])
-        for i, own in enumerate(signs.tolist())
-    )  # fmt: skip
-    return replace(result, doubts=reasons, assumed=assumed)
+    reasons = []
+    for i, own in enumerate(signs.tolist()):
+        reason = SIGNS if own else _reason(result, i, short[i], bool(assumed[i]), stated)
+        if batches and SEVERAL in reason:
+            reason += REMEDY
+        reasons.append(reason or _remark(factors[i]))
+    return replace(result, doubts=tuple(reasons), assumed=assumed)
 
 
 def _assumed(
@@ -164,11 +171,20 @@ def _layers_reason(result: Reconstruction, i: int, short: list[LayerReport]) -> 
         more = "" if n <= MAX_UNKNOWNS else ", too large for signs and a prior to close it"
         return f"{short[0].name} has rank {rank} of {n}{more}"
     if revealed > 0:
-        return f"the gradients carry a noise of {revealed:.0e} that was not told"
+        return (
+            f"the gradients carry a noise of {revealed:.0e} that was not told, or come from "
+            "several steps or images"
+        )
     if int(result.twins[i]):
         return "another image explains the gradients as well"
     if float(result.expected_error[i]) > CLEAR:
         return f"the noise may have grown to {float(result.expected_error[i]):.0e} of the image"
+    systematic = float(result.systematic_error[i])
+    if systematic > CLEAR:
+        return (
+            f"several similar images, about {systematic:.0e} from their mean, explain the "
+            "gradients within their noise as well"
+        )
     if not float(result.gradient_residual[i]) <= CLEAR:
         return f"its gradients are {float(result.gradient_residual[i]):.0e} from the observed ones"
     return ""

@@ -10,8 +10,9 @@ from rconv.linalg import batch
 
 CLEAR = 1e-2
 """Expected relative error up to which an image can be called unique. It is 40 dB below the
-image's root mean square; beyond it an error changes the derivatives of the activations, which
-the linear estimate leaves out."""
+image's size, which is its root mean square or, where the contrast is low, four standard deviations
+about its mean; beyond it an error changes the derivatives of the activations, which the linear
+estimate leaves out."""
 
 
 class ShortRankError(ValueError):
@@ -96,12 +97,18 @@ class Reconstruction:
         (N,), ‖g(x̂) - g‖ / ‖g‖ of the gradients recomputed from the reconstruction: the
         certificate.
     expected_error : Tensor
-        (N,), relative error of the image, both as root mean squares, that the noise of the
-        gradients leads one to expect, the revealed noise included; 1 where nothing is known.
+        (N,), root mean square error of the image that the noise of the gradients leads one to
+        expect, the revealed noise included, relative to `rconv.attack.verdict.image_size`; 1 where
+        nothing is known.
     twins : Tensor
         (N,), int64, other images that explain the gradients as well.
     revealed_noise : Tensor
         (N,), relative: what the certificate shows beyond the noise that was told; 0 for nothing.
+    systematic_error : Tensor
+        (N,), relative error that the image would have if what the known noise does not explain
+        were no noise, but a trace of several similar images or of several steps; at most 1.
+    excess : Tensor
+        (N, layers), residual of each layer's gradients over what their noise alone allows.
     growth : Tensor
         (N,), expected error of the image per relative noise of the gradients.
     assumed : Tensor
@@ -117,6 +124,8 @@ class Reconstruction:
     expected_error: Tensor
     twins: Tensor
     revealed_noise: Tensor
+    systematic_error: Tensor
+    excess: Tensor
     growth: Tensor
     assumed: Tensor
     doubts: tuple[str, ...]
@@ -146,10 +155,11 @@ class Reconstruction:
     def unique(self) -> Tensor:
         """(N,) the verdict: is this the one image that explains the gradients?
 
-        Full rank in every layer, no twin, nothing assumed, and an expected error and a
-        certificate of at most `CLEAR`. Every noise that the certificate reveals counts.
+        Full rank in every layer, no twin, nothing assumed; and at most `CLEAR` of the certificate,
+        of the expected error, and of the systematic error. Undeclared noise counts for both errors.
         """
         sound = (self.gradient_residual <= CLEAR) & (self.expected_error <= CLEAR)
+        sound &= self.systematic_error <= CLEAR
         return self.full_rank & (self.twins == 0) & ~self.assumed & sound
 
     def select(self, index: Tensor | list[int]) -> "Reconstruction":

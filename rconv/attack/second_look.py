@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from rconv.attack.report import Reconstruction
+from rconv.attack.systematic import second_order
 from rconv.attack.verdict import ARITHMETIC
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
@@ -49,15 +50,22 @@ def second_look(
     error = best.growth * revealed
     # The head's residual shows the noise alone, before it turns any derivative.
     levels = [float(first.layers[0].residual), float(revealed)]
+    systematic = best.systematic_error.maximum(second_order(revealed))
     for level in (own for own in levels if ARITHMETIC < own < HOPELESS):
         told = attempt(gradients, replace(noise, spread=level))
         if told.gradient_residual < best.gradient_residual:
             best, error = told, told.expected_error
         error = error.maximum(told.expected_error)
         if not told.revealed_noise > 0:
+            # A noise of the size that the head shows explains all layers, and is one: the head
+            # would have the trace of several images.
+            if level == levels[0]:
+                systematic = told.systematic_error
             revealed = revealed.clamp(max=max(level, float(best.gradient_residual)))
             break
     if revealed >= HOPELESS:
         error = torch.ones_like(error)
     error = error.maximum(best.expected_error).maximum(revealed).clamp(max=1.0)
-    return replace(best, expected_error=error, revealed_noise=revealed)
+    return replace(
+        best, expected_error=error, revealed_noise=revealed, systematic_error=systematic
+    )

@@ -51,6 +51,14 @@ def zeroed(gradients: Gradients, model: nn.Module, images: Tensor, labels: Tenso
     return {name: g * 0 if name == first else g for name, g in gradients.items()}
 
 
+def partly_zeroed(
+    gradients: Gradients, model: nn.Module, images: Tensor, labels: Tensor
+) -> Gradients:
+    """One entry in twenty is replaced by zero."""
+    generator = torch.Generator().manual_seed(0)
+    return {n: g * (torch.rand(g.shape, generator=generator) > 0.05) for n, g in gradients.items()}
+
+
 def averaged(gradients: Gradients, model: nn.Module, images: Tensor, labels: Tensor) -> Gradients:
     """Each client averages its own image with the next one's."""
     return {name: (g + g.roll(1, 0)) / 2 for name, g in gradients.items()}

@@ -74,3 +74,67 @@ def random_images(shape: tuple[int, int, int], count: int, seed: int) -> Tensor:
     if shape[0] == 1:
         photos = photos.mean(dim=1, keepdim=True)
     return nn.functional.interpolate(photos, shape[1:], mode="area")
+
+
+def wide_network(seed: int) -> tuple[nn.Sequential, tuple[int, int, int]]:
+    """One wide convolution with Tanh and a Linear, PyTorch's initialisation; see `random_network`.
+
+    Its features change little with the image, so that the gradients of similar images are alike.
+    """
+    side = (8, 12)[seed % 2]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = [nn.Conv2d(3, 32, 5, 2, 2), nn.Tanh(), nn.Flatten()]
+        model = nn.Sequential(*layers, nn.Linear(32 * (side // 2) ** 2, 10))
+    return model.double().eval(), (3, side, side)
+
+
+class _Block(nn.Module):
+    """Two convolutions with BatchNorm and a shortcut; half the side where the width grows.
+
+    Parameters
+    ----------
+    width, filters : int
+        Channels of the input and of the output.
+    activation : type
+        Of a module.
+    """
+
+    def __init__(self, width: int, filters: int, activation: type[nn.Module]):
+        super().__init__()
+        stride = 1 if width == filters else 2
+        self.conv1 = nn.Conv2d(width, filters, 3, stride, 1, bias=False)
+        self.norm1, self.act1 = nn.BatchNorm2d(filters), activation()
+        self.conv2 = nn.Conv2d(filters, filters, 3, 1, 1, bias=False)
+        self.norm2, self.act2 = nn.BatchNorm2d(filters), activation()
+        wide = nn.Conv2d(width, filters, 1, stride, bias=False)
+        self.shortcut = nn.Identity() if width == filters else wide
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.norm2(self.conv2(self.act1(self.norm1(self.conv1(x)))))
+        return self.act2(inner + self.shortcut(x))
+
+
+def residual_network(seed: int) -> tuple[nn.Sequential, tuple[int, int, int]]:
+    """A convolution and two residual blocks, BatchNorm in evaluation, Kaiming's initialisation.
+
+    The activation is Sigmoid for one seed in two, else Tanh or LeakyReLU; see `random_network`.
+    """
+    activation = (nn.Sigmoid, nn.Sigmoid, nn.Tanh, nn.LeakyReLU)[seed % 4]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        stem = [nn.Conv2d(3, 24, 3, 1, 1, bias=False), nn.BatchNorm2d(24), activation()]
+        blocks = [_Block(24, 24, activation), _Block(24, 48, activation)]
+        model = nn.Sequential(*stem, *blocks, nn.Flatten(), nn.Linear(48 * 16, 10))
+        for module in model.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight)
+    return model.double().eval(), (3, 8, 8)
+
+
+NETWORKS: dict[str, Callable[[int], tuple[nn.Sequential, tuple[int, int, int]]]] = {
+    "random": random_network,
+    "wide": wide_network,
+    "residual": residual_network,
+}
+"""Networks that are drawn from a seed."""

@@ -118,12 +118,13 @@ def write_json(path: str, records: list[dict]) -> None:
 def summary(records: list[dict], most: int = 20) -> str:
     """Table of the records, one line per image while there are few, then the totals.
 
-    Where there are more than `most`, the table has only those that are not unique.
+    Where there are more than `most`, the table has only those that are not unique or have a
+    diagnostic.
     """
     header = ("index", "label", "MSE", "PSNR dB", "SSIM", "gradient residual", "unique")
     shown = records
     if len(records) > most:
-        shown = [r for r in records if not r["unique"]][:most]
+        shown = [r for r in records if not r["unique"] or r["doubt"]][:most]
     rows = [
         (
             r["index"],
@@ -132,7 +133,7 @@ def summary(records: list[dict], most: int = 20) -> str:
             _format(r["psnr"], ".1f"),
             _format(r["ssim"], ".4f"),
             _format(r["gradient_residual"], ".1e"),
-            "yes" if r["unique"] else f"no: {r['doubt']}",
+            ("yes" if r["unique"] else "no") + (f": {r['doubt']}" if r["doubt"] else ""),
         )
         for r in shown
     ]
