@@ -12,11 +12,12 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from rconv.equations.gradient import gradient_matrix
+from rconv.linalg.margin import ATTEMPTS
 from rconv.model.geometry import Stage
 
-ROUNDED = 1e-12
+ROUNDED = 1e-9
 """Largest violation of an equation or inequality, relative to the row's norm and to the input,
-that counts as rounding: the programs work along a null space that is orthogonal to 1e-14."""
+that counts as rounding: programs keep to inequalities up to 1e-10, in the unit of one entry."""
 
 DISTANT = 1e-3
 """Least distance from the true input, relative to it, of an input that counts as another one."""
@@ -24,9 +25,9 @@ DISTANT = 1e-3
 REACH = 10.0
 """Other inputs are looked for within this many root mean squares per coordinate."""
 
-OBJECTIVES = 3
-"""Random objectives, each minimised and maximised; one suffices with probability 1 where the
-inequalities leave a set of positive size."""
+OBJECTIVES, SECONDS = 3, 20.0
+"""Random objectives, each minimised and maximised, and the time limit of each program. One
+objective suffices with probability 1 where the inequalities leave a set of positive size."""
 
 
 def another_input(stage: Stage, cotangent: Tensor, truth: Tensor) -> Tensor | None:
@@ -55,20 +56,30 @@ def another_input(stage: Stage, cotangent: Tensor, truth: Tensor) -> Tensor | No
         return None
     slopes = np.vstack([basis, -silent @ basis])
     margins = np.r_[x, -(silent @ x + offset)].clip(min=0) / scale
-    rng = np.random.default_rng(0)
-    best = np.zeros(basis.shape[1])
+    size, rng = np.linalg.norm(x), np.random.default_rng(0)
     for _ in range(OBJECTIVES):
-        objective = rng.standard_normal(basis.shape[1])
-        for sign in (1, -1):
-            found = linprog(sign * objective, -slopes, margins, bounds=(-REACH, REACH))
-            if found.x is not None and np.linalg.norm(found.x) > np.linalg.norm(best):
-                best = found.x
-    other = x + scale * (basis @ best)
-    size = np.linalg.norm(x)
-    gaps = np.r_[np.abs(known @ (other - x)), -other, silent @ other + offset]
-    if np.linalg.norm(other - x) < DISTANT * size or gaps.max() > ROUNDED * size:
-        return None
-    return torch.from_numpy(other).reshape(truth.shape)
+        step = _farthest(rng.standard_normal(basis.shape[1]), slopes, margins)
+        other = x + scale * (basis @ step)
+        gaps = np.r_[np.abs(known @ (other - x)), -other, silent @ other + offset]
+        if np.linalg.norm(other - x) >= DISTANT * size and gaps.max() <= ROUNDED * size:
+            return torch.from_numpy(other).reshape(truth.shape)
+    return None
+
+
+def _farthest(objective: np.ndarray, slopes: np.ndarray, margins: np.ndarray) -> np.ndarray:
+    """The longer of two steps that minimise and maximise an objective; zero where both fail."""
+    best = np.zeros(len(objective))
+    for sign in (1, -1):
+        for method, options in ATTEMPTS:
+            found = linprog(
+                sign * objective, -slopes, margins, bounds=(-REACH, REACH), method=method,
+                options={**options, "time_limit": SECONDS},
+            )  # fmt: skip
+            if found.x is not None:
+                break
+        if found.x is not None and np.linalg.norm(found.x) > np.linalg.norm(best):
+            best = found.x
+    return best
 
 
 def _rows(
