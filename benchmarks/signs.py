@@ -1,6 +1,6 @@
 """Networks as they are initialised and trained, and layers with too few filters.
 
-    RCONV_DATA=… python benchmarks/signs.py [--draws 40] [--first 200] [--write benchmarks/signs.json]
+    RCONV_DATA=… python benchmarks/signs.py [--draws 40] [--first 200] [--write FILE]
     RCONV_DATA=… python benchmarks/signs.py --table [--images 20] [--seeds 10]
     python benchmarks/signs.py --short
 
@@ -89,6 +89,7 @@ def line(setting: str, bar: float, records: list[Record]) -> tuple:
 def settings(images: int, seeds: int):
     """Name, bar, architecture, dtype, images, and models with the images that each attacks."""
     cifar = datasets.load("CIFAR10", range(images))
+
     def initial(seed):
         return shared_model(*NETWORK, seed=seed, initialisation="default")
 
@@ -159,21 +160,26 @@ def wilson(successes: int, count: int) -> tuple[float, float]:
 
 def summary(records: list[Record]) -> list[tuple]:
     """Of each precision: how many reach the bar, of all draws and of those not proved open."""
-    rows, rest = [], [r for r in records if not r["undetermined"]]
+    rows = []
     for dtype, bar in BARS:
         psnr = [value(r[dtype]["psnr"], math.inf) for r in records]
+        unique = [r[dtype]["unique"] for r in records]
         good = [p >= bar for p in psnr]
-        fair = [value(r[dtype]["psnr"], math.inf) >= bar for r in rest]
-        closed = sorted(p for p, own in zip(psnr, good, strict=True) if own)
-        wrong = sum(r[dtype]["unique"] and p < hunt.BAR for r, p in zip(records, psnr, strict=True))
+        rest = [g for g, r in zip(good, records, strict=True) if not r["undetermined"]]
+        closed = [p for p, own in zip(psnr, good, strict=True) if own]
         rows.append((
-            dtype, f"{bar:.0f}", f"{sum(good)} of {len(good)}", *map("{:.3f}".format, wilson(sum(good), len(good))),
-            len(records) - len(rest),
-            f"{sum(fair)} of {len(fair)}", *map("{:.3f}".format, wilson(sum(fair), len(fair))),
-            sum(r[dtype]["unique"] for r in records), wrong,
-            f"{closed[0]:.0f}" if closed else "", f"{statistics.median(closed):.0f}" if closed else "",
+            *(dtype, f"{bar:.0f}", *share(good), len(good) - len(rest), *share(rest)),
+            *(sum(unique), sum(u and p < hunt.BAR for u, p in zip(unique, psnr, strict=True))),
+            f"{min(closed, default=math.nan):.0f}",
+            f"{statistics.median(closed or [math.nan]):.0f}",
         ))  # fmt: skip
     return rows
+
+
+def share(good: list[bool]) -> tuple[str, str, str]:
+    """How many, and Wilson's interval of the rate."""
+    low, high = wilson(sum(good), len(good)) if good else (0.0, 1.0)
+    return f"{sum(good)} of {len(good)}", f"{low:.3f}", f"{high:.3f}"
 
 
 def two_live(first: int, count: int, source: str, write: Path | None) -> None:
