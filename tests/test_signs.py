@@ -22,6 +22,7 @@ from rconv.equations.bounds import Bounds
 from rconv.equations.gradient import gradient_matrix
 from rconv.equations.system import StackedSystem
 from rconv.lab import metrics
+from rconv.lab.ambiguity import another_input
 from rconv.lab.architectures import build
 from rconv.linalg import margin, signs
 from rconv.linalg.cholesky import null_space
@@ -166,6 +167,52 @@ def test_rows_that_enter_as_needed_give_the_program_of_all(seed, columns, rows):
         assert weights.sum() == pytest.approx(1) and weights @ values == pytest.approx(t, abs=1e-8)
 
 
+def test_a_program_that_fails_is_tried_again_with_another_method(monkeypatch):
+    """HiGHS fails on some degenerate programs with small tolerances, and not with its own."""
+    rng = np.random.default_rng(0)
+    directions, values = rng.standard_normal((40, 3)), rng.uniform(-0.2, 1, 40)
+    whole = margin.deepest(values, directions)
+    calls, solve = [], margin.linprog
+
+    def fails_at_first(*arguments, **options):
+        calls.append(options["method"])
+        found = solve(*arguments, **options)
+        if options["options"] is margin.OPTIONS:
+            found.x = None
+        return found
+
+    monkeypatch.setattr(margin, "linprog", fails_at_first)
+    again = margin.deepest(values, directions)
+    assert calls[:3] == [method for method, _ in margin.ATTEMPTS]
+    assert again[0] == pytest.approx(whole[0], abs=1e-7)
+    assert again[1] @ values == pytest.approx(again[0], abs=1e-12), "proved by its own weights"
+
+
+def test_weights_that_depend_on_the_directions_prove_nothing():
+    directions, values = np.array([[1.0], [-1.0]]), np.array([0.25, 0.0])
+    t, weights = margin._proved(values, directions, np.array([0.5, 0.5]))
+    assert t == 0.125 and weights.sum() == 1
+    assert margin._proved(values, directions, np.array([0.6, 0.4])) is None
+
+
+def test_a_negative_margin_of_a_few_times_the_noise_is_no_contradiction():
+    basis = np.array([[1.0], [-1.0]]) / 2**0.5
+    values = np.array([-1e-4, -1e-4])
+    assert signs.forced(values, basis, 2e-5).left == 0
+    assert signs.forced(values, basis, 5e-6).left == 1
+
+
+def test_weak_directions_count_as_open_if_asked_for():
+    """One direction is unknown, one is seen a millionth as well as the others."""
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((6, 6)))[0]
+    gram = (rotation * np.array([1.0, 1.0, 1.0, 1.0, 1e-6, 0.0]) ** 2) @ rotation.T
+    open_ones = null_space(gram, weak=1e-5)
+    assert open_ones.shape == (6, 2)
+    # Separated up to eps / (1 - weak²): the four that are seen are not touched.
+    assert np.abs(rotation[:, :4].T @ open_ones).max() < 1e-12
+    assert null_space(gram, weak=1e-8).shape[1] == 1
+
+
 G = Geometry((2, 6, 6), (3, 6, 6), (3, 3), (1, 1), (1, 1), (1, 1))
 
 
@@ -246,6 +293,64 @@ def test_an_answer_that_leaves_its_bounds_is_none():
     done, basis = by_bounds._closed(Bounds(system, silent), Forced(right, 0, 0.0), solution, 1e-16)
     assert basis.shape == (72, 0)
     torch.testing.assert_close(done.solution.value[0], x.flatten())
+
+
+def noisy(seed, told):
+    """A determined layer whose equations have noise of 1e-6, and the noise that is stated."""
+    system, silent, x = layer(seed)
+    system = replace(system, row_weight=torch.ones_like(system.row_weight))
+    errors = [1e-6 * normal(*own.shape, seed=seed + k) for k, own in
+              enumerate((system.gradient, system.output), 50)]  # fmt: skip
+    std = torch.tensor(told, dtype=torch.float64)
+    system = replace(
+        system,
+        gradient=system.gradient + errors[0],
+        output=system.output + errors[1],
+        gradient_error=std,
+        output_error=std,
+    )
+    whole = solve_stacked(system, told, weigh="noise")
+    assert int(whole.rank) == system.unknowns
+    return Bounds(system, silent), replace(whole, value=whole.value[..., 0]), x
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_entries_that_noise_pushes_below_zero_are_corrected(seed):
+    """The noise is five times what is stated: entries below zero are no contradiction yet."""
+    bounds, solution, x = noisy(seed, 2e-7)
+    solution = replace(solution, error=torch.zeros_like(solution.error))
+    none = np.zeros(72 + int(bounds.silent.sum()), dtype=bool)
+    error = float(solution.error[0])
+    assert by_bounds._violated(bounds, solution.value, error).any()
+    answer, whole = by_bounds._kept(bounds, none, solution.value, error, 2e-7)
+    assert whole.min() >= -1e-8 and int(answer.rank) < 72
+    before, after = ((own[0] - x.flatten()).norm() for own in (solution.value, whole))
+    assert after < before, "zeros of the truth are zeros again"
+
+
+def test_a_residual_beyond_the_noise_is_a_contradiction():
+    """The noise is a thousand times what is stated."""
+    bounds, solution, _ = noisy(1, 1e-9)
+    none = np.zeros(72 + int(bounds.silent.sum()), dtype=bool)
+    assert by_bounds._kept(bounds, none, solution.value, 0.0, 1e-9) is None
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_another_input_is_found_where_there_is_one(known):
+    """Without any gradient the silent outputs leave room; with all of it there is one input."""
+    system, _, x = layer(0)
+    cotangent = normal(*G.output, seed=9) * (system.row_weight if known else 0.0)
+    stage = system.stage
+    if known:
+        stage = replace(stage, bias=stage.bias + 100)  # all outputs are known
+    other = another_input(stage, cotangent, x)
+    assert (other is None) == known
+    if other is not None:
+        outputs = [stage.convolve(own[None])[0] + stage.bias[:, None, None] for own in (x, other)]
+        active = outputs[0] > 0
+        torch.testing.assert_close(outputs[1][active], outputs[0][active])
+        assert outputs[1][~active].max() < 1e-6 and other.min() > -1e-6
+        assert (other - x).norm() > 1e-3 * x.norm()
 
 
 def test_what_is_closed_and_what_is_left_are_all_that_was_open():

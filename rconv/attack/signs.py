@@ -9,12 +9,13 @@ from torch import Tensor
 from rconv.attack.plan import LayerPlan
 from rconv.attack.prior import fill
 from rconv.attack.solve import Known, stacked_system
+from rconv.attack.verdict import ACCUMULATED, ARITHMETIC
 from rconv.equations.batch import BatchSystem
 from rconv.equations.bounds import Bounds
 from rconv.equations.system import StackedSystem
 from rconv.linalg.cholesky import null_space
 from rconv.linalg.dense import solve_stacked
-from rconv.linalg.equations import FREE
+from rconv.linalg.equations import FREE, residual
 from rconv.linalg.extremes import extremes
 from rconv.linalg.margin import FEW, PROGRAM
 from rconv.linalg.signs import Forced, forced, forced_at, moving, nonnegative
@@ -22,6 +23,17 @@ from rconv.linalg.solution import Solution, root_mean_square
 
 SURE = 6.0
 """Standard deviations up to which a margin counts as none."""
+
+WEAK = 1e-5
+"""Singular values up to this share of the largest count as zero for the inequalities: normal
+equations separate their directions from the open ones only to eps / `WEAK`², which is 2e-6. The
+final solution uses what the equations say of them."""
+
+EIGEN = 1_500
+"""Unknowns up to which an eigendecomposition, which finds these directions, takes a second."""
+
+ROUNDS = 8
+"""Times that violated inequalities become equations; two or three are what noise needs."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,8 @@ def close(
     if not 0 < scale < torch.inf or (plan.bounds == FREE and not silent.any()):
         return as_is
     bounds, gram = Bounds(system, silent), system.whitened().normal_matrix()[0].cpu().numpy()
-    basis = null_space(gram)
+    weak = WEAK if float(solution.condition[0]) > 1 / WEAK and len(gram) <= EIGEN else 0.0
+    basis = null_space(gram, weak)
     margins, slopes = bounds.along(value.cpu().numpy(), basis)
     noise = SURE * float(solution.error[0])
     few = basis.shape[1] <= FEW
@@ -160,26 +173,87 @@ def _closed(
 
     None where the one answer that is left does not keep to its bounds.
     """
+    n = solution.value.shape[1]
     closed = bounds.closed(found.active)
     answer = solve_stacked(closed, precision, weigh="noise")
-    left, n = closed.unknowns - int(answer.rank[0]), solution.value.shape[1]
+    whole = closed.whole(answer.value)[..., 0]
+    size = float(root_mean_square(whole)[0])
+    error = float(answer.error[0] * root_mean_square(answer.value)[0])
+    error = max(error, float(solution.error[0]) * size)
+    left = closed.unknowns - int(answer.rank[0])
     basis = np.zeros((n, 0))
     if left:
         own = null_space(closed.whitened().normal_matrix()[0].cpu().numpy())
         basis = np.zeros((n, own.shape[1]))
         basis[closed.free.cpu().numpy()] = own
-    whole = closed.whole(answer.value)[..., 0]
-    size = float(root_mean_square(whole)[0])
-    error = float(answer.error[0] * root_mean_square(answer.value)[0]) / max(size, 1e-300)
-    error = max(error, float(solution.error[0]))
-    margins, _ = bounds.along(whole[0].cpu().numpy(), basis[:, :0])
-    if not left and margins.min() < -(SURE * error + PROGRAM) * size:
-        return None
-    told = torch.full_like(solution.error, min(error, 1.0))
+    elif _violated(bounds, whole, error).any():
+        kept = _kept(bounds, found.active, whole, error, precision)
+        if kept is None:
+            return None
+        answer, whole = kept
+    told = torch.full_like(solution.error, min(error / max(size, 1e-300), 1.0))
     answer = replace(answer, value=whole, rank=solution.rank, error=told)
     gained = max(n - int(solution.rank[0]) - left, 0)
     guess = torch.zeros_like(whole[0])
     return Completed(answer, gained, guess, whole[0], whole[0]), basis
+
+
+def _violated(bounds: Bounds, whole: Tensor, error: float) -> np.ndarray:
+    """(m,), bool: inequalities that a value (1, n) violates by more than an error of this size."""
+    size = float(root_mean_square(whole)[0])
+    point = whole[0].cpu().numpy()
+    margins, _ = bounds.along(point, np.zeros((len(point), 0)))
+    return margins < -SURE * error - PROGRAM * size
+
+
+def _kept(
+    bounds: Bounds, active: np.ndarray, whole: Tensor, error: float, precision: float
+) -> tuple[Solution, Tensor] | None:
+    """The nearest answer that keeps to its bounds, if the equations allow it.
+
+    The expected error is that of an average entry, and the error of a few weak directions can be
+    ten times as large. So a violated inequality is no contradiction yet: least squares with all
+    violated inequalities as equations, until none is left, is one if its residual exceeds what
+    noise leaves.
+
+    Parameters
+    ----------
+    bounds : Bounds
+        Equations and inequalities.
+    active : np.ndarray
+        (m,), bool: the inequalities that hold with equality for certain.
+    whole : Tensor
+        (1, n), the answer that these give.
+    error : float
+        Its expected error.
+    precision : float
+        Relative noise of the equations.
+
+    Returns
+    -------
+    answer : Solution
+        Of the unknowns that are left.
+    whole : Tensor
+        (1, n), all unknowns.
+    None
+        Where equations and inequalities contradict each other.
+    """
+    for _ in range(ROUNDS):
+        beyond = _violated(bounds, whole, 0.0) & ~active
+        active = active | beyond
+        closed = bounds.closed(active)
+        answer = solve_stacked(closed, precision, weigh="noise")
+        whole = closed.whole(answer.value)[..., 0]
+        if not _violated(bounds, whole, error).any():
+            break
+    else:
+        return None
+    rows = closed.whitened()
+    noise = rows.deviation.expand_as(rows.rhs).norm()
+    allowed = ACCUMULATED * noise + ARITHMETIC * rows.rhs.norm()
+    if closed.unknowns > int(answer.rank[0]) or residual(rows, answer.value).norm() > allowed:
+        return None
+    return answer, whole
 
 
 def _chosen(

@@ -10,17 +10,24 @@ OPTIONS = {
     "primal_feasibility_tolerance": 1e-10,
     "dual_feasibility_tolerance": 1e-10,
     "time_limit": 5.0,
+    "maxiter": 5000,
 }
-"""Of HiGHS; degenerate programs can keep it for minutes."""
+"""Of HiGHS; degenerate programs can keep it for minutes. Programs of this size take some hundred
+steps: the limit of steps does not depend on how busy the machine is."""
+
+ATTEMPTS = (
+    ("highs-ds", OPTIONS),
+    ("highs-ipm", OPTIONS),
+    ("highs-ds", {"time_limit": OPTIONS["time_limit"]}),
+)
+"""Methods and options of HiGHS, in the order in which they are tried. The simplex method fails on
+some degenerate programs with tolerances this small; its own tolerances are 1e-7."""
 
 MOST = 450_000
 """Entries of the largest program that is tried: it takes about a second."""
 
 DEEP = 1.0
 """Margins are looked for up to here, in the unit of the unknown: beyond, no bound is near."""
-
-ROOM = 1e-5
-"""Margin that is one for certain even with the tolerances of HiGHS itself, which are 1e-7."""
 
 SHARE, ROUNDS = 2, 50
 """Rows that enter at a time, per column, and how often more may enter. Most inequalities are far
@@ -63,33 +70,42 @@ def deepest(values: np.ndarray, directions: np.ndarray) -> tuple[float, np.ndarr
         found = _program(values[used], directions[used])
         if found is None:
             return None
-        margin = float(found.x[-1])
-        short = margin - (values + directions @ found.x[:-1])
+        short = found.x[-1] - (values + directions @ found.x[:-1])
         short[used] = 0
         beyond = short > PROGRAM / 10
         if not beyond.any():
             weights = np.zeros(rows)
-            weights[used] = -found.ineqlin.marginals
-            return margin, weights
+            weights[used] = (-found.ineqlin.marginals).clip(min=0)
+            return _proved(values, directions, weights)
         used[np.argsort(-short)[:step]] |= beyond[np.argsort(-short)[:step]]
     return None
 
 
-def _program(values: np.ndarray, directions: np.ndarray) -> "scipy.optimize.OptimizeResult | None":
-    """The program of some rows, all of them at once; None where it fails.
+def _proved(
+    values: np.ndarray, directions: np.ndarray, weights: np.ndarray
+) -> tuple[float, np.ndarray] | None:
+    """The margin that the dual's weights prove, whatever the tolerances of the program were.
 
-    Where HiGHS cannot reach the tolerances, its own will do to tell that there is room.
+    For every z, the smallest entry of values + directions · z is at most the weighted sum, which
+    does not depend on z. None where the weights are not orthogonal to the directions.
     """
+    if np.abs(weights @ directions).max(initial=0.0) > PROGRAM:
+        return None
+    return float(weights @ values + max(1 - weights.sum(), 0.0) * DEEP), weights
+
+
+def _program(values: np.ndarray, directions: np.ndarray) -> "scipy.optimize.OptimizeResult | None":
+    """The program of some rows, all of them at once; None where it fails."""
     rows, columns = directions.shape
-    for options, least in ((OPTIONS, -np.inf), ({"time_limit": OPTIONS["time_limit"]}, ROOM)):
+    for method, options in ATTEMPTS:
         found = scipy.optimize.linprog(
             np.r_[np.zeros(columns), -1.0],
             A_ub=np.hstack([-directions, np.ones((rows, 1))]),
             b_ub=values,
             bounds=[(None, None)] * columns + [(None, DEEP)],
-            method="highs-ds",
+            method=method,
             options=options,
         )
-        if found.x is not None and found.x[-1] > least:
+        if found.x is not None:
             return found
     return None

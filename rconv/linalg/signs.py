@@ -22,6 +22,10 @@ have, does not change it: null spaces come from normal equations, with half the 
 POSITIVE = 1e-8
 """Of all weights, whose sum is 1: what the program leaves of a zero is below."""
 
+CONTRADICTS = 10.0
+"""Times the noise that a negative margin may reach before the inequalities contradict each other:
+the noise is that of an average value, and that of a few values is ten times as large."""
+
 STEPS, WORK = 500, 5e7
 """Steps of least squares over x ≥ 0, and their square times the rows, at most: about a second."""
 
@@ -93,7 +97,8 @@ def forced(values: np.ndarray, directions: np.ndarray, noise: float) -> Forced |
         margin, weights = program
         tight = np.zeros_like(active)
         tight[moved] = weights > POSITIVE
-        if abs(margin) > noise + PROGRAM or not tight.any():
+        room = noise + PROGRAM
+        if not -CONTRADICTS * room <= margin <= room or not tight.any():
             break
         active |= tight
         values, directions = _reduced(values, directions, tight)
