@@ -154,7 +154,7 @@ def test_rows_that_enter_as_needed_give_the_program_of_all(seed, columns, rows):
     rng = np.random.default_rng(seed)
     directions = rng.standard_normal((rows, columns))
     values = rng.uniform(-0.2, 1, rows)
-    t, weights = margin.deepest(values, directions)
+    t, weights, _ = margin.deepest(values, directions)
     whole = linprog(
         np.r_[np.zeros(columns), -1.0],
         A_ub=np.c_[-directions, np.ones(rows)],

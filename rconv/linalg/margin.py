@@ -10,7 +10,7 @@ OPTIONS = {
     "primal_feasibility_tolerance": 1e-10,
     "dual_feasibility_tolerance": 1e-10,
     "time_limit": 5.0,
-    "maxiter": 5000,
+    "maxiter": 3000,
 }
 """Of HiGHS; degenerate programs can keep it for minutes. Programs of this size take some hundred
 steps: the limit of steps does not depend on how busy the machine is."""
@@ -22,6 +22,10 @@ ATTEMPTS = (
 )
 """Methods and options of HiGHS, in the order in which they are tried. The simplex method fails on
 some degenerate programs with tolerances this small; its own tolerances are 1e-7."""
+
+STEPS = 6_000
+"""Steps of the simplex method until all that is forced must be found. A layer that is closed takes
+some hundred; one that stays open can take a program for each of its directions."""
 
 MOST = 450_000
 """Entries of the largest program that is tried: it takes about a second."""
@@ -38,7 +42,9 @@ FEW = int((MOST / (2 * SHARE)) ** 0.5)
 needed."""
 
 
-def deepest(values: np.ndarray, directions: np.ndarray) -> tuple[float, np.ndarray] | None:
+def deepest(
+    values: np.ndarray, directions: np.ndarray, limit: int = STEPS
+) -> tuple[float, np.ndarray, int] | None:
     """The largest t ≤ `DEEP` with values + directions · z ≥ t for some z.
 
     Rows enter as the solution of the others violates them; once it violates none, it is that of
@@ -50,6 +56,8 @@ def deepest(values: np.ndarray, directions: np.ndarray) -> tuple[float, np.ndarr
         h, (m,).
     directions : np.ndarray
         G, (m, r).
+    limit : int
+        Steps of the simplex method, of all programs together.
 
     Returns
     -------
@@ -57,6 +65,8 @@ def deepest(values: np.ndarray, directions: np.ndarray) -> tuple[float, np.ndarr
         The margin.
     weights : np.ndarray
         (m,), y ≥ 0 of sum one at the most, with yᵀG = 0: yᵀh = t, if t is below `DEEP`.
+    steps : int
+        That it took.
     None
         Where the program is too large or fails.
     """
@@ -64,19 +74,22 @@ def deepest(values: np.ndarray, directions: np.ndarray) -> tuple[float, np.ndarr
     step = SHARE * (columns + 1)
     used = np.zeros(rows, dtype=bool)
     used[np.argsort(values)[:step]] = True
+    steps = 0
     for _ in range(ROUNDS):
-        if used.sum() * columns > MOST:
+        if used.sum() * columns > MOST or steps > limit:
             return None
         found = _program(values[used], directions[used])
         if found is None:
             return None
+        steps += found.nit
         short = found.x[-1] - (values + directions @ found.x[:-1])
         short[used] = 0
         beyond = short > PROGRAM / 10
         if not beyond.any():
             weights = np.zeros(rows)
             weights[used] = (-found.ineqlin.marginals).clip(min=0)
-            return _proved(values, directions, weights)
+            proved = _proved(values, directions, weights)
+            return None if proved is None else (*proved, steps)
         used[np.argsort(-short)[:step]] |= beyond[np.argsort(-short)[:step]]
     return None
 

@@ -14,6 +14,7 @@ from scipy import sparse
 
 from rconv.linalg.cholesky import range_factor
 from rconv.linalg.margin import MOST, OPTIONS, PROGRAM, deepest
+from rconv.linalg.margin import STEPS as LIMIT
 
 MOVES = 1e-6
 """A unit direction that changes an inequality by less, against the largest change that it can
@@ -86,15 +87,18 @@ def forced(values: np.ndarray, directions: np.ndarray, noise: float) -> Forced |
         None where the program is too large or fails.
     """
     active, margin = np.zeros(len(values), dtype=bool), np.inf
-    size = _size(directions)
+    size, steps = _size(directions), LIMIT
     while directions.shape[1]:
         moved = moving(directions, size)
         if not moved.any():
             break
-        program = deepest(values[moved], directions[moved])
-        if program is None:
+        program = deepest(values[moved], directions[moved], steps)
+        if program is None and not active.any():
             return None
-        margin, weights = program
+        if program is None:  # what was found holds all the same
+            break
+        margin, weights, used = program
+        steps -= used
         tight = np.zeros_like(active)
         tight[moved] = weights > POSITIVE
         room = noise + PROGRAM
