@@ -34,8 +34,9 @@ def gradients_from_update(
 
     The step is :math:`w' = w - \eta (1 + \mu) (g + \lambda w)`, with :math:`\mu` the momentum
     where `nesterov` is set and 0 where it is not: the first step of plain momentum is that of no
-    momentum, whatever its dampening. Only one step on one image is undone. The attack is given
-    both results: ``Attack(model, shape)(gradients, noise=noise)``.
+    momentum, whatever its dampening. One step is undone, on one image or on several; the attack
+    is given both results, and for several images ``batch``:
+    ``Attack(model, shape)(gradients, noise=noise)``.
 
     Parameters
     ----------
