@@ -17,7 +17,7 @@ from rconv.lab import archive, environment
 
 RESULTS = Path("results")
 KEPT = Path("book/records")
-CONSTRAINTS = Path("constraints.txt")
+CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
 
 
 def main(name):

@@ -60,7 +60,12 @@ def from_spans(
     if loose.any():
         factor, error = factor_below(network, source, told, cotangent, gradients)
         takes = loose.to(error.device) & (error < 1 / TOLD)
-        told, cotangent = _multiplied(told, cotangent, takes, factor, error)
+        # Where nothing determines the factor, its sign would be that of a singular vector, which
+        # differs between libraries: take the one that makes the sum of the map positive.
+        negative = loose.to(takes.device) & (told.value.flatten(1).sum(dim=1) < 0)
+        factor = torch.where(takes, factor, torch.where(negative, -1.0, 1.0).to(factor))
+        error = torch.where(takes, error, 0.0)
+        told, cotangent = _multiplied(told, cotangent, factor, error)
         opened = opened - takes.long()
     reports = _reports(spans, stage, found, told.value, opened)
     end, derivative = network.head.logits, gradients.get(f"{network.head.logits}.bias")
@@ -106,10 +111,9 @@ def _own(stage: Stage, gradients: Gradients, noise: Noise, unit: Tensor) -> list
 
 
 def _multiplied(
-    told: Told, cotangent: Cotangent, takes: Tensor, factor: Tensor, error: Tensor
+    told: Told, cotangent: Cotangent, factor: Tensor, error: Tensor
 ) -> tuple[Told, Cotangent]:
-    """X and its derivative of the images that take a factor, with the factor's relative error."""
-    factor, error = torch.where(takes, factor, 1.0), torch.where(takes, error, 0.0)
+    """X and its derivative with a factor for each image, and the factor's relative error."""
     value = told.value / factor.reshape(-1, 1, 1, 1)
     spread = told.error / factor.abs()[:, None]
     size = value.flatten(2).square().mean(dim=2).sqrt()

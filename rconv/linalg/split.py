@@ -67,7 +67,9 @@ def split(rows: SharedRows) -> Split:
     gram = rows.normal_matrix()[:1] if alike else rows.normal_matrix()
     values, vectors = torch.linalg.eigh(gram)
     values, vectors = (part.expand(len(rows.rhs), *part.shape[1:]) for part in (values, vectors))
-    values = values.clamp(min=0)
+    # Below its rounding an eigenvalue is zero: the equation of its size would be of rounding alone.
+    rounding = rows.unknowns * torch.finfo(values.dtype).eps * values.max()
+    values = torch.where(values > rounding, values, 0.0)
     strong = values > STRONG**2 * values.max()
     inverse = torch.where(strong, 1 / torch.where(strong, values, 1.0), 0.0)[..., None]
     x = torch.zeros_like(rows.rhs[:, : rows.unknowns])

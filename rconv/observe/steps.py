@@ -126,8 +126,8 @@ def half_spacing(x: Tensor) -> Tensor:
     """
     info = torch.finfo(x.dtype)
     size = x.double().abs().clamp(min=info.smallest_normal)
-    _, exponent = torch.frexp(size)  # size = mantissa · 2^exponent, mantissa in [1/2, 1)
-    return torch.ldexp(torch.full_like(size, info.eps / 4), exponent)
+    mantissa, _ = torch.frexp(size)  # in [1/2, 1); size / (2 · mantissa) is a power of two, exactly
+    return info.eps / 2 * (size / (2 * mantissa))
 
 
 def _check_pair(name: str, before: Tensor, after: Tensor) -> None:
