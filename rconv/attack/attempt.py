@@ -16,7 +16,12 @@ from rconv.attack.labels import own_logits, told_labels
 from rconv.attack.recursion import recursion
 from rconv.attack.report import Reconstruction
 from rconv.attack.start import Start, from_head
-from rconv.attack.systematic import cotangent_turn, head_mixture, second_order
+from rconv.attack.systematic import (
+    black_features,
+    cotangent_turn,
+    head_mixture,
+    second_order,
+)
 from rconv.attack.verdict import (
     expected_error,
     layer_levels,
@@ -83,12 +88,10 @@ def attempt(
         own.setdefault(name, torch.zeros_like(scaled[name]))
     levels = layer_levels(network, scaled, noise, unit)
     revealed = revealed_noise(network, own, scaled, levels, reports[0].residual, error)
-    systematic = second_order(revealed)
     labels = _labels(model, head, images, found, start.derivative, scaled)
+    systematic = second_order(revealed)
     if found is not None and head.has_bias and head.logits and len(head.weight) > 1:
-        known = found.value, start.derivative
-        turn = cotangent_turn(model, head, images, *known, labels)
-        mixture = head_mixture(head, turn, *known, scaled, noise, unit)
+        mixture = _mixture(model, head, images, found, start, labels, (scaled, noise, unit))
         systematic = systematic.maximum(mixture)
     candidates = Reconstruction(
         images,
@@ -105,6 +108,22 @@ def attempt(
         ("",) * len(images),
     )
     return candidates, image
+
+
+def _mixture(
+    model: nn.Module,
+    head: Head,
+    images: Tensor,
+    found: HeadInput,
+    start: Start,
+    labels: Tensor,
+    known: tuple[Gradients, Noise, Tensor],
+) -> Tensor:
+    """Relative error of the image if its head's residual comes from several similar images."""
+    own = found.value, start.derivative
+    turn = cotangent_turn(model, head, images, *own, labels)
+    black = black_features(model, head, images)
+    return head_mixture(head, turn, *own, black, *known)
 
 
 def _start(
