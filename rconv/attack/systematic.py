@@ -50,8 +50,8 @@ HIDDEN = 5e-2
 """Known noise that could hide images which differ by more than this share is too coarse."""
 
 COARSE = 1e-4
-"""Relative noise from which on `HIDDEN` is asked. Below, where the cotangent of a certain class does
-not depend on the image, the layers further down show differences that the head does not."""
+"""Relative noise from which on `HIDDEN` is asked. Below it the layers further down show differences
+that the head does not, as where the softmax is saturated."""
 
 SCATTERED = 0.9
 """Share of the energy of the head's residual in one direction, up to which it is noise. Similar
