@@ -89,10 +89,8 @@ def attempt(
     levels = layer_levels(network, scaled, noise, unit)
     revealed = revealed_noise(network, own, scaled, levels, reports[0].residual, error)
     labels = _labels(model, head, images, found, start.derivative, scaled)
-    systematic = second_order(revealed)
-    if found is not None and head.has_bias and head.logits and len(head.weight) > 1:
-        mixture = _mixture(model, head, images, found, start, labels, (scaled, noise, unit))
-        systematic = systematic.maximum(mixture)
+    known = labels, scaled, noise, unit, revealed
+    systematic = _systematic(model, head, images, found, start, *known)
     candidates = Reconstruction(
         images,
         reports,
@@ -110,20 +108,26 @@ def attempt(
     return candidates, image
 
 
-def _mixture(
+def _systematic(
     model: nn.Module,
-    head: Head,
+    head: Head | Entry,
     images: Tensor,
-    found: HeadInput,
+    found: HeadInput | None,
     start: Start,
     labels: Tensor,
-    known: tuple[Gradients, Noise, Tensor],
+    gradients: Gradients,
+    noise: Noise,
+    unit: Tensor,
+    revealed: Tensor,
 ) -> Tensor:
-    """Relative error of the image if its head's residual comes from several similar images."""
+    """Relative error of the images if what their noise does not explain is systematic."""
+    error = second_order(revealed)
+    if found is None or not head.has_bias or not head.logits or len(head.weight) < 2:
+        return error
     own = found.value, start.derivative
     turn = cotangent_turn(model, head, images, *own, labels)
     black = black_features(model, head, images)
-    return head_mixture(head, turn, *own, black, *known)
+    return error.maximum(head_mixture(head, turn, *own, black, gradients, noise, unit))
 
 
 def _start(
