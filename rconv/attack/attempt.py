@@ -31,6 +31,7 @@ from rconv.attack.verdict import (
 )
 from rconv.attack.ways import Way
 from rconv.model.ends import Entry, Head
+from rconv.model.nodes import Network
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 
@@ -77,20 +78,15 @@ def attempt(
     scaled = {name: _divided(g[image], unit) for name, g in gradients.items()}
     noise = noise.select(image, gradients)
     start = _start(way, found, scaled, noise, unit)
-    known, solve = (start, scaled, noise, unit), partial(solve_map, frugal=frugal)
-    images, reports, spread = recursion(network, way.plans, *known, solve=solve)
+    known, solve = (scaled, noise, unit), partial(solve_map, frugal=frugal)
+    images, reports, spread = recursion(network, way.plans, start, *known, solve=solve)
     if found is None and way.spans is None:
         reports = checked(network, start, reports, scaled)
     error = expected_error(images, reports, spread, value_range)
-    own = recomputed(model, start.linear, images, start.derivative)
-    # A layer that the model cuts off from the loss has no gradient; what was read has one.
-    for name in chain.from_iterable(layer_names(network, scaled)):
-        own.setdefault(name, torch.zeros_like(scaled[name]))
-    levels = layer_levels(network, scaled, noise, unit)
+    own = _recomputed(model, way.network, images, start, scaled)
+    levels = layer_levels(network, *known)
     revealed = revealed_noise(network, own, scaled, levels, reports[0].residual, error)
     labels = _labels(model, head, images, found, start.derivative, scaled)
-    known = labels, scaled, noise, unit, revealed
-    systematic = _systematic(model, head, images, found, start, *known)
     candidates = Reconstruction(
         images,
         reports,
@@ -99,13 +95,24 @@ def attempt(
         error,
         torch.zeros_like(image),
         revealed,
-        systematic,
-        residual_excess(network, own, scaled, noise, unit),
+        _systematic(model, head, images, found, start, labels, *known, revealed),
+        residual_excess(network, own, *known),
         error / levels.amax(dim=1).clamp(min=1e-300),
         torch.zeros_like(image, dtype=torch.bool),
         ("",) * len(images),
     )
     return candidates, image
+
+
+def _recomputed(
+    model: nn.Module, network: Network, images: Tensor, start: Start, gradients: Gradients
+) -> Gradients:
+    """The gradients of images, of all layers that were read."""
+    own = recomputed(model, start.linear, images, start.derivative)
+    # A layer that the model cuts off from the loss has no gradient; what was read has one.
+    for name in chain.from_iterable(layer_names(network, gradients)):
+        own.setdefault(name, torch.zeros_like(gradients[name]))
+    return own
 
 
 def _systematic(
