@@ -18,7 +18,12 @@ from rconv.attack.plan import LayerPlan
 from rconv.attack.recursion import recursion
 from rconv.attack.report import LayerReport, Reconstruction
 from rconv.attack.start import Start, from_head
-from rconv.attack.systematic import cotangent_turn, head_mixture, second_order
+from rconv.attack.systematic import (
+    black_features,
+    cotangent_turn,
+    head_mixture,
+    second_order,
+)
 from rconv.attack.verdict import (
     expected_error,
     layer_levels,
@@ -29,6 +34,7 @@ from rconv.attack.verdict import (
 from rconv.attack.ways import Way
 from rconv.linalg.solution import Solution
 from rconv.model.ends import Entry, Head
+from rconv.model.nodes import Network
 from rconv.model.wrappers import tensor_of
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
@@ -79,26 +85,17 @@ def attempt(
     scaled = {name: _divided(g[image], unit) for name, g in gradients.items()}
     noise = noise.select(image, gradients)
     start = _start(way, found, scaled, noise, unit)
-    known, solve = (start, scaled, noise, unit), partial(solve_map, frugal=frugal)
+    known, solve = (scaled, noise, unit), partial(solve_map, frugal=frugal)
     if announce is not None:
         solve = partial(_announced, solve, announce)
-    images, reports, spread = recursion(network, way.plans, *known, solve=solve)
+    images, reports, spread = recursion(network, way.plans, start, *known, solve=solve)
     if found is None and way.spans is None:
         reports = checked(network, start, reports, scaled)
     error = expected_error(images, reports, spread, value_range)
-    own = recomputed(model, start.linear, images, start.derivative)
-    # A layer that the model cuts off from the loss has no gradient; what was read has one.
-    for name in chain.from_iterable(layer_names(network, scaled)):
-        own.setdefault(name, torch.zeros_like(scaled[name]))
-    levels = layer_levels(network, scaled, noise, unit)
+    own = _recomputed(model, way.network, images, start, scaled)
+    levels = layer_levels(network, *known)
     revealed = revealed_noise(network, own, scaled, levels, reports[0].residual, error)
-    systematic = second_order(revealed)
     labels = _labels(model, head, images, found, start.derivative, scaled)
-    if found is not None and head.has_bias and head.logits and len(head.weight) > 1:
-        known = found.value, start.derivative
-        turn = cotangent_turn(model, head, images, *known, labels)
-        mixture = head_mixture(head, turn, *known, scaled, noise, unit)
-        systematic = systematic.maximum(mixture)
     candidates = Reconstruction(
         images,
         reports,
@@ -107,8 +104,8 @@ def attempt(
         error,
         torch.zeros_like(image),
         revealed,
-        systematic,
-        residual_excess(network, own, scaled, noise, unit),
+        _systematic(model, head, images, found, start, labels, *known, revealed),
+        residual_excess(network, own, *known),
         error / levels.amax(dim=1).clamp(min=1e-300),
         torch.zeros_like(image, dtype=torch.bool),
         ("",) * len(images),
@@ -125,6 +122,39 @@ def _announced(
     """Solve for a map once its name has been announced."""
     announce(" and ".join(plan.stage.name for plan in plans))
     return solve(plans, *known)
+
+
+def _recomputed(
+    model: nn.Module, network: Network, images: Tensor, start: Start, gradients: Gradients
+) -> Gradients:
+    """The gradients of images, of all layers that were read."""
+    own = recomputed(model, start.linear, images, start.derivative)
+    # A layer that the model cuts off from the loss has no gradient; what was read has one.
+    for name in chain.from_iterable(layer_names(network, gradients)):
+        own.setdefault(name, torch.zeros_like(gradients[name]))
+    return own
+
+
+def _systematic(
+    model: nn.Module,
+    head: Head | Entry,
+    images: Tensor,
+    found: HeadInput | None,
+    start: Start,
+    labels: Tensor,
+    gradients: Gradients,
+    noise: Noise,
+    unit: Tensor,
+    revealed: Tensor,
+) -> Tensor:
+    """Relative error of the images if what their noise does not explain is systematic."""
+    error = second_order(revealed)
+    if found is None or not head.has_bias or not head.logits or len(head.weight) < 2:
+        return error
+    own = found.value, start.derivative
+    turn = cotangent_turn(model, head, images, *own, labels)
+    black = black_features(model, head, images)
+    return error.maximum(head_mixture(head, turn, *own, black, gradients, noise, unit))
 
 
 def _start(

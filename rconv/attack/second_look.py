@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from rconv.attack.report import Reconstruction
-from rconv.attack.systematic import second_order
+from rconv.attack.systematic import is_scattered, second_order
 from rconv.attack.verdict import ARITHMETIC
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
@@ -59,7 +59,7 @@ def second_look(
         if not told.revealed_noise > 0:
             # A noise of the size that the head shows explains all layers, and is one: the head
             # would have the trace of several images.
-            if level == levels[0]:
+            if level == levels[0] and is_scattered(best, gradients):
                 systematic = told.systematic_error
             revealed = revealed.clamp(max=max(level, float(best.gradient_residual)))
             break

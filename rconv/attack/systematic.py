@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from rconv.attack.report import Reconstruction
 from rconv.attack.verdict import ARITHMETIC
 from rconv.model.ends import Head
 from rconv.model.wrappers import tensor_of
@@ -42,12 +43,20 @@ LIKENESS = 1.4
 which on it counts as seen. Of 40 single images in half precision the largest had 1.0: an error of
 a cotangent is one of a whole row."""
 
-ABOVE = 1.15
+ABOVE = 1.05
 """The same where errors of cotangents and features have been taken out, whatever its direction.
 Independent errors have 1, up to a few per cent; two images 4 % apart had 1.25 in float16."""
 
 HIDDEN = 5e-2
 """Known noise that could hide images which differ by more than this share is too coarse."""
+
+COARSE = 1e-4
+"""Relative noise from which on `HIDDEN` is asked. Below it the layers further down show differences
+that the head does not, as where the softmax is saturated."""
+
+SCATTERED = 0.9
+"""Share of the energy of the head's residual in one direction, up to which it is noise. Similar
+images and steps leave all of it there; noise had 0.74 at the most, through that of a cotangent."""
 
 NO_DIRECTION = 0.1
 """Least cosine that is assumed between the residual and S V w: noise has a random one."""
@@ -139,11 +148,47 @@ def _derivatives(
         return torch.ones_like(z), torch.full_like(z, torch.inf)
 
 
+def black_features(model: nn.Module, head: Head, images: Tensor) -> Tensor:
+    """Input (n,) of the first Linear for an image that is zero; `images` are (N, C, H, W)."""
+    inputs: list[Tensor] = []
+    linear = model.get_submodule(head.name)
+    hook = linear.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    with torch.no_grad():
+        model(torch.zeros_like(images[:1]))
+    hook.remove()
+    return inputs[0].flatten()
+
+
+def is_scattered(result: Reconstruction, gradients: Gradients) -> bool:
+    """Whether the head's residual of one image has many directions, as noise has.
+
+    Parameters
+    ----------
+    result : Reconstruction
+        Of one image.
+    gradients : dict of str to Tensor
+        Name → (1, *parameter shape).
+
+    Returns
+    -------
+    bool
+        False where the head has no bias or is none.
+    """
+    head = result.layers[0]
+    weight, bias = (gradients.get(f"{head.name}.{end}") for end in ("weight", "bias"))
+    if head.constraints[0] != "head" or bias is None:
+        return False
+    rest = weight[0].flatten(1) - bias[0].flatten()[:, None] * head.low
+    energy = torch.linalg.svdvals(rest).square()
+    return bool(energy[0] <= SCATTERED * energy.sum())
+
+
 def head_mixture(
     head: Head,
     turn: Turn,
     value: Tensor,
     cotangent: Tensor,
+    black: Tensor,
     gradients: Gradients,
     noise: Noise,
     unit: Tensor,
@@ -158,6 +203,8 @@ def head_mixture(
         What differences of the features, (N, n), do to its cotangents, (N, K).
     value, cotangent : Tensor
         Features v (N, n) and cotangents z (N, K), the latter divided by `unit`.
+    black : Tensor
+        (n,), features of an image that is zero: from there on the size of an image counts.
     gradients : dict of str to Tensor
         Name → (N, *parameter shape), divided by `unit`.
     noise : Noise
@@ -190,9 +237,10 @@ def head_mixture(
     free = _prediction(turn, bare, rows)
     classes, features = head.weight.shape
     drowned = classes**0.5 + features**0.5
-    size = value.norm(dim=1).clamp(min=1e-300)
+    size = (value - black).norm(dim=1).minimum(value.norm(dim=1)).clamp(min=1e-300)
     hidden = (ABOVE * drowned * own.per).sqrt() / size
-    hidden = torch.where(hidden > HIDDEN, hidden, 0.0)
+    level = deviation.flatten(1).norm(dim=1) / gradient.flatten(1).norm(dim=1).clamp(min=1e-300)
+    hidden = torch.where((hidden > HIDDEN) & (level > COARSE), hidden, 0.0)
     found = own.largest * own.cosine > LIKENESS * drowned, free.largest > ABOVE * drowned
     each = zip(found, (own, free), strict=True)
     seen = torch.stack([torch.where(sure, part.difference, 0.0) for sure, part in each])
