@@ -106,9 +106,10 @@ def main() -> None:
 
 def _write(path: Path, points: list[dict]) -> None:
     """Keep the points, one a line, with the versions that they were measured with."""
-    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
+    made = f"python benchmarks/models.py, threads: {torch.get_num_threads()}, {versions}"
     lines = ",\n".join(json.dumps(point) for point in points)
-    path.write_text(f'{{"versions": {json.dumps(versions)}, "points": [\n{lines}\n]}}\n')
+    path.write_text(f'{{"made": {json.dumps(made)}, "points": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ REFUSED = [
     ("densenet121", False, r"features\.pool0: MaxPool2d"),
     ("shufflenet_v2_x0_5", False, r"maxpool: MaxPool2d"),
     ("googlenet", False, r"maxpool1: MaxPool2d"),
-    ("mobilenet_v3_small", False, r"features\.0\.2: Hardswish between .* not supported: "),
+    ("mobilenet_v3_small", False, r"features\.0\.2: Hardswish between .* not supported, since "),
     ("efficientnet_b0", False, r"features\.0\.2: SiLU between"),
     ("mnasnet0_5", False, r"layers\.3: grouped convolutions"),
     ("regnet_y_400mf", False, r"trunk_output\.block1\.block1-0\.f\.b\.0: grouped convolutions"),

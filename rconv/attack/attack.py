@@ -53,6 +53,8 @@ class Attack:
         Convolutions with activations, Flatten, a Linear and any head; as a Sequential, or as code.
         Or convolutions, of which the last has a learned position embedding added to its output;
         then anything, and a Linear. Or convolutions, the last of wide enough, and then anything.
+        `DataParallel` and `torch.compile` are looked through. Of several tensors that it returns,
+        `logits`, `out` or the first is taken, which alone the loss may depend on.
     input_shape : tuple of int
         (C, H, W) of one image.
     constraints : str or sequence of str

@@ -85,9 +85,7 @@ def attempt(
     scaled = {name: _divided(g[image], unit) for name, g in gradients.items()}
     noise = noise.select(image, gradients)
     start = _start(way, found, scaled, noise, unit)
-    known, solve = (scaled, noise, unit), partial(solve_map, frugal=frugal)
-    if announce is not None:
-        solve = partial(_announced, solve, announce)
+    known, solve = (scaled, noise, unit), partial(_announced, announce, frugal)
     images, reports, spread = recursion(network, way.plans, start, *known, solve=solve)
     if found is None and way.spans is None:
         reports = checked(network, start, reports, scaled)
@@ -114,14 +112,15 @@ def attempt(
 
 
 def _announced(
-    solve: Callable[..., tuple[Solution, LayerReport]],
-    announce: Callable[[str], None],
+    announce: Callable[[str], None] | None,
+    frugal: bool,
     plans: Sequence[LayerPlan],
     *known: object,
 ) -> tuple[Solution, LayerReport]:
     """Solve for a map once its name has been announced."""
-    announce(" and ".join(plan.stage.name for plan in plans))
-    return solve(plans, *known)
+    if announce is not None:
+        announce(" and ".join(plan.stage.name for plan in plans))
+    return solve_map(plans, *known, frugal=frugal)
 
 
 def _recomputed(

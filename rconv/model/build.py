@@ -150,12 +150,22 @@ def _activation(own: Operation) -> Activation:
             )
         return from_module(own.what)
     except ValueError as error:
-        if "Pool" in kind.__name__:
-            reason = (
-                f"{kind.__name__} between the image and the first Linear is not supported, since "
-                "it discards what it does not pass on; use a convolution with a stride in its place"
-            )
-        else:
-            reason = f"{kind.__name__} between the image and the first Linear is not supported"
-            reason += str(error).removeprefix(f"{kind.__name__} cannot be passed")
-        raise own.refusal(reason) from None
+        raise own.refusal(
+            f"{kind.__name__} between the image and the first Linear is not supported"
+            + _why_not(kind.__name__, str(error))
+        ) from None
+
+
+def _why_not(kind: str, error: str) -> str:
+    """Reason and remedy for a layer that is no activation that the attack knows."""
+    if "Pool" in kind:
+        return (
+            ", since it discards what it does not pass on; use a convolution with a stride in its "
+            "place"
+        )
+    if "cannot be passed" in error:
+        return (
+            ", since its derivative is not known as a function of its output; use PyTorch's own "
+            "ReLU, LeakyReLU with a positive slope, Sigmoid, Tanh, ELU or Softplus"
+        )
+    return f": {error}"
