@@ -172,7 +172,7 @@ def test_a_program_that_fails_is_tried_again_with_another_method(monkeypatch):
     rng = np.random.default_rng(0)
     directions, values = rng.standard_normal((40, 3)), rng.uniform(-0.2, 1, 40)
     whole = margin.deepest(values, directions)
-    calls, solve = [], margin.linprog
+    calls, solve = [], margin.scipy.optimize.linprog
 
     def fails_at_first(*arguments, **options):
         calls.append(options["method"])
@@ -181,7 +181,7 @@ def test_a_program_that_fails_is_tried_again_with_another_method(monkeypatch):
             found.x = None
         return found
 
-    monkeypatch.setattr(margin, "linprog", fails_at_first)
+    monkeypatch.setattr(margin.scipy.optimize, "linprog", fails_at_first)
     again = margin.deepest(values, directions)
     assert calls[:3] == [method for method, _ in margin.ATTEMPTS]
     assert again[0] == pytest.approx(whole[0], abs=1e-7)

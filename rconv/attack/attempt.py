@@ -19,6 +19,7 @@ from rconv.attack.recursion import recursion
 from rconv.attack.report import LayerReport, Reconstruction
 from rconv.attack.start import Start, from_head
 from rconv.attack.systematic import (
+    COARSE,
     black_features,
     cotangent_turn,
     head_mixture,
@@ -79,10 +80,7 @@ def attempt(
     network, head = way.network, way.network.head
     found = head_input(head, gradients, noise) if isinstance(head, Head) else None
     image = _images(gradients) if found is None else found.image
-    # Relative to the largest entry: gradients of 1e-200, of a saturated softmax, are sound,
-    # but have no square.
-    unit = largest_entry(gradients)[image]
-    scaled = {name: _divided(g[image], unit) for name, g in gradients.items()}
+    unit, scaled = _scaled(gradients, image)
     noise = noise.select(image, gradients)
     start = _start(way, found, scaled, noise, unit)
     known, solve = (scaled, noise, unit), partial(_announced, announce, frugal)
@@ -102,7 +100,7 @@ def attempt(
         error,
         torch.zeros_like(image),
         revealed,
-        _systematic(model, head, images, found, start, labels, *known, revealed),
+        _systematic(model, head, images, found, start, labels, *known, revealed, levels[:, 0]),
         residual_excess(network, own, *known),
         error / levels.amax(dim=1).clamp(min=1e-300),
         torch.zeros_like(image, dtype=torch.bool),
@@ -145,11 +143,13 @@ def _systematic(
     noise: Noise,
     unit: Tensor,
     revealed: Tensor,
+    level: Tensor,
 ) -> Tensor:
     """Relative error of the images if what their noise does not explain is systematic."""
     error = second_order(revealed)
-    if found is None or not head.has_bias or not head.logits or len(head.weight) < 2:
-        return error
+    if found is None or not head.has_bias or not head.logits or len(head.weight) < 3:
+        # No head that would show several images, whose differences drown in a coarse noise.
+        return torch.where(level > COARSE, torch.ones_like(error), error)
     own = found.value, start.derivative
     turn = cotangent_turn(model, head, images, *own, labels)
     black = black_features(model, head, images)
@@ -210,6 +210,15 @@ def _images(gradients: Gradients) -> Tensor:
     """(N,), int64: the images, one after the other."""
     own = next(iter(gradients.values()))
     return torch.arange(len(own), device=own.device)
+
+
+def _scaled(gradients: Gradients, image: Tensor) -> tuple[Tensor, Gradients]:
+    """The largest entry of each candidate's gradients, and these divided by it.
+
+    Gradients of 1e-200, of a saturated softmax, are sound, but have no square.
+    """
+    unit = largest_entry(gradients)[image]
+    return unit, {name: _divided(g[image], unit) for name, g in gradients.items()}
 
 
 def _divided(values: Tensor, unit: Tensor) -> Tensor:

@@ -28,7 +28,13 @@ from rconv.attack.signal import Told
 from rconv.attack.solve import Known
 from rconv.attack.start import head_report
 from rconv.attack.systematic import second_order
-from rconv.attack.verdict import expected_error, layer_levels, residual_excess, revealed_noise
+from rconv.attack.verdict import (
+    STATED,
+    expected_error,
+    layer_levels,
+    residual_excess,
+    revealed_noise,
+)
 from rconv.linalg.solution import Solution
 from rconv.model.nodes import Network, UnsupportedModelError
 from rconv.observe.noise import ARITHMETIC, Noise
@@ -155,15 +161,26 @@ def reconstruct_batch(
     revealed = revealed_noise(network, own, summed, levels, head, error.amax(dim=0, keepdim=True))
     growth = error / levels.amax().clamp(min=1e-300)
     none = torch.zeros(batch, dtype=torch.int64, device=images.device)
+    residual = distance(own, summed, [name for name in own if name in summed])
+    excess = residual_excess(network, own, summed, noise, unit)
+    revealed = _with_excess(revealed, residual, excess)
     # A noise that nobody told grows as the told one does.
     error = error.maximum(growth * revealed).clamp(max=1.0)
-    residual = distance(own, summed, [name for name in own if name in summed]).expand(batch)
-    fields = found.samples.labels, residual, error, none
-    revealed = revealed.expand(batch)
-    excess = residual_excess(network, own, summed, noise, unit).expand(batch, -1)
+    fields = found.samples.labels, residual.expand(batch), error, none
+    revealed, excess = revealed.expand(batch), excess.expand(batch, -1)
     systematic = second_order(revealed)
     judged = revealed, systematic, excess, growth, none.bool(), ("",) * batch
     return with_batch_doubts(Reconstruction(images, reports, *fields, *judged))
+
+
+def _with_excess(revealed: Tensor, residual: Tensor, excess: Tensor) -> Tensor:
+    """Revealed noise, and the residual where some layer's is far above its noise, (N,).
+
+    Right images stay within twice what their noise allows; the mean of weights of several clients,
+    where its rounding turned outputs to the other side of a kink, had six times as much and more.
+    """
+    undeclared = (excess > STATED).any(dim=1)
+    return torch.where(undeclared, revealed.maximum(residual.clamp(max=1.0)), revealed)
 
 
 def _solve(

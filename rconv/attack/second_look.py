@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from rconv.attack.report import Reconstruction
+from rconv.attack.report import LayerReport, Reconstruction
 from rconv.attack.systematic import is_scattered, second_order
 from rconv.attack.verdict import ARITHMETIC
 from rconv.observe.noise import Noise
@@ -49,7 +49,7 @@ def second_look(
     revealed = torch.minimum(first.revealed_noise, frugal.revealed_noise)
     error = best.growth * revealed
     # The head's residual shows the noise alone, before it turns any derivative.
-    levels = [float(first.layers[0].residual), float(revealed)]
+    levels = [_head_noise(first.layers[0]), float(revealed)]
     systematic = best.systematic_error.maximum(second_order(revealed))
     for level in (own for own in levels if ARITHMETIC < own < HOPELESS):
         told = attempt(gradients, replace(noise, spread=level))
@@ -69,3 +69,14 @@ def second_look(
     return replace(
         best, expected_error=error, revealed_noise=revealed, systematic_error=systematic
     )
+
+
+def _head_noise(head: LayerReport) -> float:
+    """Relative noise of the head's gradient: its residual, which fitting an outer product lowers.
+
+    Of K · n independent errors (K - 1) (n - 1) are left beside a product of K and n entries.
+    """
+    n, rows = head.unknowns, int(head.gradient_rows[0])
+    classes = rows // n
+    left = (classes - 1) * (n - 1) / rows if head.constraints[0] == "head" else 0.0
+    return float(head.residual[0]) / (left**0.5 if left > 0 else 1.0)

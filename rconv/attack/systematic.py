@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from rconv.attack.report import Reconstruction
-from rconv.attack.verdict import ARITHMETIC
+from rconv.attack.verdict import ARITHMETIC, STATED
 from rconv.model.ends import Head
 from rconv.model.wrappers import tensor_of
 from rconv.observe.noise import ARITHMETIC as ROUNDING
@@ -160,7 +160,7 @@ def black_features(model: nn.Module, head: Head, images: Tensor) -> Tensor:
 
 
 def is_scattered(result: Reconstruction, gradients: Gradients) -> bool:
-    """Whether the head's residual of one image has many directions, as noise has.
+    """Whether the head's residual of one image has many directions of one size, as noise has.
 
     Parameters
     ----------
@@ -172,15 +172,26 @@ def is_scattered(result: Reconstruction, gradients: Gradients) -> bool:
     Returns
     -------
     bool
-        False where the head has no bias or is none.
+        False where the head has no bias, fewer than three outputs, or is none.
     """
     head = result.layers[0]
     weight, bias = (gradients.get(f"{head.name}.{end}") for end in ("weight", "bias"))
-    if head.constraints[0] != "head" or bias is None:
+    if head.constraints[0] != "head" or bias is None or len(bias[0]) < 3:
         return False
-    rest = weight[0].flatten(1) - bias[0].flatten()[:, None] * head.low
-    energy = torch.linalg.svdvals(rest).square()
-    return bool(energy[0] <= SCATTERED * energy.sum())
+    g, z, v = weight[0].flatten(1), bias[0].flatten(), head.low[0]
+    along_v, along_z = v / v.norm().clamp(min=1e-300), z / z.norm().clamp(min=1e-300)
+    rest = g - z[:, None] * v
+    # An error of z is one of a whole row, along v: noise of the bias, if that is as noisy as the
+    # rest shows; images of different brightness leave more there.
+    bare = rest - (rest @ along_v)[:, None] * along_v
+    bare = bare - along_z[:, None] * (along_z @ bare)
+    energy, free = torch.linalg.svdvals(bare).square(), (len(z) - 1) * (len(v) - 1)
+    noise = (energy.sum() / free).sqrt()
+    sizes = [own.square().mean().sqrt() for own in (z, g)]
+    of_bias = noise * (sizes[0] / sizes[1]).clamp(min=1.0)
+    allowed = STATED * len(z) ** 0.5 * torch.hypot(noise, of_bias * v.norm())
+    scattered = energy[0] <= SCATTERED * energy.sum()
+    return bool(scattered & ((rest @ along_v).norm() <= allowed))
 
 
 def head_mixture(
