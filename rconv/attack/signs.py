@@ -26,7 +26,7 @@ SURE = 6.0
 
 WEAK = 1e-5
 """Singular values up to this share of the largest count as zero for the inequalities: normal
-equations separate their directions from the open ones only to eps over its square, which is 2e-6. The
+equations separate their directions from the open ones only to eps over its square, 2e-6. The
 final solution uses what the equations say of them."""
 
 EIGEN = 1_500
