@@ -24,15 +24,14 @@ import torch
 from _shared import dataset, keep, parser
 from torch import nn
 
+from rconv.attack.activation_vjp import through_activation
 from rconv.attack.attack import Attack
-from rconv.attack.backward import through_activation
 from rconv.attack.head import head_input
-from rconv.attack.layer import solve_layer
+from rconv.attack.map_problem import ConvData, MapProblem
 from rconv.attack.plan import LayerPlan
-from rconv.attack.solve import Known
 from rconv.data import datasets
-from rconv.equations.gradient import gradient_matrix, gradient_rhs
-from rconv.equations.weight import weight_matrix
+from rconv.equations.conv_gradient import gradient_matrix, gradient_rhs
+from rconv.equations.conv_output import weight_matrix
 from rconv.lab.experiment import client_gradients, shared_model
 from rconv.lab.records import table
 
@@ -64,15 +63,15 @@ def layer_systems(attack: Attack, gradients: dict, count: int) -> list[tuple]:
     for stage in reversed(attack.network.stages[1:]):
         shape = (-1, *stage.geometry.output)
         bias = gradients[f"{stage.name}.bias"]
-        passed = through_activation(
+        below, inputs = through_activation(
             stage.activation, output.reshape(shape), cotangent.reshape(shape), bias, noise
         )
         weight_gradient = gradients[f"{stage.name}.weight"]
-        matrix = gradient_matrix(passed.cotangent, stage.geometry)
+        matrix = gradient_matrix(below.value, stage.geometry)
         systems.append((matrix, gradient_rhs(weight_gradient)))
-        known = Known(stage, passed, weight_gradient, noise)
-        solved, _ = solve_layer(LayerPlan(stage, "gradient"), known)
-        output, cotangent = solved.value, stage.transpose(passed.cotangent)
+        layer = ConvData(LayerPlan(stage, "gradient"), inputs, below, weight_gradient, noise)
+        solved, _ = MapProblem(0, (layer,)).solve()
+        output, cotangent = solved.value, stage.transpose(below.value)
     return systems
 
 
@@ -84,7 +83,7 @@ def bare_calls(systems: list[tuple], sparse, rhs: torch.Tensor) -> None:
         x = torch.cholesky_solve(matrix.mT @ b, factor)
         for _ in range(2):
             x = x + torch.cholesky_solve(matrix.mT @ (b - matrix @ x), factor)
-    sparse.solve(sparse.rows(rhs))
+    sparse.solve(rhs)
 
 
 def dense_calls(systems: list[tuple], dense: torch.Tensor, rhs: torch.Tensor) -> None:
@@ -108,7 +107,7 @@ def paper_constraints(name: str, count: int = 100, dense_count: int = 4) -> dict
     systems = layer_systems(attack, gradients, count)
     stage = attack.network.stages[0]
     rhs = stage.convolve(truth.images).flatten(1)
-    bare = timed(lambda: bare_calls(systems, attack.ways[0].plans[0].system, rhs)) / count
+    bare = timed(lambda: bare_calls(systems, attack.ways[0].plans[0].output.factor, rhs)) / count
     dense = torch.from_numpy(weight_matrix(stage.weight, stage.geometry).toarray())
     few = [(a[:dense_count], b[:dense_count]) for a, b in systems]
     slow = timed(lambda: dense_calls(few, dense, rhs[:dense_count]), 1) / dense_count

@@ -96,3 +96,17 @@ def snapshot_folder(name):
         if (folder / f"{name}-train-first200.npz").exists():
             return folder
     return None
+
+
+def written_out(system):
+    """The matrix of a system of one client, by products with unit vectors."""
+    eye = torch.eye(system.count, dtype=torch.float64)
+    return torch.cat([system.apply(v[None, :, None])[0] for v in eye], dim=1)
+
+
+def matched_errors(found, truth):
+    """(B,), relative error of each image found beside the nearest true one; each true one once."""
+    distances = torch.cdist(found.flatten(1), truth.flatten(1))
+    nearest = distances.argmin(dim=1)
+    assert sorted(nearest.tolist()) == list(range(len(truth)))
+    return distances.min(dim=1).values / truth.flatten(1).norm(dim=1)[nearest]

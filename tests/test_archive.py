@@ -211,5 +211,6 @@ def test_kept_records_are_what_the_code_gives_now(path):
         ).records
         assert (again["mse"] < SUCCESS) == (record["mse"] < SUCCESS)
         assert again["unique"] == record["unique"]
-        # Errors of rounding: they move by two powers of ten with the library and the batch.
-        assert abs(math.log10(again["mse"] / record["mse"])) < 4
+        # Errors of rounding: they move by two powers of ten with the library and the batch. They
+        # may be smaller by more, where `auto` takes all equations now and took fewer then.
+        assert math.log10(again["mse"] / record["mse"]) < 4

@@ -8,7 +8,7 @@ from torch import nn
 from rconv.attack.attack import Attack
 from rconv.audit import batch_limits, examine, weakest
 from rconv.audit.batches import largest
-from rconv.equations.batch import BatchSystem
+from rconv.equations.conv_system import conv_system
 from rconv.lab.metrics import matched
 from rconv.linalg.dense import determines
 from rconv.model.activations import from_module
@@ -47,7 +47,7 @@ def test_counting_agrees_with_ranks_of_random_matrices(activation, shape):
         output = batch, *stage.geometry.output
         known = (uniform(*output, seed=5) < (0.5 if stage.activation.flat else 1)).double()
         own = normal(*output, seed=6) * known
-        return determines(BatchSystem(stage, own, stage.weight, 0 * known, known), 1e-16)
+        return determines(conv_system(stage, own, stage.weight, 0 * known, known), 1e-16)
 
     limit = largest(stage)
     if limit is None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from rconv.attack.attack import Attack
 from rconv.audit import GRADIENT, HYBRID, NOT_UNIQUE, WEIGHT, audit, examine
-from rconv.audit.generic import meetings
+from rconv.audit.generic import random_problems
 from rconv.audit.layers import judge
 from rconv.audit.widths import parameters, tied, with_filters
 from rconv.linalg import dense
@@ -49,7 +49,7 @@ def test_the_ranks_are_the_attacks_where_the_maps_are_a_clients(seed):
     for node in network.nodes[1:]:
         maps.append(node.evaluate([maps[i] for i in node.inputs]))
     cotangent = (sent["fc.bias"] @ network.head.weight).reshape(maps[-1].shape)
-    judged = [judge(met) for met in meetings(network, maps, cotangent)]
+    judged = [judge(met) for met in random_problems(network, maps, cotangent)]
     reports = Attack(model, SHAPE, signs=False)(sent).layers[1:]
     for own, report in zip(judged, reports, strict=True):
         assert (own.name, own.hybrid_rank) == (report.name, int(report.rank))

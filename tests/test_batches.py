@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import normal, relative_error, uniform
+from small import normal, relative_error, uniform, written_out
 from torch import nn
 
 from rconv import Attack, UnsupportedModelError
 from rconv.attack.counts import label_counts
 from rconv.attack.disaggregation import disaggregate
 from rconv.data.datasets import load
-from rconv.equations.batch import BatchSystem
+from rconv.equations.conv_system import conv_system
 from rconv.lab.metrics import matched
-from rconv.linalg.dense import solve_stacked
+from rconv.linalg.dense import solve_dense
 from rconv.linalg.iterative import solve_iterative
 from rconv.model.build import IDENTITY
 from rconv.model.convolution import stage_of
@@ -88,22 +88,22 @@ def batch_system(filters, told, seed=0):
     g = stage.geometry
     gradient = torch.nn.grad.conv2d_weight(x, stage.weight.shape, back, g.stride, g.padding)
     known = (uniform(*output.shape, seed=seed) < told).double()
-    return BatchSystem(stage, back, gradient, output, known), x
+    return conv_system(stage, back, gradient, output, known), x
 
 
 @pytest.mark.parametrize(("filters", "told"), [(8, 0.9), (5, 0.4)], ids=["full", "short"])
 def test_shared_rows_agree_with_their_matrix_and_both_solvers(filters, told):
     system, x = batch_system(filters, told)
-    vectors = torch.eye(system.unknowns, dtype=torch.float64)
-    matrix = torch.cat([system.product(v[None, :, None])[0] for v in vectors], dim=1)
+    matrix = written_out(system)
     rows = normal(1, len(matrix), 1)
     torch.testing.assert_close(system.adjoint(rows)[0], matrix.T @ rows[0])
-    torch.testing.assert_close(system.normal_matrix()[0], matrix.T @ matrix)
-    alone = replace(system, has_gradients=False)
-    twice = alone.adjoint(alone.product(x.reshape(1, -1, 1)))
-    torch.testing.assert_close(alone.normal_matrix() @ x.reshape(1, -1, 1), twice)
-    torch.testing.assert_close(system.product(x.reshape(1, -1, 1)), system.rhs)
-    dense, free = solve_stacked(system, 1e-15), solve_iterative(system.scaled(), 2)
+    torch.testing.assert_close(system.gram()[0], matrix.T @ matrix)
+    alone = replace(system, blocks=system.blocks[1:])
+    twice = alone.adjoint(alone.apply(x.reshape(1, -1, 1)))
+    torch.testing.assert_close(alone.gram() @ x.reshape(1, -1, 1), twice)
+    torch.testing.assert_close(system.apply(x.reshape(1, -1, 1)), system.rhs)
+    scaled = system.scaled()
+    dense, free = solve_dense(scaled, 1e-15), solve_iterative(scaled, 2)
     open_ = system.unknowns - int(torch.linalg.matrix_rank(matrix))
     assert int(dense.rank) == system.unknowns - open_
     assert bool(free.rank.sum() == system.unknowns) == (open_ == 0)

@@ -6,8 +6,13 @@ import torch
 from hypothesis import given, settings
 from small import SEEDS, convolve, geometries, normal
 
-from rconv.equations.gradient import gradient_matrix, gradient_rhs
-from rconv.equations.weight import weight_gram, weight_matrix
+from rconv.equations.conv_gradient import (
+    ClassPart,
+    ConvGradient,
+    gradient_matrix,
+    gradient_rhs,
+)
+from rconv.equations.conv_output import add_weight_gram, weight_matrix
 from rconv.equations.windows import residue_classes, window_index
 from rconv.model.geometry import Geometry
 
@@ -67,7 +72,8 @@ def test_weight_gram_is_the_normal_matrix_of_the_weighted_rows(g, seed):
     weight = normal(g.output[0], g.input[0], *g.kernel, seed=seed)
     row_weight = normal(g.output[0], g.positions, seed=seed + 1).clamp(min=0)
     rows = torch.from_numpy(weight_matrix(weight, g).toarray()) * row_weight.reshape(-1, 1)
-    gram = weight_gram(weight, row_weight, g)
+    gram = torch.zeros(g.unknowns, g.unknowns).double()
+    add_weight_gram(gram, weight, row_weight, g)
     torch.testing.assert_close(gram, rows.T @ rows, rtol=1e-11, atol=1e-11)
 
 
@@ -128,7 +134,9 @@ def test_residue_classes_are_the_independent_blocks_of_the_gradient_rows(g, seed
         inside = (slice(None), slice(None), offsets[:, None], pixels)
         assert torch.equal(block, matrix.reshape(shape)[inside].flatten(1, 2))
         rows = gradient_rhs(weight_gradient).reshape(*shape[:3], -1)[:, :, offsets]
-        assert torch.equal(gradient_rhs(weight_gradient, offsets), rows.flatten(1, 2))
+        part = ClassPart(ConvGradient(g, back[:, None]), offsets, pixels)
+        assert torch.equal(part.take(gradient_rhs(weight_gradient)), rows.flatten(1, 2))
+        assert torch.equal(part.matrix, block)
         left[inside] = 0
         seen += pixels.tolist()
     assert not left.any(), "an entry lies outside all blocks"

@@ -103,11 +103,13 @@ def test_the_certificate_compares_only_what_was_observed():
     assert float(attack(zero).gradient_residual) > 1e-3 and not attack(zero).unique.any()
 
 
-def test_a_batch_needs_all_convolutions():
-    model = seeded(lambda: chain(nn.LeakyReLU))
-    sent = {n: g.mean(0) for n, g in observe(model, uniform(2, *SHAPE)).items()}
-    with pytest.raises(UnsupportedModelError, match=r"no gradient for 2\.weight: a batch needs"):
-        Attack(model, SHAPE)(frozen(sent, "2"), batch=2)
+def test_a_batch_does_without_a_frozen_convolution():
+    """The weight rows of each sample are left; where they are short, the verdict says so."""
+    model, images = seeded(lambda: chain(nn.LeakyReLU)), uniform(2, *SHAPE)
+    sent = {n: g.mean(0) for n, g in observe(model, images).items()}
+    found = Attack(model, SHAPE)(frozen(sent, "2"), batch=2)
+    errors = torch.cdist(found.images.flatten(1), images.flatten(1)).amin(dim=1)
+    assert ((errors < 1e-6) | ~found.unique).all()
 
 
 def test_gradient_constraints_that_are_missing_are_not_replaced():

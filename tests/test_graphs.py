@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from rconv.attack.attack import Attack
-from rconv.attack.signal import Told
+from rconv.attack.estimate import Estimate
 from rconv.model.nodes import UnsupportedModelError
 from rconv.model.read import read
 
@@ -340,8 +340,8 @@ def test_of_random_networks_none_is_silently_wrong(single):
 def test_of_two_accounts_the_better_one_counts_at_each_position():
     value = normal(1, 2, 3, 3)
     some = (normal(1, 2, 3, 3, seed=1) > 0).double()
-    rough = Told(value + 1e-3, torch.ones_like(value), torch.full((1, 2), 1e-3).double())
-    fine = Told(torch.where(some > 0, value, 7.0), some, torch.full((1, 2), 1e-9).double())
+    rough = Estimate(value + 1e-3, torch.ones_like(value), torch.full((1, 2), 1e-3).double())
+    fine = Estimate(torch.where(some > 0, value, 7.0), some, torch.full((1, 2), 1e-9).double())
     both = rough.or_better(fine)
     assert torch.equal(both.value, torch.where(some > 0, value, value + 1e-3))
     expected = torch.where(some > 0, 1e-6, 1e-3).double()  # weighted by a thousand at most
@@ -352,7 +352,7 @@ def test_an_affine_map_is_undone_with_its_error():
     x, scale, shift = normal(2, 3, 4, 4), torch.tensor([2.0, -0.5, 0.0]), torch.ones(3)
     scale, shift = scale.double(), shift.double()
     y = x * scale[:, None, None] + shift[:, None, None]
-    told = Told.whole(y, torch.full((2, 3), 1e-3).double()).undone(scale, shift)
+    told = Estimate.whole(y, torch.full((2, 3), 1e-3).double()).undone(scale, shift)
     torch.testing.assert_close(told.value[:, :2], x[:, :2])
     assert told.deviation()[0, :, 0, 0].tolist() == pytest.approx([5e-4, 2e-3, torch.inf])
 
@@ -360,11 +360,11 @@ def test_an_affine_map_is_undone_with_its_error():
 def test_a_sum_less_one_term_is_the_other():
     x, y = normal(1, 2, 3, 3), normal(1, 2, 3, 3, seed=1)
     some = (x > 0).double()
-    total = Told(x + y, some, torch.full((1, 2), 3e-4).double())
-    told = total.without(Told.whole(y, torch.full((1, 2), 4e-4).double()))
+    total = Estimate(x + y, some, torch.full((1, 2), 3e-4).double())
+    told = total.without(Estimate.whole(y, torch.full((1, 2), 4e-4).double()))
     torch.testing.assert_close(told.value, x)
     assert torch.equal(told.weight, some)
-    assert told.error.tolist() == [pytest.approx([5e-4, 5e-4])]
+    assert told.std.tolist() == [pytest.approx([5e-4, 5e-4])]
 
 
 # What may stand anywhere

@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from small import SEEDS, geometries, normal, relative_error
 from torch import nn
 
-from rconv.equations.gradient import gradient_matrix
-from rconv.equations.system import StackedSystem
-from rconv.equations.weight import weight_matrix
+from rconv.equations.conv_gradient import ConvGradient, gradient_matrix
+from rconv.equations.conv_output import ConvOutput, weight_matrix
 from rconv.linalg import dense
-from rconv.linalg.dense import solve_stacked
-from rconv.linalg.equations import Declined, residual
+from rconv.linalg.dense import solve_dense
+from rconv.linalg.system import Rows, System
 from rconv.model.activations import from_module
 from rconv.model.geometry import Geometry, Stage
 
@@ -31,26 +30,43 @@ def system_of(geometry, known=1.0, gradient=True, seed=0):
     """Equations of a known input: its weight rows are used with the probability `known`."""
     stage = stage_of(geometry, seed)
     x = normal(*geometry.input, seed=seed + 1)
-    matrix = gradient_matrix(normal(1, *geometry.output, seed=seed + 2), geometry)[0]
-    if not gradient:
-        matrix = matrix[:0]
-    output = stage.convolve(x[None])[0]
+    cotangent = normal(1, *geometry.output, seed=seed + 2)
+    output = stage.convolve(x[None])
     row_weight = normal(*geometry.output, seed=seed + 3).abs() + 0.1
     chosen = torch.rand(output.shape, generator=torch.Generator().manual_seed(seed)) < known
-    rhs = matrix @ x.flatten(1).T
-    return StackedSystem(stage, matrix, rhs, output, row_weight * chosen), x
+    rhs = gradient_matrix(cotangent, geometry) @ x.flatten(1).T
+    by_gradient = Rows(ConvGradient(geometry, cotangent[None]), rhs)
+    by_weight = Rows(ConvOutput(stage), output[None], weight=row_weight * chosen[None])
+    if not gradient:
+        by_gradient = by_gradient.scaled(torch.zeros(()).double())
+    return System((by_gradient, by_weight), geometry.unknowns), x
+
+
+def changed(system, gradient=None, output=None):
+    """The system with fields of its two blocks replaced."""
+    both = zip(system.blocks, (gradient or {}, output or {}), strict=True)
+    return replace(system, blocks=tuple(replace(block, **new) for block, new in both))
+
+
+def with_gradient_rows(system, count):
+    """All gradient rows but the first are not observed."""
+    rows = torch.arange(system.blocks[0].rhs.shape[1])[None, :, None]
+    return changed(system, {"weight": (rows < count).double()})
 
 
 def rows(system):
     """The weighted equations written out: matrix and right-hand side."""
-    g = system.stage.geometry
-    weight = torch.from_numpy(weight_matrix(system.stage.weight, g).toarray())
-    worth = system.row_weight.reshape(-1, 1)
+    gradient, output = system.blocks
+    stage = output.operator.stage
+    g = stage.geometry
+    weight = torch.from_numpy(weight_matrix(stage.weight, g).toarray())
+    own, worth = (b.weight.expand_as(b.rhs).reshape(-1, 1) for b in system.blocks)
     # The order is that of the system: a row of A for each channel in turn.
     one = torch.eye(g.input[0], dtype=torch.float64)
-    blocks = torch.einsum("mp,cd->mcdp", system.matrix, one).reshape(-1, g.unknowns)
-    matrix = torch.cat([blocks, worth * weight])
-    rhs = torch.cat([system.gradient.reshape(-1, 1), worth * system.output.reshape(-1, 1)])
+    a = gradient_matrix(gradient.operator.cotangent[0], g)[0]
+    blocks = torch.einsum("mp,cd->mcdp", a, one).reshape(-1, g.unknowns)
+    matrix = torch.cat([own * blocks, worth * weight])
+    rhs = torch.cat([own * gradient.rhs.reshape(-1, 1), worth * output.rhs.reshape(-1, 1)])
     return matrix, rhs
 
 
@@ -65,9 +81,9 @@ def test_normal_matrix_residual_and_adjoint_are_those_of_the_rows(g, seed):
     matrix, rhs = rows(system)
     x = normal(g.unknowns, 1, seed=seed + 7)
     left = rhs - matrix @ x
-    found = residual(system, x[None])
+    found = system.residual(x[None])
     torch.testing.assert_close(found[0], left, rtol=1e-10, atol=1e-10)
-    gram = system.normal_matrix()[0]
+    gram = system.gram()[0]
     torch.testing.assert_close(gram, matrix.T @ matrix, rtol=1e-10, atol=1e-10)
     back = system.adjoint(found)[0]
     torch.testing.assert_close(back, matrix.T @ left, rtol=1e-10, atol=1e-10)
@@ -87,7 +103,7 @@ def test_a_known_input_is_recovered(known, gradient):
     system, x = system_of(G, known, gradient)
     matrix, _ = rows(system.scaled())
     rank = int(torch.linalg.matrix_rank(matrix, rtol=1e-9))
-    found = solve_stacked(system, EPS)
+    found = solve_dense(system.scaled(), EPS)
     assert found.value[..., 0].shape == (1, G.unknowns)
     assert found.rank.item() == rank
     assert found.residual.item() < 1e-13
@@ -98,13 +114,13 @@ def test_a_known_input_is_recovered(known, gradient):
 @pytest.mark.parametrize("known", [0.3, 1.0])
 def test_noisy_equations_are_solved_as_dense_least_squares_of_the_stacked_rows(known):
     system, _ = system_of(G, known)
-    noisy = replace(
-        system,
-        gradient=system.gradient + 0.1 * normal(*system.gradient.shape, seed=5),
-        output=system.output + 0.1 * normal(*system.output.shape, seed=6),
+    gradient, output = (
+        {"rhs": b.rhs + 0.1 * normal(*b.rhs.shape, seed=5 + i)}
+        for i, b in enumerate(system.blocks)
     )
+    noisy = changed(system, gradient, output)
     matrix, rhs = rows(noisy.scaled())
-    found = solve_stacked(noisy, EPS)
+    found = solve_dense(noisy.scaled(), EPS)
     expected = lstsq(matrix, rhs)
     torch.testing.assert_close(found.value[..., 0].T, expected, rtol=1e-9, atol=1e-9)
     left = (rhs - matrix @ expected).norm() / rhs.norm()
@@ -129,13 +145,11 @@ SHORT = [
 @pytest.mark.parametrize(("geometry", "known", "gradient_rows"), SHORT)
 def test_short_rank_is_counted_and_solved_with_minimum_norm(geometry, known, gradient_rows):
     system, x = system_of(geometry, known)
-    system = replace(
-        system, matrix=system.matrix[:gradient_rows], gradient=system.gradient[:gradient_rows]
-    )
+    system = with_gradient_rows(system, gradient_rows)
     matrix, rhs = rows(system.scaled())
     rank = int(torch.linalg.matrix_rank(matrix, rtol=1e-8))
     assert rank < geometry.unknowns
-    found = solve_stacked(system, EPS)
+    found = solve_dense(system.scaled(), EPS)
     assert found.rank.item() == rank
     assert found.residual.item() < 1e-10
     torch.testing.assert_close(found.value[..., 0].T, lstsq(matrix, rhs), rtol=1e-7, atol=1e-9)
@@ -144,9 +158,7 @@ def test_short_rank_is_counted_and_solved_with_minimum_norm(geometry, known, gra
 
 def test_no_equation_at_all_gives_zero_and_rank_zero():
     system, _ = system_of(G, 0.0)
-    found = solve_stacked(
-        replace(system, matrix=system.matrix * 0, gradient=system.gradient * 0), EPS
-    )
+    found = solve_dense(with_gradient_rows(system, 0), EPS)
     assert (found.rank.item(), found.value[..., 0].abs().max().item()) == (0, 0.0)
     assert found.condition.item() == math.inf
 
@@ -156,62 +168,58 @@ def test_the_condition_is_that_of_the_scaled_rows():
     matrix, _ = rows(system.scaled())
     values = torch.linalg.svdvals(matrix)
     condition = (values[0] / values[-1]).item()
-    assert condition / 3 <= solve_stacked(system, EPS).condition.item() <= condition * 1.01
+    assert condition / 3 <= solve_dense(system.scaled(), EPS).condition.item() <= condition * 1.01
 
 
 def test_both_blocks_are_scaled_to_a_mean_row_norm_of_one():
     system, _ = system_of(G, 0.5)
-    scaled = replace(system, matrix=system.matrix * 1e6, gradient=system.gradient * 1e6).scaled()
-    assert scaled.matrix.norm(dim=1).mean().item() == pytest.approx(1)
-    worth = (scaled.stage.row_norms() * scaled.row_weight)[scaled.row_weight > 0]
-    assert worth.mean().item() == pytest.approx(1)
+    million = torch.tensor(1e6, dtype=torch.float64)
+    for block in changed(system, {"weight": million}).scaled().blocks:
+        norms = block.operator.row_norms() * block.weight
+        assert norms[norms > 0].mean().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("unit", [1e-150, 1e-20, 1e20, 1e150])
 def test_the_unit_of_the_gradient_rows_does_not_matter(unit):
     system, x = system_of(G, 0.5)
-    found = solve_stacked(
-        replace(system, matrix=system.matrix * unit, gradient=system.gradient * unit), EPS
-    )
+    own = changed(system, {"weight": torch.tensor(unit, dtype=torch.float64)})
+    found = solve_dense(own.scaled(), EPS)
     assert found.rank.item() == G.unknowns
     assert relative_error(found.value[0, :, 0], x.flatten()) < 1e-11
 
 
 def test_a_row_of_little_weight_hardly_matters_and_one_of_none_not_at_all():
     system, x = system_of(G, 1.0)
-    output, row_weight = system.output.clone(), system.row_weight.clone()
+    output, row_weight = system.blocks[1].rhs[0, 0], system.blocks[1].weight[0, 0]
     output[0, 0, 0], row_weight[0, 0, 0] = 1e6, 0.0
     output[1, 2, 2], row_weight[1, 2, 2] = output[1, 2, 2] + 1, 1e-9
-    found = solve_stacked(replace(system, output=output, row_weight=row_weight), EPS)
+    found = solve_dense(system.scaled(), EPS)
     assert relative_error(found.value[0, :, 0], x.flatten()) < 1e-7
 
 
 def test_amplification_is_what_noise_does():
     """Monte Carlo over independent errors of every right-hand side, relative to their size."""
     system, x = system_of(Geometry((1, 5, 5), (3, 5, 5), (3, 3), (1, 1), (1, 1), (1, 1)))
-    system = replace(system, row_weight=torch.ones_like(system.row_weight)).scaled()
+    system = changed(system, {}, {"weight": torch.ones((1,) * 5).double()}).scaled()
     _, rhs = rows(system)
     size, noise, squares = rhs.square().mean().sqrt().item(), 1e-6, []
     for trial in range(60):
-        moved = replace(
-            system,
-            gradient=system.gradient
-            + noise * size * normal(*system.gradient.shape, seed=2 * trial + 100),
-            output=system.output
-            + noise * size / system.row_weight * normal(*system.output.shape, seed=2 * trial + 101),
-        )
-        squares.append((solve_stacked(moved, EPS).value[0, :, 0] - x.flatten()).square().mean())
+        moved = changed(system, *(
+            {"rhs": b.rhs + noise * size / b.weight * normal(*b.rhs.shape, seed=2 * trial + i)}
+            for i, b in enumerate(system.blocks, 100)
+        ))  # fmt: skip
+        squares.append((solve_dense(moved, EPS).value[0, :, 0] - x.flatten()).square().mean())
     measured = (torch.stack(squares).mean() / x.square().mean()).sqrt().item() / noise
-    found = solve_stacked(system, EPS).amplification.item()
+    found = solve_dense(system, EPS).amplification.item()
     assert measured / 3 < found < measured * 3
 
 
 def test_amplification_of_a_short_system_is_that_of_the_directions_it_knows():
     """An estimate of √(mean of 1 / σ²) · rms(b) / rms(x), over the directions that count."""
     system, _ = system_of(G, 0.15)
-    system = replace(system, matrix=system.matrix[:1], gradient=system.gradient[:1])
+    system = with_gradient_rows(system, 1)
     matrix, rhs = rows(system.scaled())
-    found = solve_stacked(system, EPS)
+    found = solve_dense(system.scaled(), EPS)
     values = torch.linalg.svdvals(matrix)[: found.rank.item()]
     spread = (values**-2).sum().div(G.unknowns).sqrt()
     expected = (
@@ -225,19 +233,18 @@ def test_refinement_keeps_the_digits_that_the_normal_equations_lose(worth):
     """One pixel that only equations of little weight see: a condition of about 1 / worth."""
     geometry = Geometry((1, 4, 4), (2, 4, 4), (1, 1), (1, 1), (0, 0), (1, 1))
     system, x = system_of(geometry, 1.0, gradient=False)
-    row_weight = system.row_weight.clone()
+    row_weight = system.blocks[1].weight[0, 0]
     row_weight[:, 2, 1] = worth
-    found = solve_stacked(replace(system, row_weight=row_weight), EPS)
+    found = solve_dense(system.scaled(), EPS)
     assert relative_error(found.value[0, :, 0], x.flatten()) < 1e-12
     hidden = system_of(G, 0.9)[0]
-    mixed = replace(hidden, matrix=hidden.matrix[:1], gradient=hidden.gradient[:1])
-    scaled_down = replace(
-        mixed,
-        row_weight=mixed.row_weight * (1 - (1 - worth) * (torch.arange(6)[None, :, None] > 2)),
-    )
+    mixed = with_gradient_rows(hidden, 1)
+    below = torch.arange(6)[None, :, None] > 2
+    weight = mixed.blocks[1].weight * (1 - (1 - worth) * below)
+    scaled_down = changed(mixed, {}, {"weight": weight})
     matrix, rhs = rows(scaled_down.scaled())
     values = torch.linalg.svdvals(matrix)
-    found = solve_stacked(scaled_down, EPS)
+    found = solve_dense(scaled_down.scaled(), EPS)
     error = relative_error(found.value[..., 0].T, lstsq(matrix, rhs))
     assert found.rank.item() == G.unknowns
     assert error < 100 * EPS * (values[0] / values[-1]).item()
@@ -247,25 +254,25 @@ def test_a_faint_direction_counts_beside_one_that_is_not_seen():
     """1e-5 of the others is above the floor of 1e-7, although its square is not."""
     geometry = Geometry((1, 4, 4), (2, 4, 4), (1, 1), (1, 1), (0, 0), (1, 1))
     system, x = system_of(geometry, 1.0, gradient=False)
-    row_weight = system.row_weight.clone()
+    row_weight = system.blocks[1].weight[0, 0]
     row_weight[:, 2, 1], row_weight[:, 0, 0] = 1e-5, 0.0
-    found = solve_stacked(replace(system, row_weight=row_weight), EPS)
+    found = solve_dense(system.scaled(), EPS)
     assert found.rank.item() == 15
     value = found.value[..., 0].reshape(4, 4)
     assert value[0, 0] == 0
     assert relative_error(value.flatten()[1:], x.flatten()[1:]) < 1e-9
 
 
-@pytest.mark.parametrize("weigh", ["size", None])
-def test_a_direction_below_the_noise_of_the_equations_does_not_count(weigh):
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_direction_below_the_noise_of_the_equations_does_not_count(scaled):
     """One pixel is seen at a ten-thousandth of the others: a noise of 1e-3 drowns it."""
     geometry = Geometry((1, 4, 4), (2, 4, 4), (1, 1), (1, 1), (0, 0), (1, 1))
     system, x = system_of(geometry, 1.0, gradient=False)
-    row_weight = system.row_weight.clone()
+    row_weight = system.blocks[1].weight[0, 0]
     row_weight[:, 2, 1] = 1e-4
-    system = replace(system, row_weight=row_weight)
-    assert solve_stacked(system, 1e-6, weigh=weigh).rank.item() == 16
-    found = solve_stacked(system, 1e-3, weigh=weigh)
+    system = system.scaled() if scaled else system
+    assert solve_dense(system, 1e-6).rank.item() == 16
+    found = solve_dense(system, 1e-3)
     value = found.value[..., 0].reshape(4, 4)
     assert found.rank.item() == 15 and value[2, 1].abs() < 1e-9
     known = row_weight[0] > 1e-3
@@ -274,8 +281,8 @@ def test_a_direction_below_the_noise_of_the_equations_does_not_count(weigh):
 
 def test_more_unknowns_than_the_budget_are_declined_before_the_work():
     system, _ = system_of(G)
-    with pytest.raises(Declined, match=f"{G.unknowns} unknowns, more than 10"):
-        solve_stacked(system, EPS, budget=10)
+    with pytest.raises(ValueError, match=f"{G.unknowns} unknowns, more than 10"):
+        solve_dense(system, EPS, budget=10)
 
 
 def test_rows_are_weighed_by_their_own_error():
@@ -283,39 +290,44 @@ def test_rows_are_weighed_by_their_own_error():
     system, x = system_of(G, 1.0)
     error = torch.full((3, 1, 1), 1e-6, dtype=torch.float64)
     error[0] = 1e-4
-    moved = replace(
+    gradient, output = system.blocks
+    moved = changed(
         system,
-        output=system.output + error / system.row_weight * normal(*system.output.shape, seed=9),
-        gradient=system.gradient + 1e-6 * normal(*system.gradient.shape, seed=10),
-        gradient_error=torch.tensor(1e-6).double(),
-        output_error=error,
+        {
+            "rhs": gradient.rhs + 1e-6 * normal(*gradient.rhs.shape, seed=10),
+            "std": torch.tensor(1e-6).double(),
+        },
+        {
+            "rhs": output.rhs + error / output.weight * normal(*output.rhs.shape, seed=9),
+            "std": error.expand_as(output.rhs),
+        },
     )
     by_size, by_noise = (
-        relative_error(solve_stacked(moved, EPS, weigh=w).value.flatten(), x.flatten())
-        for w in ("size", "noise")
+        relative_error(solve_dense(own, EPS).value.flatten(), x.flatten())
+        for own in (moved.scaled(), moved.whitened())
     )
     assert by_noise < by_size / 10
-    found = solve_stacked(moved, EPS, weigh="noise")
+    found = solve_dense(moved.whitened(), EPS)
     assert by_noise / 5 < found.error.item() < 5 * by_noise
 
 
 def test_no_row_is_trusted_more_than_a_thousand_times_another():
     """The normal equations square it: rows of an error a million times smaller would be alone."""
     system = system_of(G, 1.0)[0]
-    errors = torch.tensor([1e-9, 1e-3], dtype=torch.float64)
-    found = replace(system, gradient_error=errors[0], output_error=errors[1]).whitened()
-    size = system.scaled().row_weight.norm()
-    assert found.row_weight.norm().item() == pytest.approx(1e-3 * size.item())
+    own = changed(system, *({"std": torch.tensor(e).double()} for e in (1e-9, 1e-3)))
+    size = system.scaled().blocks[1].weight.norm()
+    found = own.whitened().blocks[1].weight.norm()
+    assert found.item() == pytest.approx(1e-3 * size.item())
 
 
 def test_where_an_error_is_unknown_rows_are_weighed_by_their_size():
     system, _ = system_of(G, 0.5)
-    system = replace(system, gradient_error=torch.tensor(1.0).double())
-    torch.testing.assert_close(system.whitened().matrix, system.scaled().matrix)
+    own = changed(system, {"std": torch.tensor(1.0).double()})
+    torch.testing.assert_close(own.whitened().rhs, system.scaled().rhs)
 
 
 def test_where_no_error_is_told_none_is_expected():
-    assert solve_stacked(system_of(G)[0], EPS).error.item() == 0
+    assert solve_dense(system_of(G)[0], EPS).error.item() == 0
 
 
 @given(geometries(largest=5), SEEDS)
@@ -323,10 +335,11 @@ def test_where_no_error_is_told_none_is_expected():
 def test_single_precision_changes_no_digit_that_counts(g, seed):
     """Systems of every rank: what is left to single precision is solved as in double."""
     system, _ = system_of(g, known=0.6, seed=seed)
-    double = solve_stacked(system, EPS)
+    system = system.scaled()
+    double = solve_dense(system, EPS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dense, "SINGLE_FROM", 1)
-        found = solve_stacked(system, EPS)
+        found = solve_dense(system, EPS)
     assert found.rank.item() == double.rank.item()
     assert found.condition.item() == pytest.approx(double.condition.item(), rel=0.05)
     off = (found.value - double.value).norm()
@@ -338,9 +351,8 @@ def test_a_large_system_is_factored_in_single_precision_only_where_its_rank_is_f
     """32 × 32 pixels, all but `lost` of them seen by weight rows of their own."""
     g = Geometry((1, 32, 32), (1, 32, 32), (1, 1), (1, 1), (0, 0), (1, 1))
     system, x = system_of(g, gradient=False)
-    weight = system.row_weight.clone()
-    weight.flatten()[:lost] = 0
-    found = solve_stacked(replace(system, row_weight=weight), EPS)
+    system.blocks[1].weight.view(-1)[:lost] = 0
+    found = solve_dense(system.scaled(), EPS)
     single = found.method == ("Cholesky in single precision",)
     assert single == (lost == 0)
     assert found.rank.item() == 1024 - lost
@@ -351,6 +363,6 @@ def test_a_badly_conditioned_large_system_is_factored_in_double_precision():
     g = Geometry((1, 32, 32), (1, 32, 32), (1, 1), (1, 1), (0, 0), (1, 1))
     system, x = system_of(g, gradient=False)
     weight = torch.logspace(0, -4, 1024, dtype=torch.float64).reshape(1, 32, 32)
-    found = solve_stacked(replace(system, row_weight=weight), EPS)
+    found = solve_dense(changed(system, {}, {"weight": weight[None, None]}).scaled(), EPS)
     assert found.method == ("Cholesky",) and found.rank.item() == 1024
     assert relative_error(found.value[0, :, 0], x.flatten()) < 1e-12

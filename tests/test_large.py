@@ -1,18 +1,21 @@
 """Layers too large for a dense factorisation: the same equations, without a matrix."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from small import network, normal, observe, relative_error, uniform
+from small import network, normal, observe, relative_error, uniform, written_out
 from torch import nn
 
 from rconv import Attack, ShortRankError
-from rconv.attack import large
 from rconv.attack.plan import LayerPlan
 from rconv.audit import audit
-from rconv.equations.batch import BatchSystem
+from rconv.equations.conv_system import conv_system
 from rconv.lab.hunt import hunt
 from rconv.linalg import dense
+from rconv.linalg import solve as solver
 from rconv.linalg.iterative import solve_iterative
+from rconv.linalg.precondition import preconditioner
 from rconv.model.build import IDENTITY
 from rconv.model.convolution import stage_of
 
@@ -23,8 +26,12 @@ SHAPE = (1, 8, 8)
 def few(monkeypatch):
     """Every layer counts as too large to be factored."""
     monkeypatch.setattr(dense, "MAX_UNKNOWNS", 10)
-    monkeypatch.setattr(large, "CLASS", 4)
-    monkeypatch.setattr("rconv.attack.plan.MAX_FILL", 0)
+    for samples in solver.DENSE:
+        monkeypatch.setitem(solver.DENSE, samples, 10)
+    for module in ("rconv.linalg.solve", "rconv.attack.map_problem"):
+        monkeypatch.setattr(f"{module}.CLASS", 4)
+    for name, most in (("MAX_FILL", 0), ("MAX_UNKNOWNS", 10)):
+        monkeypatch.setattr(f"rconv.equations.conv_output.{name}", most)
 
 
 KINDS = [
@@ -79,25 +86,30 @@ def singular(columns, filters=8, seed=0):
         back[..., -columns - 1 :] = 0
     g = stage.geometry
     gradient = nn.grad.conv2d_weight(x, stage.weight.shape, back, g.stride, g.padding)
-    return BatchSystem(stage, back, gradient, stage.convolve(x), told), x
+    return conv_system(stage, back, gradient, stage.convolve(x), told), x
+
+
+def heavier(system, factor):
+    """Both kinds divided by their size, the gradient rows multiplied."""
+    gradient, output = system.scaled().blocks
+    factor = torch.tensor(factor, dtype=torch.float64)
+    return replace(system, blocks=(gradient.scaled(factor), output))
 
 
 @pytest.mark.parametrize("columns", [0, 1, 3])
 @pytest.mark.parametrize("gradients", [1.0, 100.0], ids=["weight", "gradient"])
 def test_open_directions_are_seen_and_stay_zero_whatever_the_preconditioner(columns, gradients):
     system, x = singular(columns)
-    system = system.scaled().weighted(gradients, 1.0)
-    blocks = system.preconditioner().blocks
-    assert bool(blocks) == (gradients > 1)
+    system = heavier(system, gradients)
+    changed = preconditioner(system)(system.adjoint(system.rhs)) - system.adjoint(system.rhs)
+    assert bool(changed.abs().max() > 0) == (gradients > 1)
     found = solve_iterative(system)
     assert bool(found.rank == system.unknowns) == (columns == 0)
     value = found.value.reshape(x.shape)
     kept = slice(0, 8 - columns)
     assert relative_error(value[..., kept], x[..., kept]) < 1e-12
     assert value[..., 8 - columns :].abs().sum() < 1e-9
-    matrix = torch.cat([system.product(v[None, :, None])[0]
-                        for v in torch.eye(system.unknowns).double()], dim=1)  # fmt: skip
-    sizes = torch.linalg.svdvals(matrix)
+    sizes = torch.linalg.svdvals(written_out(system))
     sizes = sizes[sizes > 1e-9 * sizes[0]]
     condition = float(sizes[0] / sizes[-1])
     assert condition / 5 < float(found.condition[0]) < 1.01 * condition
@@ -105,13 +117,12 @@ def test_open_directions_are_seen_and_stay_zero_whatever_the_preconditioner(colu
 
 def test_a_preconditioner_is_the_inverse_root_of_gradient_rows_and_a_number():
     system, _ = singular(1, filters=6)
-    system = system.scaled().weighted(100.0, 1.0)
-    apply, eye = system.preconditioner(), torch.eye(system.unknowns).double()
+    system = heavier(system, 100.0)
+    apply, eye = preconditioner(system), torch.eye(system.unknowns).double()
     inverse = torch.cat([apply(v[None, :, None])[0] for v in eye], dim=1)
     torch.testing.assert_close(inverse, inverse.mT)
-    only = BatchSystem(system.stage, system.cotangent, system.gradient, system.output,
-                       torch.zeros_like(system.row_weight), system.gradient_weight)  # fmt: skip
-    gram, mean = only.normal_matrix()[0], system.normal_matrix()[0] - only.normal_matrix()[0]
+    only = replace(system, blocks=system.blocks[:1])
+    gram, mean = only.gram()[0], system.gram()[0] - only.gram()[0]
     level = mean.diagonal().mean()
     torch.testing.assert_close(inverse @ (gram + level * eye) @ inverse, level * eye)
 

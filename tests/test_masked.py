@@ -5,11 +5,8 @@ import torch
 from small import network, normal, observe, relative_error, uniform
 from torch import nn
 
-from rconv.attack.backward import through_activation
 from rconv.lab import defences
 from rconv.lab.masked import masked_attack, masked_head, masked_layer
-from rconv.lab.rows import Rows
-from rconv.linalg.equations import residual
 from rconv.model.read import UnsupportedModelError, read
 from rconv.observe.observation import features
 
@@ -72,31 +69,6 @@ def test_a_row_of_zeros_is_completed_by_the_loss():
     weight[5], thinned[5] = 0, 0
     _, z = masked_head(head, model[-1].bias.detach(), weight, thinned)
     assert z[5].item() == pytest.approx(bias[5].item(), rel=1e-9)
-
-
-def test_rows_are_those_that_survive():
-    model = network(nn.Tanh)
-    stage, truth = read(model, (1, 8, 8)).stages[-1], images(1)
-    gradient = defences.prune(observe(model, truth), 0.3)[f"{stage.name}.weight"]
-    output = list(features(model, truth).values())[3]
-    noise = output.new_full((1,), 1e-12)
-    passed = through_activation(stage.activation, output, normal(*output.shape), None, noise)
-    rows = Rows.of(stage, passed, gradient)
-    g = stage.geometry
-    assert rows.matrix.shape[1:] == (int((gradient != 0).sum()) + g.weight_rows, g.unknowns)
-    x = list(features(model, truth).values())[1].reshape(1, -1, 1)
-    weight_rows = residual(rows, x)[0, -g.weight_rows :]
-    assert weight_rows.abs().max() < 1e-9, "the true input solves the weight rows"
-
-
-def test_bounds_take_the_place_of_missing_rows():
-    # 12 equations for 20 unknowns of which 5 are positive, the others zero.
-    truth = torch.zeros(20, dtype=torch.float64)
-    truth[[1, 4, 9, 12, 18]] = uniform(5, seed=1) + 0.5
-    matrix = normal(12, 20, seed=4)
-    found = Rows(matrix[None], (matrix @ truth[:, None])[None]).nonnegative()
-    assert relative_error(found, truth) < 1e-10
-    assert ((found == 0) == (truth == 0)).all()
 
 
 def test_positivity_is_used_only_where_rank_is_short():

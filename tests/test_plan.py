@@ -7,7 +7,7 @@ from small import geometries, network, observe, uniform
 from torch import nn
 
 from rconv.attack.attack import Attack
-from rconv.attack.layer import is_better, is_unsure
+from rconv.attack.map_problem import is_better, is_unsure
 from rconv.attack.plan import LayerPlan, gradients_suffice, kinds_per_layer
 from rconv.audit import WEIGHT, audit, class_bound
 from rconv.lab.architectures import build
@@ -27,16 +27,15 @@ STAGES = read(build("lenet_main", activation="Tanh"), (3, 32, 32)).stages
 
 def test_the_first_layer_is_by_weight_and_the_others_by_gradient_where_these_suffice():
     plans = [LayerPlan(stage, first=stage is STAGES[0]) for stage in STAGES]
-    assert [plan.cheapest(True, 1e-16) for plan in plans] == ["weight"] + ["gradient"] * 3
-    assert plans[0].cheapest(False, 1e-16) == "hybrid"  # saturated outputs, 12 filters
+    assert [plan.weights_determine(1e-16) for plan in plans] == [True] + [False] * 3
+    assert [gradients_suffice(stage.geometry) for stage in STAGES] == [False] + [True] * 3
 
 
 def test_a_first_layer_that_the_noise_drowns_takes_more_rows():
     """The square system of 12 filters has a condition of a million."""
     plan = LayerPlan(STAGES[0], first=True)
-    assert plan.system.spectrum.condition > 1e6
-    assert plan.cheapest(True, 1e-9) == "weight"
-    assert plan.cheapest(True, 1e-5) == "hybrid"
+    assert plan.output.factor.spectrum.condition > 1e6
+    assert plan.weights_determine(1e-9) and not plan.weights_determine(1e-5)
 
 
 def wide(filters):
@@ -65,7 +64,7 @@ def test_the_audit_promises_no_weight_constraints_that_the_attack_does_not_take(
 
 def test_relu_has_no_weight_system():
     stage = read(network(nn.ReLU), (1, 8, 8)).stages[0]
-    assert LayerPlan(stage, first=True).system is None
+    assert LayerPlan(stage, first=True).output.factor is None
 
 
 def test_a_layer_that_is_too_large_for_a_dense_system_takes_the_same_equations(monkeypatch):
@@ -76,8 +75,7 @@ def test_a_layer_that_is_too_large_for_a_dense_system_takes_the_same_equations(m
     found = Attack(model, (1, 8, 8))(gradients)
     assert found.layers[-1].constraints == ("hybrid",)
     assert found.layers[-1].open.item() > 0 and not found.unique.any()
-    assert not first.affordable and first.cheapest(True, 1e-5) == "weight"
-    assert first.cheapest(False, 1e-5) == "hybrid"
+    assert not first.affordable and first.weights_determine(1e-5)
 
 
 @pytest.mark.parametrize("constraints", [None, 5, "papers", ["gradient", None]])
@@ -114,6 +112,6 @@ def test_more_equations_are_tried_where_they_can_help(rank, error, noise, more, 
 
 def test_of_two_answers_that_of_more_rank_is_better_then_that_of_less_error():
     own = answer(700, 1e-3)
-    better = [is_better(answer(*other), own, 0) for other in [(701, 1.0), (700, 1e-4)]]
-    worse = [is_better(answer(*other), own, 0) for other in [(699, 0.0), (700, 1e-2), (700, 1e-3)]]
+    better = [is_better(answer(*other), own) for other in [(701, 1.0), (700, 1e-4)]]
+    worse = [is_better(answer(*other), own) for other in [(699, 0.0), (700, 1e-2), (700, 1e-3)]]
     assert all(better) and not any(worse)

@@ -11,7 +11,7 @@ from rconv import audit
 from rconv.attack.attack import Attack
 from rconv.audit.ranks import class_bound
 from rconv.data import datasets
-from rconv.equations.gradient import gradient_matrix
+from rconv.equations.conv_gradient import gradient_matrix
 from rconv.lab import architectures
 from rconv.linalg.solution import relative
 from rconv.model.geometry import Geometry

@@ -10,26 +10,26 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from small import SEEDS, normal, observe
 
-from rconv.attack import signs as by_bounds
+from rconv.attack import bound_constraints as by_bounds
+from rconv.attack.activation_vjp import through_activation
 from rconv.attack.attack import Attack
-from rconv.attack.backward import through_activation
 from rconv.attack.fallback import within_range
+from rconv.attack.map_problem import ConvData, MapProblem
 from rconv.attack.plan import LayerPlan
-from rconv.attack.prior import fill, total_variation
-from rconv.attack.solve import Known, stacked
+from rconv.attack.total_variation import fill, total_variation
 from rconv.data.datasets import load
 from rconv.equations.bounds import Bounds
-from rconv.equations.gradient import gradient_matrix
-from rconv.equations.system import StackedSystem
+from rconv.equations.conv_gradient import gradient_matrix
+from rconv.equations.conv_system import conv_system
 from rconv.lab import metrics
 from rconv.lab.ambiguity import another_input
 from rconv.lab.architectures import build
-from rconv.linalg import margin, signs
+from rconv.linalg import active_set as signs
+from rconv.linalg import chebyshev_center as margin
+from rconv.linalg.active_set import Forced
+from rconv.linalg.bound_tightening import extremes
 from rconv.linalg.cholesky import null_space
-from rconv.linalg.dense import solve_stacked
-from rconv.linalg.equations import residual
-from rconv.linalg.extremes import extremes
-from rconv.linalg.signs import Forced
+from rconv.linalg.dense import solve_dense
 from rconv.model.activations import from_module
 from rconv.model.geometry import Geometry, Stage
 
@@ -224,11 +224,19 @@ def layer(seed=0, bias=True, high=torch.inf):
     output = stage.convolve(x[None])[0]
     active = output + (0 if offset is None else offset[:, None, None]) > 0
     cotangent = normal(1, *G.output, seed=seed + 3) * active
-    matrix = gradient_matrix(cotangent, G)[0][:6]
-    system = StackedSystem(
-        stage, matrix, matrix @ x.flatten(1).T, output, active.double(), bounds=(0.0, high)
-    )
-    return system, ~active, x
+    gradient = torch.nn.grad.conv2d_weight(x[None], weight.shape, cotangent, padding=1)
+    first = (torch.arange(27)[None, :, None] < 6).double()  # six of the gradient's rows
+    own = cotangent, gradient, output[None], active[None].double()
+    system = conv_system(stage, *own, (0.0, high), first)
+    limit = torch.zeros_like(output) if offset is None else -offset[:, None, None] + 0 * output
+    rows = system.blocks[1]
+    rows = replace(rows, rhs=torch.where(active, output, limit)[None, None])
+    system = replace(system, blocks=(system.blocks[0], rows))
+    return system, (~active)[None, None].double(), x
+
+
+def closed_with(system, silent, forced, solution):
+    return by_bounds._closed(Bounds(system, (None, silent)), forced, solution, 1e-16)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -236,7 +244,7 @@ def layer(seed=0, bias=True, high=torch.inf):
 def test_bounds_are_those_of_the_input_and_of_the_silent_outputs(bias, high):
     system, silent, x = layer(3, bias, high)
     basis = normal(72, 4).numpy()
-    margins, slopes = Bounds(system, silent).along(x.flatten().numpy(), basis)
+    margins, slopes = Bounds(system, (None, silent)).along(x.flatten().numpy(), basis)
     ends = 72 if high == torch.inf else 144
     assert len(margins) == len(slopes) == ends + int(silent.sum())
     assert margins.min() >= -1e-12
@@ -244,7 +252,7 @@ def test_bounds_are_those_of_the_input_and_of_the_silent_outputs(bias, high):
     np.testing.assert_array_equal(margins[72:ends], high - x.flatten().numpy()[: ends - 72])
     z = normal(4, 1, seed=5).numpy()[:, 0]
     moved = torch.from_numpy(x.flatten().numpy() + basis @ z)
-    again, _ = Bounds(system, silent).along(moved.numpy(), basis)
+    again, _ = Bounds(system, (None, silent)).along(moved.numpy(), basis)
     np.testing.assert_allclose(again, margins + slopes @ z, atol=1e-10)
 
 
@@ -253,18 +261,18 @@ def test_what_is_fixed_leaves_the_same_equations_for_the_rest(high):
     system, silent, x = layer(1, high=high)
     at = [x.flatten().numpy() == end for end in system.bounds if np.isfinite(end)]
     active = np.concatenate([*at, np.zeros(int(silent.sum()), dtype=bool)])
-    closed = Bounds(system, silent).closed(active)
-    assert closed.unknowns == 72 - sum(int(own.sum()) for own in at)
+    closed = Bounds(system, (None, silent)).closed(active)
+    assert closed.count == 72 - sum(int(own.sum()) for own in at)
     assert high == torch.inf or at[1].any()
     free = x.flatten()[closed.free][None, :, None]
-    assert residual(closed, free).abs().max() < 1e-12
-    gram, y = closed.normal_matrix(), normal(1, closed.unknowns, 1)
-    torch.testing.assert_close(gram @ y, closed.adjoint(closed.product(y)))
-    single = closed.normal_matrix(torch.float32)
+    assert closed.residual(free).abs().max() < 1e-12
+    gram, y = closed.gram(), normal(1, closed.count, 1)
+    torch.testing.assert_close(gram @ y, closed.adjoint(closed.apply(y)))
+    single = closed.gram(torch.float32)
     torch.testing.assert_close(single, gram.float(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(closed.whole(free)[0, :, 0], x.flatten())
-    found = solve_stacked(closed, 1e-16)
-    if int(found.rank) == closed.unknowns:
+    found = solve_dense(closed.scaled(), 1e-16)
+    if int(found.rank) == closed.count:
         torch.testing.assert_close(closed.whole(found.value)[0, :, 0], x.flatten())
 
 
@@ -272,46 +280,51 @@ def test_a_silent_output_that_is_forced_becomes_an_equation():
     system, silent, _ = layer(2)
     active = np.zeros(72 + int(silent.sum()), dtype=bool)
     active[72] = True
-    closed = Bounds(system, silent).closed(active)
-    added = (closed.system.row_weight > 0) & (system.row_weight == 0)
+    closed = Bounds(system, (None, silent)).closed(active)
+    now, before = closed.blocks[1], system.blocks[1]
+    added = (now.weight > 0) & (before.weight == 0)
     assert int(added.sum()) == 1 and bool(silent[added])
-    bias = system.stage.bias[:, None, None].expand_as(system.output)
-    assert (closed.system.output + bias)[added].item() == 0
+    bias = before.operator.stage.bias[:, None, None].expand_as(now.rhs)
+    assert (now.rhs + bias)[added].item() == 0
+
+
+def with_all_outputs(seed):
+    """`layer` with every output known."""
+    system, silent, x = layer(seed)
+    rows = system.blocks[1]
+    exact = rows.operator.stage.convolve(x[None])[None]
+    rows = replace(rows, rhs=exact, weight=torch.ones_like(exact))
+    return replace(system, blocks=(system.blocks[0], rows)), torch.zeros_like(silent), x
 
 
 def test_an_answer_that_leaves_its_bounds_is_none():
     """An entry that is far from zero, taken for forced: the others turn negative for it."""
-    system, silent, x = layer(1)
-    system = replace(system, row_weight=torch.ones_like(system.row_weight))
-    whole = solve_stacked(system, 1e-16, weigh=None)
+    system, silent, x = with_all_outputs(1)
+    whole = solve_dense(system, 1e-16)
     solution = replace(whole, value=whole.value[..., 0])
     wrong = np.zeros(72 + int(silent.sum()), dtype=bool)
     wrong[int(x.flatten().argmax())] = True
     right = np.zeros_like(wrong)
     right[:72] = x.flatten().numpy() == 0
-    assert by_bounds._closed(Bounds(system, silent), Forced(wrong, 0, 0.0), solution, 1e-16) is None
-    done, basis = by_bounds._closed(Bounds(system, silent), Forced(right, 0, 0.0), solution, 1e-16)
+    assert closed_with(system, silent, Forced(wrong, 0, 0.0), solution) is None
+    done, basis = closed_with(system, silent, Forced(right, 0, 0.0), solution)
     assert basis.shape == (72, 0)
     torch.testing.assert_close(done.solution.value[0], x.flatten())
 
 
 def noisy(seed, told):
     """A determined layer whose equations have noise of 1e-6, and the noise that is stated."""
-    system, silent, x = layer(seed)
-    system = replace(system, row_weight=torch.ones_like(system.row_weight))
-    errors = [1e-6 * normal(*own.shape, seed=seed + k) for k, own in
-              enumerate((system.gradient, system.output), 50)]  # fmt: skip
+    system, silent, x = with_all_outputs(seed)
     std = torch.tensor(told, dtype=torch.float64)
-    system = replace(
-        system,
-        gradient=system.gradient + errors[0],
-        output=system.output + errors[1],
-        gradient_error=std,
-        output_error=std,
+    blocks = tuple(
+        replace(b, rhs=b.rhs + 1e-6 * normal(*b.rhs.shape, seed=seed + k), std=std * b.weight)
+        for k, b in enumerate(system.blocks, 50)
     )
-    whole = solve_stacked(system, told, weigh="noise")
+    system = replace(system, blocks=blocks)
+    whole = solve_dense(system.whitened(), told)
     assert int(whole.rank) == system.unknowns
-    return Bounds(system, silent), replace(whole, value=whole.value[..., 0]), x
+    bounds = Bounds(system, (None, silent))
+    return bounds, replace(whole, value=whole.value[..., 0]), x
 
 
 @pytest.mark.parametrize("seed", [1, 4])
@@ -319,7 +332,7 @@ def test_entries_that_noise_pushes_below_zero_are_corrected(seed):
     """The noise is five times what is stated: entries below zero are no contradiction yet."""
     bounds, solution, x = noisy(seed, 2e-7)
     solution = replace(solution, error=torch.zeros_like(solution.error))
-    none = np.zeros(72 + int(bounds.silent.sum()), dtype=bool)
+    none = np.zeros(72 + int(bounds.sides[1].sum()), dtype=bool)
     error = float(solution.error[0])
     assert by_bounds._violated(bounds, solution.value, error).any()
     answer, whole = by_bounds._kept(bounds, none, solution.value, error, 2e-7)
@@ -331,7 +344,7 @@ def test_entries_that_noise_pushes_below_zero_are_corrected(seed):
 def test_a_residual_beyond_the_noise_is_a_contradiction():
     """The noise is a thousand times what is stated."""
     bounds, solution, _ = noisy(1, 1e-9)
-    none = np.zeros(72 + int(bounds.silent.sum()), dtype=bool)
+    none = np.zeros(72 + int(bounds.sides[1].sum()), dtype=bool)
     assert by_bounds._kept(bounds, none, solution.value, 0.0, 1e-9) is None
 
 
@@ -339,8 +352,9 @@ def test_a_residual_beyond_the_noise_is_a_contradiction():
 def test_another_input_is_found_where_there_is_one(known):
     """Without any gradient the silent outputs leave room; with all of it there is one input."""
     system, _, x = layer(0)
-    cotangent = normal(*G.output, seed=9) * (system.row_weight if known else 0.0)
-    stage = system.stage
+    rows = system.blocks[1]
+    cotangent = normal(*G.output, seed=9) * (rows.weight[0, 0] if known else 0.0)
+    stage = rows.operator.stage
     if known:
         stage = replace(stage, bias=stage.bias + 100)  # all outputs are known
     other = another_input(stage, cotangent, x)
@@ -357,13 +371,14 @@ def test_what_is_closed_and_what_is_left_are_all_that_was_open():
     """Five zeros of an input are told where the outputs of half the rows are not."""
     system, silent, x = layer(0)
     lower = torch.arange(6)[None, :, None] > 2
-    system = replace(system, row_weight=system.row_weight * lower)
-    short = solve_stacked(system, 1e-16, weigh=None)
+    rows = system.blocks[1].scaled(lower.double())
+    system = replace(system, blocks=(system.blocks[0], rows))
+    short = solve_dense(system, 1e-16)
     five = np.zeros(72 + int(silent.sum()), dtype=bool)
     five[(x.flatten().numpy() == 0).nonzero()[0][:5]] = True
     solution = replace(short, value=short.value[..., 0])
     solution = replace(solution, error=torch.tensor([0.25], dtype=torch.float64))
-    done, basis = by_bounds._closed(Bounds(system, silent), Forced(five, 0, 0.0), solution, 1e-16)
+    done, basis = closed_with(system, silent, Forced(five, 0, 0.0), solution)
     assert done.solution.error.item() == 0.25, "what was forced rests on what was known"
     assert done.closed == 5 and basis.shape[1] == 72 - int(short.rank) - 5 > 0
     assert (done.solution.value[0][five[:72]] == 0).all()
@@ -379,13 +394,12 @@ def test_silent_outputs_alone_can_close_a_layer(seed):
     x[..., :4, :4] = 0
     y, back = stage.convolve(x).clamp(min=0), normal(1, 2, 6, 6, seed=seed + 2)
     told = torch.tensor([1e-15], dtype=torch.float64)
-    passed = through_activation(stage.activation, y, back, None, told.expand(1, 2), told)
-    gradient = (gradient_matrix(passed.cotangent, g) @ x.flatten(2).mT).reshape(1, 2, 1, 3, 3)
-    known, plan = Known(stage, passed, gradient, told), LayerPlan(stage, prior=False)
-    short = stacked(plan, known)
-    found = by_bounds.by_signs(plan, known, short)
-    assert int(short.rank) == 32 and found.closed == 4
-    torch.testing.assert_close(found.solution.value, x.flatten(1))
+    below, inputs = through_activation(stage.activation, y, back, None, told.expand(1, 2), told)
+    gradient = (gradient_matrix(below.value, g) @ x.flatten(2).mT).reshape(1, 2, 1, 3, 3)
+    layer = ConvData(LayerPlan(stage, prior=False), inputs, below, gradient, told)
+    found, report = MapProblem(0, (layer,)).solve()
+    assert int(report.rank) == 32 and int(report.signs) == 4
+    torch.testing.assert_close(found.value, x.flatten(1))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from small import SEEDS, normal, relative_error
 from rconv.attack.spans import Own, enter
 from rconv.equations.spans import Spans, row_space
 from rconv.equations.windows import window_index
-from rconv.linalg.preserved import preserved
+from rconv.linalg.fixed_space import preserved
 from rconv.model.geometry import Geometry
 
 SQUARE = Geometry((4, 4, 4), (20, 4, 4), (3, 3), (1, 1), (1, 1), (1, 1))

@@ -8,16 +8,16 @@ from scipy import sparse
 from small import SEEDS, network, normal, observe, uniform
 from torch import nn
 
+from rconv.attack.activation_vjp import settle_sides, through_activation
 from rconv.attack.attack import Attack
-from rconv.attack.backward import settle_sides, through_activation
 from rconv.attack.scale import scales
 from rconv.data.datasets import load
-from rconv.equations.weight import weight_matrix
+from rconv.equations.conv_output import weight_matrix
 from rconv.lab.architectures import build
 from rconv.lab.metrics import psnr
-from rconv.linalg.equations import DenseRows
-from rconv.linalg.normal import least_squares
-from rconv.linalg.sparse import SparseSystem
+from rconv.linalg.columns import least_squares
+from rconv.linalg.sparse import SparseFactor
+from rconv.linalg.system import System
 from rconv.model.activations import from_module
 from rconv.model.read import read
 
@@ -29,9 +29,9 @@ def test_relu_outputs_within_a_known_noise_count_as_zero_although_none_is_negati
     y = normal(1, 2, 4, 4).abs() + 0.1
     y[0, 0, 0, :3] = torch.tensor([1e-8, 3e-8, 2e-8]).double()
     back = torch.ones_like(y)
-    passed = through_activation(RELU, y, back, None, torch.tensor([1e-8]).double())
-    assert not passed.cotangent[0, 0, 0, :3].any()
-    assert passed.cotangent.sum() == y.numel() - 3
+    below, _ = through_activation(RELU, y, back, None, torch.tensor([1e-8]).double())
+    assert not below.value[0, 0, 0, :3].any()
+    assert below.value.sum() == y.numel() - 3
 
 
 @pytest.mark.parametrize("factor", [1e-6, 1e6])
@@ -51,16 +51,16 @@ def test_a_map_scaled_down_and_up_again_is_the_same_function(activation, factor)
 def test_a_square_first_layer_knows_what_float16_leaves_of_it():
     """It said rank 3072 of 3072, whatever the noise, and unique, at -36 dB."""
     stage = read(build("lenet_main"), (3, 32, 32)).stages[0]
-    system = SparseSystem(weight_matrix(stage.weight, stage.geometry))
+    system = SparseFactor(weight_matrix(stage.weight, stage.geometry))
     x = uniform(1, 3072)
     rhs = torch.from_numpy(x.numpy() @ system.matrix.T)
-    assert system.solve(system.rows(rhs)).rank.item() == 3072
+    assert system.solve(rhs).rank.item() == 3072
     noise = 2.0**-11
     moved = rhs + noise * rhs.square().mean().sqrt() * normal(*rhs.shape)
-    found = system.solve(system.rows(moved), noise)
+    found = system.solve(moved, tolerance=noise)
     assert 3000 < found.rank.item() < 3072
     error = ((found.value[..., 0] - x).norm() / x.norm()).item()
-    whole = ((system.solve(system.rows(moved)).value[..., 0] - x).norm() / x.norm()).item()
+    whole = ((system.solve(moved).value[..., 0] - x).norm() / x.norm()).item()
     assert error < whole / 3
     assert noise < found.amplification.item() * noise < 10 * error + 0.1
 
@@ -69,9 +69,9 @@ def test_directions_that_are_left_out_are_those_of_the_singular_value_decomposit
     """Truncation by hand: a sparse system against the same singular values, dense."""
     matrix = torch.diag(torch.logspace(0, -6, 40).double()) @ torch.linalg.qr(normal(40, 40)).Q
 
-    system = SparseSystem(sparse.csr_matrix(matrix.numpy()))
+    system = SparseFactor(sparse.csr_matrix(matrix.numpy()))
     rhs = normal(2, 40)
-    found = system.solve(system.rows(rhs), 1e-3)
+    found = system.solve(rhs, tolerance=1e-3)
     inverse = torch.linalg.pinv(matrix, rtol=1e-3)
     assert found.rank.tolist() == [int(torch.linalg.matrix_rank(matrix, rtol=1e-3))] * 2
     torch.testing.assert_close(found.value[..., 0], rhs @ inverse.T, rtol=1e-6, atol=1e-6)
@@ -82,7 +82,7 @@ def test_refinement_goes_on_while_it_helps():
     left, right = torch.linalg.qr(normal(60, 40)).Q, torch.linalg.qr(normal(40, 40, seed=1)).Q
     matrix = (left * torch.logspace(0, -6.95, 40).double() @ right.T)[None]
     x = normal(1, 40, 2, seed=2)
-    found = least_squares(DenseRows(matrix, matrix @ x), 1e-16)
+    found = least_squares(System.dense(matrix, matrix @ x), 1e-16)
     assert ((found.value - x).norm() / x.norm()).item() < 1e-8
 
 
@@ -118,10 +118,10 @@ def test_the_bias_gradient_weighs_its_own_noise():
 
 def test_a_noise_that_drowns_every_direction_that_is_looked_for():
 
-    system = SparseSystem(
+    system = SparseFactor(
         sparse.csr_matrix(torch.diag(torch.logspace(0, -2, 200).double()).numpy())
     )
-    found = system.solve(system.rows(normal(1, 200)), 0.9)
+    found = system.solve(normal(1, 200), tolerance=0.9)
     assert found.rank.item() == 200 - 128 and found.value.isfinite().all()
     assert found.condition.isfinite().all() and found.amplification.isfinite().all()
 

@@ -24,7 +24,7 @@ from rconv.attack.batch import (
 from rconv.attack.candidates import choose
 from rconv.attack.doubts import with_doubts
 from rconv.attack.fallback import within_range
-from rconv.attack.missing import observed_ways, refuse_incomplete
+from rconv.attack.missing import observed_ways
 from rconv.attack.plan import make_plan
 from rconv.attack.report import Reconstruction
 from rconv.attack.second_look import second_look
@@ -69,7 +69,7 @@ class Attack:
         scale of the image to the loss: with one or two logits nothing else can confirm it.
     signs, prior, exact : bool
         With "auto": whether the range of a layer's input and silent outputs close what is open;
-        whether a prior chooses what still is (`rconv.attack.prior`, `fallback`); whether
+        whether a prior chooses what still is (`rconv.attack.total_variation`, `fallback`); whether
         `interval` is exact, by linear programs that take minutes.
 
     Raises
@@ -154,8 +154,8 @@ class Attack:
         Raises
         ------
         UnsupportedModelError
-            With another batch than 1: a network that branches, or whose head is not one Linear
-            with a bias. Missing gradients without which nothing determines a layer's input.
+            With another batch than 1: a network whose head is not one Linear with a bias. Missing
+            gradients without which nothing determines a layer's input.
         ValueError
             Unknown names, wrong shapes, NaN or infinite entries, a precision that is
             negative or no number, a batch that is not below the number of classes.
@@ -171,7 +171,6 @@ class Attack:
         way, closed = best_way(observed_ways(self.ways, gradients), gradients, noise)
         if batch != 1:
             required_for_batches(way.network, batch)
-            refuse_incomplete(way, gradients)
         total = len(next(iter(gradients.values())))
         parts = []
         with tqdm(total=total, disable=not progress, unit="client") as bar:

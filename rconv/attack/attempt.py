@@ -1,6 +1,6 @@
 """One pass from the gradients to images, with its certificate."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -8,14 +8,13 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from rconv.attack.certificate import distance, recomputed
+from rconv.attack.backward import backward_pass
+from rconv.attack.certificate import distance, recomputed, where_observed
 from rconv.attack.entry import checked, from_embedding
 from rconv.attack.from_spans import from_spans
 from rconv.attack.head import HeadInput, head_input, rank_one
-from rconv.attack.joint import solve_map
 from rconv.attack.labels import own_logits, told_labels
-from rconv.attack.plan import LayerPlan
-from rconv.attack.recursion import recursion
+from rconv.attack.map_problem import MapProblem
 from rconv.attack.report import LayerReport, Reconstruction
 from rconv.attack.start import Start, from_head
 from rconv.attack.systematic import (
@@ -83,12 +82,12 @@ def attempt(
     unit, scaled = _scaled(gradients, image)
     noise = noise.select(image, gradients)
     start = _start(way, found, scaled, noise, unit)
-    known, solve = (scaled, noise, unit), partial(_announced, announce, frugal)
-    images, reports, spread = recursion(network, way.plans, start, *known, solve=solve)
+    known, solve = (scaled, noise, unit), partial(_solved, announce, frugal)
+    images, reports, spread = backward_pass(network, way.plans, start, *known, solve=solve)
     if found is None and way.spans is None:
         reports = checked(network, start, reports, scaled)
     error = expected_error(images, reports, spread, value_range)
-    own = _recomputed(model, way.network, images, start, scaled)
+    own = where_observed(_recomputed(model, network, images, start, scaled), scaled, noise)
     levels = layer_levels(network, *known)
     revealed = revealed_noise(network, own, scaled, levels, reports[0].residual, error)
     labels = _labels(model, head, images, found, start.derivative, scaled)
@@ -109,16 +108,13 @@ def attempt(
     return candidates, image
 
 
-def _announced(
-    announce: Callable[[str], None] | None,
-    frugal: bool,
-    plans: Sequence[LayerPlan],
-    *known: object,
+def _solved(
+    announce: Callable[[str], None] | None, frugal: bool, problem: MapProblem
 ) -> tuple[Solution, LayerReport]:
-    """Solve for a map once its name has been announced."""
+    """The solution of a map, once its name has been announced."""
     if announce is not None:
-        announce(" and ".join(plan.stage.name for plan in plans))
-    return solve_map(plans, *known, frugal=frugal)
+        announce(problem.name)
+    return problem.solve(frugal=frugal)
 
 
 def _recomputed(

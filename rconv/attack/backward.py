@@ -1,199 +1,310 @@
-"""One activation passed backwards, from its output.
+"""The backward pass: from where the network is entered down to the image, map by map.
 
-Ō = Ȳ · a'(O) with a' written in Y (R-CONV's key observation). Where the derivative jumps at
-Y = 0, a rounding error can pick the wrong side; the gradient of the convolution's bias, the
-sum of Ō over the positions, tells which.
+A generator yields each map that a convolution takes, and goes on once an estimate of it is known.
+The attack solves the map's problem; the audit answers with random maps.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from rconv.model.activations import Activation, input_noise
+from rconv.attack.activation_vjp import through_activation
+from rconv.attack.estimate import Cotangent, Estimate
+from rconv.attack.map_problem import ConvData, MapProblem
+from rconv.attack.plan import LayerPlan
+from rconv.attack.report import LayerReport
+from rconv.attack.start import Start, channel_errors
+from rconv.linalg.solution import Solution, root_mean_square
+from rconv.linalg.system import ONE
+from rconv.model.activations import Activation
+from rconv.model.geometry import Stage
+from rconv.model.nodes import CONCATENATION, SUM, Affine, Network
+from rconv.model.told import backward_order
+from rconv.observe.noise import Noise
+from rconv.observe.observation import Gradients
 
-EXPLAINED = 1e-2
-"""Share of a difference that a corrected output may leave unexplained, and of it that the noise
-of both may make up: no other output then explains it as well by chance."""
 
-SURE = 6.0
-"""Standard deviations from zero beyond which an output is on its side: of a million normal errors
-none is larger, which leaves room for errors that are not all of one size."""
-
-UNCERTAIN = 30.0
-"""Outputs below this many errors may be moved to the other side, if the bias gradient says so."""
-
-ZERO = 1e-14
-"""Of the largest output of a map: below it every output is rounding, whatever the noise."""
-
-
-@dataclass(frozen=True)
-class Passed:
-    """What lies on the far side of an activation, for N images.
+class BackwardState:
+    """What is known of the maps of a network, and the derivatives of the loss by them.
 
     Parameters
     ----------
-    cotangent : Tensor
-        Ō = ∂ℓ/∂O, (N, D, Ho, Wo).
-    value : Tensor
-        O where it is known, (N, D, Ho, Wo); meaningful where `weight` is positive.
-    weight : Tensor
-        a'(O), the worth of each known O as an equation, 0 where it is unknown; shaped as `value`.
-    error : Tensor
-        (N, D), standard deviation of Y, in its unit; that of O is `error` / `weight`.
-    cotangent_noise : Tensor
-        (N,), relative error of Ō, both as root mean squares.
+    network : Network
+        The model.
+    plans : sequence of LayerPlan
+        One per convolution, in the order of the forward pass.
+    last : Estimate or None
+        The last node, the input of the first Linear; None where it is not known.
+    cotangent : Cotangent
+        The derivative of the loss by it, of all samples.
+    offsets : mapping of str to Tensor
+        Gradients of biases, (N, D), which settle the sides of kinks; none where a gradient is that
+        of several samples.
+
+    Attributes
+    ----------
+    maps : dict of int to Estimate
+        Maps that are known at every position, by their nodes.
+    given : dict of int to Estimate
+        Maps that become known from elsewhere once the pass reaches them.
     """
 
-    cotangent: Tensor
-    value: Tensor
-    weight: Tensor
-    error: Tensor
-    cotangent_noise: Tensor
+    def __init__(
+        self,
+        network: Network,
+        plans: Sequence[LayerPlan],
+        last: Estimate | None,
+        cotangent: Cotangent,
+        offsets: Mapping[str, Tensor],
+    ):
+        self.network, self.offsets = network, offsets
+        self.plans = {plan.stage.name: plan for plan in plans}
+        end = len(network.nodes) - 1
+        self._last = last
+        self.maps = {end: last} if last is not None and not any(network.fed_by(end)) else {}
+        self.given: dict[int, Estimate] = {}
+        self._inputs: dict[int, Estimate] = {}
+        self._outputs: dict[int, tuple[Cotangent, Estimate]] = {}
+        self._estimates: dict[int, Estimate | None] = {}
+        self._cotangents: dict[int, list[Cotangent]] = {end: [cotangent]}
 
-    def select(self, index: Tensor | list[int]) -> "Passed":
-        """The same of some of the images."""
-        return Passed(*(getattr(self, f.name)[index] for f in fields(Passed)))
+    def unsolved(self, until: int | None = None) -> Iterator[int]:
+        """The maps that convolutions take and that are not known, in the order of the attack.
+
+        Each must be in `maps` before the next one is asked for.
+
+        Parameters
+        ----------
+        until : int, optional
+            The node after which the pass ends; the image by default.
+
+        Yields
+        ------
+        int
+            The node.
+        """
+        for node in backward_order(self.network):
+            if node in self.given:
+                self.maps[node] = self.given[node]
+            elif any(self.network.fed_by(node)):
+                yield node
+            self._pass_on(node)
+            if node == until:
+                return
+
+    def problem(self, node: int, data: Callable[[Stage], dict[str, Tensor]]) -> MapProblem:
+        """The problem of a map that `unsolved` has yielded.
+
+        Parameters
+        ----------
+        node : int
+            The map.
+        data : callable
+            Of a convolution that takes it, what is known of its weight gradient: the fields of
+            `ConvData` from `gradient` on.
+        """
+        layers = []
+        for i, stage in self.network.fed_by(node):
+            cotangent, output = self._outputs[i]
+            layers.append(ConvData(self.plans[stage.name], output, cotangent, **data(stage)))
+        return MapProblem(node, tuple(layers), self.estimate(node))
+
+    def estimate(self, node: int) -> Estimate | None:
+        """What the maps above imply for a node; None for nothing."""
+        found = self._last if node == len(self.network.nodes) - 1 else None
+        for consumer in self.network.consumers[node]:
+            own = self._implied_by(consumer, node)
+            if own is not None:
+                found = own if found is None else found.or_better(own)
+        return found
+
+    def cotangent(self, node: int) -> Cotangent:
+        """The derivative by a node that has not been passed, all its consumers having been."""
+        return Cotangent.total(self._cotangents[node])
+
+    def _pass_on(self, node: int) -> None:
+        """Give the derivative by a node to those it is made of."""
+        does, inputs = self.network.nodes[node].does, self.network.nodes[node].inputs
+        cotangent = Cotangent.total(self._cotangents.pop(node))
+        estimate = self.maps.get(node) or self.estimate(node)
+        self._estimates[node] = estimate
+        if isinstance(does, Activation):
+            self.maps[node] = estimate
+            offset = self.offset_gradient(inputs[0], self.offsets)
+            own = does, estimate.value, cotangent.value, offset
+            below, self._inputs[node] = through_activation(
+                *own, estimate.std, cotangent.relative_std
+            )
+            parts = [below]
+        elif isinstance(does, Stage):
+            self._outputs[node] = cotangent, estimate or Estimate.nothing(cotangent.value)
+            parts = [propagated(does, cotangent)]
+        elif isinstance(does, Affine):
+            parts = [replace(cotangent, value=cotangent.value * does.scale[:, None, None])]
+        elif does == CONCATENATION:
+            widths = [self.network.nodes[i].shape[0] for i in inputs]
+            pieces = cotangent.value.split(widths, dim=1)
+            parts = [replace(cotangent, value=piece) for piece in pieces]
+        else:
+            parts = [cotangent] * len(inputs)
+        for i, part in zip(inputs, parts, strict=True):
+            self._cotangents.setdefault(i, []).append(part)
+
+    def _implied_by(self, consumer: int, node: int) -> Estimate | None:
+        """What one of the nodes that are made of a node implies for it."""
+        does, inputs = self.network.nodes[consumer].does, self.network.nodes[consumer].inputs
+        if isinstance(does, Stage):
+            return None
+        if isinstance(does, Activation):
+            return self._inputs[consumer]
+        above = self._estimates[consumer]
+        if above is None:
+            return None
+        if isinstance(does, Affine):
+            return above.undone(does.scale, does.shift)
+        if does == CONCATENATION:
+            before = inputs[: inputs.index(node)]
+            first = sum(self.network.nodes[i].shape[0] for i in before)
+            return above.channels(first, first + self.network.nodes[node].shape[0])
+        for other in inputs:
+            if other != node:
+                known = self._computed(other)
+                if known is None:
+                    return None
+                above = above.without(known)
+        return above
+
+    def _computed(self, node: int) -> Estimate | None:
+        """A map as it follows from known maps below it; None where these are not known."""
+        if node in self.maps:
+            return self.maps[node]
+        does = self.network.nodes[node].does
+        inputs = [self._computed(i) for i in self.network.nodes[node].inputs]
+        if not inputs or any(own is None for own in inputs):
+            return None
+        value = self.network.nodes[node].evaluate([own.value for own in inputs])
+        if isinstance(does, Stage):
+            squares = does.weight.square().sum(dim=(2, 3))
+            std = (inputs[0].std.square() @ squares.T).sqrt()
+        elif isinstance(does, Affine):
+            std = inputs[0].std * does.scale.abs()
+        elif isinstance(does, Activation):
+            std = inputs[0].std
+        elif does == SUM:
+            std = torch.stack([own.std for own in inputs]).norm(dim=0)
+        else:
+            std = torch.cat([own.std for own in inputs], dim=1)
+        self.maps[node] = Estimate.whole(value, std)
+        return self.maps[node]
+
+    def offset_gradient(self, node: int, gradients: Gradients) -> Tensor | None:
+        """The derivative by a node summed over the positions, (N, C), from an offset's gradient."""
+        does, name = self.network.nodes[node].does, self.network.nodes[node].name
+        if len(self.network.consumers[node]) > 1:
+            return None
+        if isinstance(does, Stage):
+            return gradients.get(does.offset)
+        if isinstance(does, Affine):
+            return gradients.get(f"{name}.bias")
+        if does != SUM:
+            return None
+        found = (self.offset_gradient(i, gradients) for i in self.network.nodes[node].inputs)
+        return next((own for own in found if own is not None), None)
 
 
-def through_activation(
-    activation: Activation,
-    output: Tensor,
-    cotangent: Tensor,
-    bias_gradient: Tensor | None,
-    noise: Tensor,
-    cotangent_noise: Tensor | None = None,
-) -> Passed:
-    """Pass an activation backwards.
+def propagated(stage: Stage, cotangent: Cotangent) -> Cotangent:
+    """X̄ = convᵀ(Ō), and its relative error for independent errors of Ō of one size."""
+    value = stage.transpose(cotangent.value)
+    spread = cotangent.relative_std * root_mean_square(cotangent.value) * stage.gain
+    size = root_mean_square(value)
+    relative = (spread / torch.where(size > 0, size, 1.0)).clamp(max=1.0)
+    return Cotangent(value, relative.maximum(cotangent.relative_std))
+
+
+def _offsets(gradients: Gradients, noise: Noise) -> Gradients:
+    """Gradients that settle the sides of kinks; not a number where an entry is not observed."""
+    found = dict(gradients)
+    for name, gradient in gradients.items():
+        seen = noise.observed(name, gradient)
+        if seen is not None:
+            found[name] = torch.where(seen, gradient, torch.nan)
+    return found
+
+
+def backward_pass(
+    network: Network,
+    plans: Sequence[LayerPlan],
+    start: Start,
+    gradients: Gradients,
+    noise: Noise,
+    unit: Tensor,
+    *,
+    solve: Callable[[MapProblem], tuple[Solution, LayerReport]] = MapProblem.solve,
+) -> tuple[Tensor, tuple[LayerReport, ...], Tensor]:
+    """From where the network is entered down to the image.
 
     Parameters
     ----------
-    activation : Activation
-        What stands between O and Y.
-    output : Tensor
-        Y = a(O) as reconstructed, (N, D, Ho, Wo).
-    cotangent : Tensor
-        Ȳ = ∂ℓ/∂Y, shaped as Y.
-    bias_gradient : Tensor or None
-        Gradient of the convolution's bias, (N, D), where it has one.
-    noise : Tensor
-        Error of Y: (N,), relative to the largest entry of the image, or (N, D), the standard
-        deviation of each map in its own unit.
-    cotangent_noise : Tensor, optional
-        (N,), relative error of Ȳ; by default that of Y.
+    network : Network
+        The model.
+    plans : sequence of LayerPlan
+        One per convolution, in the order of the forward pass.
+    start : Start
+        Where the network is entered: N·B samples, B of each client.
+    gradients : dict of str to Tensor
+        Name → (N, *parameter shape), one per client, divided by `unit`.
+    noise : Noise
+        What is known of their errors.
+    unit : Tensor
+        (N,).
+    solve : callable
+        Solves the problem of a map.
 
     Returns
     -------
-    Passed
-        Ō, and O where Y tells it.
+    images : Tensor
+        (N·B, C, H, W).
+    reports : tuple of LayerReport
+        From where the network is entered down to the first convolution.
+    std : Tensor
+        (N·B,), standard deviation of the images, in the unit of the pixels, from the noise alone.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Where missing gradients leave no equation of a map.
     """
-    size = output.abs().flatten(2).amax(dim=2)
-    error = noise[:, None] * size.amax(dim=1, keepdim=True) if noise.dim() == 1 else noise
-    if cotangent_noise is None:
-        cotangent_noise = (error / size.clamp(min=1e-300)).amax(dim=1).clamp(max=1.0)
-    doubt = error
-    if activation.flat:
-        doubt = torch.maximum(SURE * error, _shown(output, size)).maximum(ZERO * size)
-        output = torch.where(output > doubt[..., None, None], output, 0.0)
-    if activation.kink and bias_gradient is not None:
-        output = settle_sides(
-            activation, output, cotangent, bias_gradient, doubt[..., None, None], cotangent_noise
-        )
-    value, weight = input_noise(activation, output, _margin(activation, error, doubt))
-    bounded = output.clamp(activation.low, activation.high)
-    own = cotangent * activation.derivative(bounded)
-    spread = _derivative_noise(activation, bounded, cotangent, own, error)
-    return Passed(own, value, weight, error, torch.hypot(cotangent_noise, spread).clamp(max=1.0))
 
+    def data(stage: Stage) -> dict[str, Tensor]:
+        name = f"{stage.name}.weight"
+        gradient = gradients.get(name)
+        if gradient is None:  # a frozen parameter: no equation takes the zeros
+            gradient = stage.weight.new_zeros(len(unit), *stage.weight.shape)
+            nothing = {"relative_std": torch.zeros_like(unit), "observed": torch.zeros_like(ONE)}
+            return {"gradient": gradient, **nothing}
+        level, std = noise.level(name, gradient, unit), noise.rows(name, gradient, unit)
+        seen = noise.observed(name, gradient)
+        observed = ONE if seen is None else seen.to(gradient)
+        return {"gradient": gradient, "relative_std": level, "std": std, "observed": observed}
 
-def _shown(output: Tensor, size: Tensor) -> Tensor:
-    """(N, D): the error that negative outputs show, which a ReLU never has.
-
-    Four times the most negative one of the image, yet no more than a hundredth of the map: beyond
-    it true outputs would be lost. Where the image as a whole is known better than that, a map's
-    own negative outputs count in any case, half as much again, and a map that lies within the
-    error of the image is all error.
-    """
-    below = (-output).clamp(min=0).flatten(2).amax(dim=2)
-    error = 4 * below.amax(dim=1, keepdim=True)
-    capped = torch.minimum(error, 1e-2 * size)
-    shown = torch.where(size <= error, size, torch.minimum(error, capped.maximum(1.5 * below)))
-    known = error <= 1e-2 * size.amax(dim=1, keepdim=True)
-    return torch.where(known, shown, capped)
-
-
-def _margin(activation: Activation, error: Tensor, doubt: Tensor) -> Tensor:
-    """(N, D, 1, 1): how near to the end of its range an output is not inverted.
-
-    Hundred errors, so that an inverse is right to a per cent. A range with one end has no unit
-    of its own, and an output of ReLU above its doubt is known as it is.
-    """
-    if activation.flat:
-        return doubt[..., None, None] * 0
-    return (100 * error).clamp(min=1e-12, max=1e-2)[..., None, None]
-
-
-def _derivative_noise(
-    activation: Activation, y: Tensor, cotangent: Tensor, own: Tensor, error: Tensor
-) -> Tensor:
-    """(N,): relative error that the error of Y brings into Ō by a'(O), kinks left aside."""
-    shift = error[..., None, None]
-    above, under = (
-        activation.derivative((y + sign * shift).clamp(activation.low, activation.high))
-        for sign in (1, -1)
-    )
-    change = cotangent * (above - under) / 2
-    if activation.kink:
-        change = torch.where(y.abs() <= shift, 0.0, change)
-    size = own.flatten(1).norm(dim=1)
-    return change.flatten(1).norm(dim=1) / torch.where(size > 0, size, 1.0)
-
-
-def settle_sides(
-    activation: Activation,
-    output: Tensor,
-    cotangent: Tensor,
-    bias_gradient: Tensor,
-    error: Tensor,
-    noise: Tensor | None = None,
-) -> Tensor:
-    """Correct the side of a kink for outputs near it, so that Σ_p Ō[d, p] = ∂ℓ/∂b[d].
-
-    Where a filter's sum misses its bias gradient by more than the noise of both, and moving one
-    uncertain output to the other side of 0 explains the difference, it is moved. One number
-    cannot tell more than one output.
-
-    Parameters
-    ----------
-    activation : Activation
-        One with a kink at 0.
-    output, cotangent : Tensor
-        Y and Ȳ, (N, D, Ho, Wo).
-    bias_gradient : Tensor
-        (N, D).
-    error : Tensor
-        Broadcasts to Y; outputs below `UNCERTAIN` times it in size are uncertain.
-    noise : Tensor, optional
-        (N,), relative error of Ȳ and of the bias gradient.
-
-    Returns
-    -------
-    Tensor
-        Y with the corrected outputs at ± a tenth of the error.
-    """
-    y, back = output.flatten(2), cotangent.flatten(2)
-    error = error.flatten(2).expand_as(y)
-    tiny = torch.full_like(y, 1e-300)
-    jump = (activation.derivative(tiny) - activation.derivative(-tiny)) * back
-    uncertain = y.abs() <= UNCERTAIN * error
-    own = back * activation.derivative(y)
-    miss = (bias_gradient - own.sum(dim=2))[..., None]
-    left = (miss - torch.where(y > 0, -jump, jump)).abs()
-    best, where = torch.where(uncertain, left, torch.inf).min(dim=2, keepdim=True)
-    moves = best < EXPLAINED * miss.abs()
-    if noise is not None:
-        spread = noise[:, None, None] * own.norm(dim=2, keepdim=True)
-        moves = moves & (spread < EXPLAINED * miss.abs())
-    side = torch.where(y > 0, -1.0, 1.0) * error / 10
-    moved = y.scatter(2, where, side.gather(2, where))
-    return torch.where(moves, moved, y).reshape(output.shape)
+    single = len(start.cotangent.value) == len(unit)
+    offsets = _offsets(gradients, noise) if single else {}
+    state = BackwardState(network, plans, start.estimate, start.cotangent, offsets)
+    reports = [start.report]
+    std = None if start.estimate is None else start.estimate.std
+    if start.solved is not None:
+        node, estimate, report = start.solved
+        state.given[node] = estimate
+        reports.append(report)
+        std = estimate.std
+    for node in state.unsolved():
+        problem = state.problem(node, data)
+        problem.refuse_without_equations()
+        solved, report = solve(problem)
+        reports.append(report.under(reports, problem.layers[0].plan.bounds))
+        value = solved.value.reshape(-1, *network.nodes[node].shape)
+        std = channel_errors(value, solved.error, report.constraints, noise)
+        state.maps[node] = Estimate.whole(value, std)
+    return state.maps[0].value, tuple(reports), root_mean_square(std)

@@ -11,32 +11,31 @@ import torch
 from torch import Tensor, nn
 
 from rconv.attack.attempt import largest_entry
+from rconv.attack.backward import backward_pass
 from rconv.attack.batch_head import (
     InseparableError,
     batch_head,
     head_gradient,
     head_rank,
 )
-from rconv.attack.batch_layer import solve_batch
-from rconv.attack.certificate import distance, recomputed
+from rconv.attack.certificate import distance, recomputed, where_observed
 from rconv.attack.doubts import with_batch_doubts
 from rconv.attack.head import HeadInput
 from rconv.attack.plan import LayerPlan
-from rconv.attack.recursion import recursion
 from rconv.attack.report import LayerReport, Reconstruction
-from rconv.attack.signal import Told
-from rconv.attack.solve import Known
 from rconv.attack.start import head_report
 from rconv.attack.systematic import second_order
 from rconv.attack.verdict import (
     STATED,
     expected_error,
     layer_levels,
+    layer_names,
     residual_excess,
     revealed_noise,
 )
-from rconv.linalg.solution import Solution
+from rconv.model.ends import Entry
 from rconv.model.nodes import Network, UnsupportedModelError
+from rconv.model.told import backward_order
 from rconv.observe.noise import ARITHMETIC, Noise
 from rconv.observe.observation import Gradients
 
@@ -63,8 +62,12 @@ def required_for_batches(network: Network, batch: int | None) -> None:
     ValueError
         A batch that is no positive number, or not below the number of classes.
     """
-    network.required_chain("the attack on batches")
     head = network.head
+    if isinstance(head, Entry):
+        raise UnsupportedModelError(
+            f"{head.reason}; a batch is separated by the softmax of the last layer, which must be "
+            "reached"
+        )
     if not (head.last and head.has_bias and head.logits):
         what = "has no bias" if head.last and head.logits else "is not followed by the loss"
         raise UnsupportedModelError(
@@ -144,18 +147,17 @@ def reconstruct_batch(
     try:
         found = batch_head(network.head, bias, gradients, noise, batch, shape)
     except InseparableError as error:
-        return _untold(network, batch, bias, str(error))
+        return _untold(network, batch, bias, gradients, str(error))
     largest = largest_entry(gradients)
     unit = largest / found.factor  # of what was sent; the samples' own cotangents are in `largest`
     found = found.divided(largest)
     summed = {name: g / unit.reshape(-1, *[1] * (g.dim() - 1)) for name, g in gradients.items()}
     start = found.start(network.head.name)
-    own = start, summed, noise, unit
-    # An offset's gradient is the sum over all samples: it settles no kink of one.
-    images, reports, spread = recursion(network, plans, *own, solve=_solve, offsets={})
+    images, reports, spread = backward_pass(network, plans, start, summed, noise, unit)
     error = expected_error(images, reports, spread, value_range)
     own = recomputed(model, start.linear, images, start.derivative)
     own = {name: g.sum(dim=0, keepdim=True) for name, g in own.items()}
+    own = where_observed(own, summed, noise)
     levels = layer_levels(network, summed, noise, unit)
     head = error.new_full((1,), found.samples.residual)
     revealed = revealed_noise(network, own, summed, levels, head, error.amax(dim=0, keepdim=True))
@@ -183,29 +185,28 @@ def _with_excess(revealed: Tensor, residual: Tensor, excess: Tensor) -> Tensor:
     return torch.where(undeclared, revealed.maximum(residual.clamp(max=1.0)), revealed)
 
 
-def _solve(
-    plans: Sequence[LayerPlan], known: Sequence[Known], told: Told | None
-) -> tuple[Solution, LayerReport]:
-    """`solve_batch`, as the recursion calls it: in a chain one convolution takes a map."""
-    return solve_batch(plans[0], known[0])
-
-
-def _untold(network: Network, batch: int, bias: Tensor, reason: str) -> Reconstruction:
-    """A batch of which nothing is told."""
+def _untold(
+    network: Network, batch: int, bias: Tensor, gradients: Gradients, reason: str
+) -> Reconstruction:
+    """A batch that is not separated: nothing is known of its images."""
     none = torch.zeros(batch, dtype=torch.int64, device=bias.device)
     zeros, lost = none.to(bias), torch.full((batch,), torch.inf).to(bias)
     flat = network.head.weight.new_zeros(batch, network.head.weight.shape[1])
     head = HeadInput(flat, bias.new_zeros(batch, len(bias)), none, lost, none.bool())
     reports = [head_report(network.head.name, head)]
-    for stage in reversed(network.stages):
-        n = stage.geometry.unknowns
+    for node in backward_order(network):
+        stages = [stage for _, stage in network.fed_by(node)]
+        if not stages:
+            continue
+        n, name = stages[0].geometry.unknowns, " and ".join(stage.name for stage in stages)
         nothing = bias.new_zeros(batch, n)
         ends = nothing - torch.inf, nothing + torch.inf
         own = none, none, none, lost, lost, ("none",) * batch, none, nothing, *ends
-        reports.append(LayerReport(stage.name, n, *own))
+        reports.append(LayerReport(name, n, *own))
     images = bias.new_zeros(batch, *network.input_shape)
     certain, doubts = torch.ones_like(zeros), (reason,) * batch
-    excess = lost[:, None].expand(-1, len(reports))
+    layers = len(layer_names(network, gradients))
+    excess = lost[:, None].expand(-1, layers)
     judged = certain, certain, excess, lost
     fields = none - 1, lost, certain, none, *judged, none.bool(), doubts
     return Reconstruction(images, tuple(reports), *fields)

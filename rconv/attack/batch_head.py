@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from rconv.attack.disaggregation import HeadEquations, Samples, disaggregate
+from rconv.attack.estimate import Cotangent, Estimate
 from rconv.attack.head import HeadInput
-from rconv.attack.signal import Cotangent, Told
 from rconv.attack.start import Start, head_report
 from rconv.attack.verdict import ACCUMULATED, ARITHMETIC
 from rconv.linalg.solution import largest_of_noise, root_mean_square
@@ -39,7 +39,7 @@ class BatchHead:
     factor : int
         What the gradient of each parameter is multiplied by to be the sum over the samples: B
         for the mean, 1 for a sum.
-    told : Told
+    estimate : Estimate
         The input of the head, as a map.
     cotangent : Cotangent
         The derivative of each sample's loss by it.
@@ -47,7 +47,7 @@ class BatchHead:
 
     samples: Samples
     factor: int
-    told: Told
+    estimate: Estimate
     cotangent: Cotangent
 
     def divided(self, unit: Tensor) -> "BatchHead":
@@ -58,7 +58,7 @@ class BatchHead:
 
     def start(self, name: str) -> Start:
         """What the recursion starts from, as a head of this name and of B images says it."""
-        value, count = self.told.value.flatten(1), len(self.samples.labels)
+        value, count = self.estimate.value.flatten(1), len(self.samples.labels)
         head = HeadInput(
             value,
             self.samples.cotangent,
@@ -67,7 +67,7 @@ class BatchHead:
             torch.ones(count, dtype=torch.bool, device=value.device),
         )
         report = head_report(name, head)
-        return Start(self.told, self.cotangent, report, name, self.samples.cotangent)
+        return Start(self.estimate, self.cotangent, report, name, self.samples.cotangent)
 
 
 def batch_head(
@@ -186,4 +186,4 @@ def _measured(
     size = root_mean_square(back)
     relative = (turn / torch.where(size > 0, size, 1.0)).clamp(max=1.0)
     maps = value.reshape(batch, *shape), back.reshape(batch, *shape)
-    return BatchHead(samples, factor, Told.whole(maps[0], error), Cotangent(maps[1], relative))
+    return BatchHead(samples, factor, Estimate.whole(maps[0], error), Cotangent(maps[1], relative))

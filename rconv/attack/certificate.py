@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from rconv.linalg.solution import relative
+from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients, per_image
 
 
@@ -70,6 +71,24 @@ def recomputed(model: nn.Module, first_linear: str, images: Tensor, cotangent: T
     return per_image(
         lambda p: vmap(step)(p, images, cotangent), parameters, len(images), reached=True
     )
+
+
+def where_observed(own: Gradients, gradients: Gradients, noise: Noise) -> Gradients:
+    """Recomputed gradients with the entries that are not observed taken from the observed ones.
+
+    Parameters
+    ----------
+    own, gradients : dict of str to Tensor
+        Name → (N, *parameter shape).
+    noise : Noise
+        Its infinite deviations mark what is not observed.
+    """
+    found = dict(own)
+    for name in own.keys() & gradients.keys():
+        seen = noise.observed(name, gradients[name])
+        if seen is not None:
+            found[name] = torch.where(seen, own[name], gradients[name])
+    return found
 
 
 def distance(own: Gradients, observed: Gradients, names: Sequence[str]) -> Tensor:

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from rconv.attack.estimate import Cotangent
 from rconv.attack.report import LayerReport
-from rconv.attack.signal import Cotangent
 from rconv.attack.start import Start
 from rconv.model.ends import Entry
 from rconv.model.nodes import Network

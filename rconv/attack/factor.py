@@ -10,16 +10,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rconv.attack.signal import Cotangent, Told
-from rconv.attack.walk import Walk
+from rconv.attack.backward import BackwardState
+from rconv.attack.estimate import Cotangent, Estimate
 from rconv.model.activations import Activation
 from rconv.model.nodes import Network
-from rconv.model.told import backward_order
 from rconv.observe.observation import Gradients
 
 
 def factor_below(
-    network: Network, node: int, told: Told, cotangent: Cotangent, gradients: Gradients
+    network: Network, node: int, estimate: Estimate, cotangent: Cotangent, gradients: Gradients
 ) -> tuple[Tensor, Tensor]:
     """The factor of a map and of the derivative by the network's last node.
 
@@ -29,7 +28,7 @@ def factor_below(
         The model, as far as it is read.
     node : int
         The map.
-    told : Told
+    estimate : Estimate
         X', (N, C, H, W), and its errors.
     cotangent : Cotangent
         The derivative by the last node, divided by f.
@@ -44,17 +43,18 @@ def factor_below(
         (N,), relative; infinite where nothing tells the factor.
     """
     does = network.nodes[node].does
-    best, error = torch.ones_like(cotangent.noise), torch.full_like(cotangent.noise, torch.inf)
+    best = torch.ones_like(cotangent.relative_std)
+    error = torch.full_like(best, torch.inf)
     if does is None or (isinstance(does, Activation) and not _homogeneous(does)):
         return best, error
     below = network.nodes[node].inputs[0] if isinstance(does, Activation) else node
     for sign in (1.0, -1.0):
-        own = replace(told, value=sign * told.value)
-        walk = _walked(network, node, own, replace(cotangent, value=sign * cotangent.value))
-        observed = None if walk is None else walk.offset_gradient(below, gradients)
+        own = replace(estimate, value=sign * estimate.value)
+        state = _passed(network, node, own, replace(cotangent, value=sign * cotangent.value))
+        observed = None if state is None else state.offset_gradient(below, gradients)
         if observed is None:
             break
-        factor, own_error = _ratio(observed, walk.cotangent(below))
+        factor, own_error = _ratio(observed, state.cotangent(below))
         better = own_error < error
         best = torch.where(better, sign * factor, best)
         error = torch.where(better, own_error, error)
@@ -68,24 +68,21 @@ def _ratio(observed: Tensor, derivative: Cotangent) -> tuple[Tensor, Tensor]:
     factor = (sums * observed).sum(dim=1) / size
     miss = (observed - factor[:, None] * sums).norm(dim=1) / max(1, rows - 1) ** 0.5
     # A sum over positions has the errors of all of them.
-    spread = derivative.noise * derivative.value.flatten(1).norm(dim=1) * factor.abs() / rows**0.5
+    size_below = derivative.value.flatten(1).norm(dim=1)
+    spread = derivative.relative_std * size_below * factor.abs() / rows**0.5
     error = torch.hypot(miss, spread) / (factor.abs() * size.sqrt()).clamp(min=1e-300)
     # With the right sign, the derivatives of the activation are those of a positive multiple.
     return factor, torch.where(factor > 0, error, torch.inf)
 
 
-def _walked(network: Network, node: int, told: Told, cotangent: Cotangent) -> Walk | None:
-    """The way from the last node to behind a map; None where another map must be solved first."""
-    walk = Walk(network, None, cotangent)
-    for i in backward_order(network):
-        if i == node:
-            walk.solved(node, told)
-        elif any(network.fed_by(i)):
-            return None
-        walk.pass_on(i, {})  # offsets, that settle the sides of kinks, are not divided by f
-        if i == node:
-            return walk
-    return None
+def _passed(
+    network: Network, node: int, estimate: Estimate, cotangent: Cotangent
+) -> BackwardState | None:
+    """The pass from the last node to behind a map; None where another map must be solved first."""
+    # Gradients of offsets, which settle the sides of kinks, are not divided by f.
+    state = BackwardState(network, (), None, cotangent, {})
+    state.given[node] = estimate
+    return None if any(True for _ in state.unsolved(node)) else state
 
 
 def _homogeneous(activation: Activation) -> bool:

@@ -5,13 +5,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from rconv.attack.estimate import Cotangent, Estimate
 from rconv.attack.factor import factor_below
 from rconv.attack.report import LayerReport
-from rconv.attack.signal import Cotangent, Told
 from rconv.attack.spans import TOLD, Entered, Own, enter, rank_of
 from rconv.attack.start import Start
 from rconv.equations.spans import Spans
-from rconv.linalg.equations import FREE
+from rconv.linalg.system import FREE
 from rconv.model.geometry import Stage
 from rconv.model.nodes import Network
 from rconv.observe.noise import Noise
@@ -48,7 +48,8 @@ def from_spans(
     value = torch.stack([own.value for own in found])
     # Errors that are not independent do not average out.
     least = level[:, None] * value.flatten(2).square().mean(dim=2).sqrt()
-    told = Told.whole(value, torch.stack([own.error for own in found]).maximum(least))
+    error = torch.stack([own.error for own in found])
+    estimate = Estimate.whole(value, error.maximum(least))
     relative = torch.stack([own.cotangent_noise for own in found]).maximum(level)
     back = torch.stack([own.cotangent for own in found]).reshape(-1, *stage.geometry.output)
     if stage.scale is not None:
@@ -58,20 +59,20 @@ def from_spans(
     opened = torch.tensor([own.open for own in found], device=value.device)
     loose = torch.tensor([own.rank == own.needed and not own.scaled for own in found])
     if loose.any():
-        factor, error = factor_below(network, source, told, cotangent, gradients)
+        factor, error = factor_below(network, source, estimate, cotangent, gradients)
         takes = loose.to(error.device) & (error < 1 / TOLD)
         # Where nothing determines the factor, its sign would be that of a singular vector, which
         # differs between libraries: take the one that makes the sum of the map positive.
-        negative = loose.to(takes.device) & (told.value.flatten(1).sum(dim=1) < 0)
+        negative = loose.to(takes.device) & (estimate.value.flatten(1).sum(dim=1) < 0)
         factor = torch.where(takes, factor, torch.where(negative, -1.0, 1.0).to(factor))
         error = torch.where(takes, error, 0.0)
-        told, cotangent = _multiplied(told, cotangent, factor, error)
+        estimate, cotangent = _multiplied(estimate, cotangent, factor, error)
         opened = opened - takes.long()
-    reports = _reports(spans, stage, found, told.value, opened)
+    reports = _reports(spans, stage, found, estimate.value, opened)
     end, derivative = network.head.logits, gradients.get(f"{network.head.logits}.bias")
     if end is None:
         end, derivative = stage.name, stage.unscaled(cotangent.value)
-    return Start(None, cotangent, reports[0], end, derivative, (source, told, reports[1]))
+    return Start(None, cotangent, reports[0], end, derivative, (source, estimate, reports[1]))
 
 
 def span_ranks(network: Network, spans: Spans, gradients: Gradients, noise: Noise) -> Tensor:
@@ -111,15 +112,15 @@ def _own(stage: Stage, gradients: Gradients, noise: Noise, unit: Tensor) -> list
 
 
 def _multiplied(
-    told: Told, cotangent: Cotangent, factor: Tensor, error: Tensor
-) -> tuple[Told, Cotangent]:
+    estimate: Estimate, cotangent: Cotangent, factor: Tensor, error: Tensor
+) -> tuple[Estimate, Cotangent]:
     """X and its derivative with a factor for each image, and the factor's relative error."""
-    value = told.value / factor.reshape(-1, 1, 1, 1)
-    spread = told.error / factor.abs()[:, None]
+    value = estimate.value / factor.reshape(-1, 1, 1, 1)
+    spread = estimate.std / factor.abs()[:, None]
     size = value.flatten(2).square().mean(dim=2).sqrt()
-    noise = torch.hypot(cotangent.noise, error).clamp(max=1.0)
+    noise = torch.hypot(cotangent.relative_std, error).clamp(max=1.0)
     back = Cotangent(cotangent.value * factor.reshape(-1, 1, 1, 1), noise)
-    return replace(told, value=value, error=torch.hypot(spread, error[:, None] * size)), back
+    return replace(estimate, value=value, std=torch.hypot(spread, error[:, None] * size)), back
 
 
 def _reports(

@@ -73,13 +73,17 @@ def head_input(head: Head, gradients: Gradients, noise: Noise | None = None) -> 
     z = cotangent / unit[:, None]
     g = weight_gradient / unit[:, None, None]
     value = (g.mT @ z[..., None])[..., 0] / _unit(z.square().sum(dim=1))[:, None]
-    spread, error = noise and noise.rows(f"{head.name}.weight", g, unit), None
+    name, error = f"{head.name}.weight", None
+    spread, seen = (noise.rows(name, g, unit), noise.observed(name, g)) if noise else (None, None)
     if spread is not None:
         own = noise.deviation(f"{head.name}.bias", z, unit)
+        if seen is not None:
+            spread = torch.where(seen, spread, torch.inf)
         value, error = _weighted(g, z, spread, own[:, :, None] * value[:, None, :])
         # Rounding of one image is no independent error of every row.
         error = error.maximum(noise.relative * value.abs())
-    residual = relative(g - z[:, :, None] * value[:, None, :], g)
+    seen = 1.0 if seen is None else seen
+    residual = relative(seen * (g - z[:, :, None] * value[:, None, :]), seen * g)
     known = cotangent.abs().amax(dim=1) > 0
     image = torch.arange(len(z), device=z.device)
     return HeadInput(value, cotangent, image, residual, known, error)
@@ -91,8 +95,11 @@ def _weighted(g: Tensor, z: Tensor, spread: Tensor, other: Tensor) -> tuple[Tens
     All but z, (N, K), and the results, (N, n), are (N, K, n).
     """
     z, variance = z[:, :, None], (spread.square() + other.square()).clamp(min=1e-300)
-    worth = _unit((z.square() / variance).sum(dim=1))
-    return (z * g / variance).sum(dim=1) / worth, worth.rsqrt()
+    worth = (z.square() / variance).sum(dim=1)
+    value = (z * g / variance).sum(dim=1) / _unit(worth)
+    # Of a feature that no entry observes nothing is known but the size of the others.
+    largest = value.abs().amax(dim=1, keepdim=True)
+    return value, torch.where(worth > 0, _unit(worth).rsqrt(), largest)
 
 
 def _without_bias(weight: Tensor, weight_gradient: Tensor) -> HeadInput:

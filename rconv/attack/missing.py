@@ -1,21 +1,19 @@
 """What becomes of the equations where some gradients are missing, as those of frozen parameters.
 
-A missing gradient is not a gradient of zero: its equations are left out. Where a convolution's
+A missing gradient is not a gradient of zero: its equations have the weight 0. Where a convolution's
 weight is frozen, the weight constraints of its known outputs are what is left. Nothing replaces
 the gradients at which the attack enters the network.
 """
 
 from collections.abc import Collection
-from dataclasses import replace
 
-from rconv.attack.plan import LayerPlan
 from rconv.attack.ways import Way
 from rconv.model.ends import Entry
 from rconv.model.nodes import UnsupportedModelError
 
 
 def observed_ways(ways: list[Way], observed: Collection[str]) -> list[Way]:
-    """The entry points whose gradients are there, with the equations that are left below.
+    """The entry points whose gradients are there.
 
     Parameters
     ----------
@@ -41,23 +39,14 @@ def observed_ways(ways: list[Way], observed: Collection[str]) -> list[Way]:
         raise UnsupportedModelError(
             f"no gradient for {lacking[0]}: the attack starts there; it must be trained and sent"
         )
-    return [replace(way, plans=tuple(_left(p, observed) for p in way.plans)) for way in left]
-
-
-def refuse_incomplete(way: Way, observed: Collection[str]) -> None:
-    """Refuse a batch where a convolution's gradient is missing.
-
-    Raises
-    ------
-    UnsupportedModelError
-        Naming it.
-    """
-    for stage in way.network.stages:
-        if f"{stage.name}.weight" not in observed:
+    for plan in left[0].plans:
+        name = f"{plan.stage.name}.weight"
+        if plan.kind == "gradient" and name not in observed:
             raise UnsupportedModelError(
-                f"no gradient for {stage.name}.weight: a batch needs those of all convolutions; "
-                "ask for batches of one image"
+                f"no gradient for {name}: its gradient constraints are missing; use "
+                "constraints='auto'"
             )
+    return left
 
 
 def _lacking(way: Way, observed: Collection[str]) -> str | None:
@@ -70,15 +59,3 @@ def _lacking(way: Way, observed: Collection[str]) -> str | None:
     else:
         needed = [head.embedding.name, f"{head.name}.weight", f"{head.logits}.bias"]
     return next((name for name in needed if name not in observed), None)
-
-
-def _left(plan: LayerPlan, observed: Collection[str]) -> LayerPlan:
-    """The equations of a convolution that are left."""
-    name = f"{plan.stage.name}.weight"
-    if name in observed:
-        return plan
-    if plan.kind == "gradient":
-        raise UnsupportedModelError(
-            f"no gradient for {name}: its gradient constraints are missing; use constraints='auto'"
-        )
-    return plan.by_outputs

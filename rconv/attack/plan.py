@@ -1,22 +1,16 @@
 """What is decided once per model: which equations each layer uses, and their factorisation."""
 
 from collections.abc import Sequence
-from functools import cached_property
 
-from rconv.equations.weight import weight_matrix
+from rconv.equations.conv_output import ConvOutput
 from rconv.equations.windows import residue_classes, window_index
 from rconv.linalg import dense
-from rconv.linalg.equations import FREE
-from rconv.linalg.sparse import SparseSystem
+from rconv.linalg.system import FREE
 from rconv.model.ends import Entry
 from rconv.model.geometry import Geometry, Stage
 from rconv.model.nodes import Network
 
 KINDS = ("auto", "gradient", "weight", "hybrid")
-
-MAX_FILL = 150_000
-"""C²·H·W up to which a large layer's weight constraints may be factored: 16 filters over an image
-of side 128 took 21 s and 1.1 GB, over one of side 64 2.6 s and 0.2 GB."""
 
 
 class LayerPlan:
@@ -51,66 +45,33 @@ class LayerPlan:
     ):
         self.stage, self.kind, self.first, self.bounds = stage, kind, first, bounds
         self.signs, self.prior, self.exact = signs, prior, exact
-        if self.weight_first and self.affordable:
-            _ = self.system  # factored here, so that no image waits for it
+        self.output = ConvOutput(stage)
+        if (kind == "weight" or (kind == "auto" and first)) and self.affordable:
+            _ = self.output.factor  # here, so that no image waits for it
 
     @property
     def affordable(self) -> bool:
-        """Whether the layer's unknowns are few enough for a dense factorisation."""
+        """Whether the unknowns of one sample are few enough for a dense factorisation."""
         return self.stage.geometry.unknowns <= dense.MAX_UNKNOWNS
 
-    @property
-    def weight_first(self) -> bool:
-        """Whether weight constraints are tried before any others."""
-        return self.kind == "weight" or (self.kind == "auto" and self.first)
+    def weights_determine(self, relative_std: float) -> bool:
+        """Whether `auto` tries weight constraints first where every output is known.
 
-    @property
-    def weight_next(self) -> bool:
-        """Whether `auto` tries them because gradient constraints cannot suffice."""
-        return self.kind == "auto" and not gradients_suffice(self.stage.geometry)
-
-    @property
-    def determines(self) -> bool:
-        """Whether weight constraints do, or in a large layer may, determine the input alone."""
-        return self.system is not None if self.affordable else self._enough
-
-    @property
-    def _enough(self) -> bool:
-        g = self.stage.geometry
-        return self.stage.activation.invertible and g.weight_rows >= g.unknowns
-
-    @cached_property
-    def system(self) -> SparseSystem | None:
-        """The weight constraints, factored, where they determine the input alone, and fit."""
-        g = self.stage.geometry
-        fits = self.affordable or g.input[0] * g.unknowns <= MAX_FILL
-        if not (self._enough and fits):
-            return None
-        system = SparseSystem(weight_matrix(self.stage.weight, g))
-        return system if system.regular else None
-
-    @cached_property
-    def by_outputs(self) -> "LayerPlan":
-        """The same by weight constraints alone, where the weight's gradient is not observed."""
-        return LayerPlan(self.stage, "weight", bounds=self.bounds)
-
-    def cheapest(self, known: bool, tolerance: float) -> str:
-        """Kind of equations to try first for one image.
+        Those of the image before gradient constraints, which three channels make few; others where
+        gradient constraints cannot suffice.
 
         Parameters
         ----------
-        known : bool
-            Whether every output of the layer is known.
-        tolerance : float
+        relative_std : float
             Relative error of the outputs.
         """
-        if self.kind != "auto":
-            return self.kind
-        if known and (self.weight_first or self.weight_next) and self.determines:
-            # Directions that the noise drowns are better told by more rows.
-            if not self.affordable or bool(self.system.spectrum.condition * tolerance < 1):
-                return "weight"
-        return "gradient" if gradients_suffice(self.stage.geometry) else "hybrid"
+        if not self.first and gradients_suffice(self.stage.geometry):
+            return False
+        if not self.affordable:
+            return self.output.enough
+        factor = self.output.factor
+        # Directions that drown in the noise are better determined by more rows.
+        return factor is not None and bool(factor.spectrum.condition * relative_std < 1)
 
 
 def gradients_suffice(geometry: Geometry, samples: int = 1) -> bool:

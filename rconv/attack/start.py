@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rconv.attack.estimate import Cotangent, Estimate
 from rconv.attack.head import HeadInput
 from rconv.attack.report import LayerReport
-from rconv.attack.signal import Cotangent, Told
-from rconv.linalg.equations import FREE
 from rconv.linalg.solution import root_mean_square
+from rconv.linalg.system import FREE
 from rconv.model.ends import Head
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
@@ -22,8 +22,8 @@ class Start:
 
     Parameters
     ----------
-    told : Told or None
-        Its map; None where nothing tells it.
+    estimate : Estimate or None
+        Its map; None where it is not known.
     cotangent : Cotangent
         The derivative of the loss by it.
     report : LayerReport
@@ -32,16 +32,16 @@ class Start:
         A layer the derivative by whose output is known as well: the certificate starts there.
     derivative : Tensor
         This derivative, (M, K), or (M, D, Ho, Wo) of a convolution.
-    solved : tuple of int, Told and LayerReport, or None
+    solved : tuple of int, Estimate and LayerReport, or None
         Another node whose map is known besides, and how well.
     """
 
-    told: Told | None
+    estimate: Estimate | None
     cotangent: Cotangent
     report: LayerReport
     linear: str
     derivative: Tensor
-    solved: tuple[int, Told, LayerReport] | None = None
+    solved: tuple[int, Estimate, LayerReport] | None = None
 
 
 def from_head(
@@ -93,7 +93,7 @@ def from_head(
     relative = root_mean_square(spread) / torch.where(size > 0, size, 1.0)
     back = Cotangent(cotangent.reshape(value.shape), relative.clamp(max=1.0))
     report = head_report(linear.name, head)
-    return Start(Told.whole(value, error), back, report, linear.name, head.cotangent)
+    return Start(Estimate.whole(value, error), back, report, linear.name, head.cotangent)
 
 
 def _head_level(linear: Head, gradients: Gradients, noise: Noise, unit: Tensor) -> Tensor:

@@ -238,6 +238,9 @@ def head_mixture(
     rows = deviation.square().mean(dim=2).sqrt()
     rows = rows.maximum(ARITHMETIC * rows.amax(dim=1, keepdim=True)).clamp(min=1e-300)
     rest = (gradient - cotangent[:, :, None] * value[:, None, :]) / rows[:, :, None]
+    seen = noise.observed(name, gradients[name])
+    if seen is not None:
+        rest = rest * seen.reshape(gradient.shape)
     own = _prediction(turn, rest, rows)
     # One error of z is one of a whole row, along v; one of v is one of all rows, along z.
     along_v = value / value.norm(dim=1, keepdim=True).clamp(min=1e-300)

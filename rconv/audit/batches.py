@@ -18,7 +18,7 @@ from rconv.attack.batch import required_for_batches
 from rconv.attack.ways import ways_into
 from rconv.audit.layers import check_share
 from rconv.audit.ranks import EPS
-from rconv.equations.batch import BatchSystem
+from rconv.equations.conv_system import conv_system
 from rconv.equations.windows import window_index
 from rconv.linalg.dense import determines
 from rconv.model.geometry import Geometry, Stage
@@ -74,6 +74,7 @@ def batch_limits(
 def limits(network: Network, *, active: float = 0.5, seed: int = 0) -> list[BatchLimit]:
     """`batch_limits` of a model as it was read."""
     required_for_batches(network, None)
+    network.required_chain("the largest batch")
     head = BatchLimit(network.head.name, network.head.weight.shape[0] - 1)
     own = (BatchLimit(s.name, largest(s, active, seed)) for s in reversed(network.stages))
     return [head, *own]
@@ -174,5 +175,5 @@ def _confirmed(stage: Stage, batch: int, share: float, generator: torch.Generato
     shape = batch, *stage.geometry.output
     known = (torch.rand(shape, generator=generator) < share).to(stage.weight)
     cotangent = torch.randn(shape, generator=generator, dtype=torch.float64).to(known) * known
-    system = BatchSystem(stage, cotangent, torch.zeros_like(stage.weight), 0 * known, known)
-    return determines(system, EPS)
+    zero = torch.zeros_like(stage.weight)
+    return determines(conv_system(stage, cotangent, zero, 0 * known, known), EPS)

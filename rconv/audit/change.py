@@ -6,7 +6,7 @@ from torch import nn
 
 from rconv.attack.ways import ways_into
 from rconv.audit.batches import BatchLimit, limits
-from rconv.audit.generic import meetings
+from rconv.audit.generic import random_problems
 from rconv.audit.layers import (
     NOT_UNIQUE,
     LayerAudit,
@@ -103,7 +103,7 @@ def examine(
         return Findings(layers, [], None, [])
     found = [
         (i, width_of(network, met, i, **options))
-        for met in meetings(network, *drawn(network, active, seed))
+        for met in random_problems(network, *drawn(network, active, seed))
         for i, _ in network.fed_by(met.node)
     ]
     change = None if overall(layers) == NOT_UNIQUE else _cheapest(network, found, **options)

@@ -1,90 +1,54 @@
 """A network as the attack meets it, map by map, with random data in place of a client's.
 
 Activations, the derivative by the head's input and the pixels are drawn; what the attack knows
-when it comes to a map, it knows by its own walk through the network.
+when it comes to a map follows from its own backward pass.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from rconv.attack.backward import Passed
-from rconv.attack.joint import joint_system, solve_map
+from rconv.attack.backward import BackwardState
+from rconv.attack.estimate import Cotangent, Estimate
+from rconv.attack.map_problem import MapProblem
 from rconv.attack.plan import LayerPlan
 from rconv.attack.report import LayerReport
-from rconv.attack.signal import Cotangent, Told
-from rconv.attack.solve import Known
-from rconv.attack.walk import Walk
 from rconv.audit.ranks import EPS, class_bound, matrix_rank
-from rconv.equations.gradient import gradient_matrix
+from rconv.equations.conv_gradient import gradient_matrix
 from rconv.linalg.dense import determines
-from rconv.linalg.equations import FREE
+from rconv.linalg.system import FREE
 from rconv.model.activations import Activation
 from rconv.model.ends import Entry
 from rconv.model.geometry import Stage
 from rconv.model.nodes import Network
-from rconv.model.told import backward_order
 
 
-@dataclass(frozen=True)
-class Meeting:
-    """One map that convolutions take, and what the attack knows when it comes to it.
-
-    Parameters
-    ----------
-    node : int
-        The map.
-    known : tuple of Known
-        What is known of each convolution that takes it.
-    told : Told or None
-        What is known of the map itself.
-    bounds : tuple of float or None
-        What it lies between; None for the image.
-    """
-
-    node: int
-    known: tuple[Known, ...]
-    told: Told | None
-    bounds: tuple[float, float] | None
+class RandomProblem(MapProblem):
+    """One map that convolutions take, with what the attack knows of it when it comes there."""
 
     @property
     def stages(self) -> list[Stage]:
         """The convolutions."""
-        return [own.stage for own in self.known]
-
-    @property
-    def name(self) -> str:
-        """Of the convolutions, as the attack's report has it."""
-        return " and ".join(stage.name for stage in self.stages)
-
-    @property
-    def unknowns(self) -> int:
-        """C·H·W."""
-        return self.stages[0].geometry.unknowns
-
-    @cached_property
-    def plans(self) -> list[LayerPlan]:
-        """Their equations, as the attack decides them; signs and priors are no equations."""
-        options = {"first": self.bounds is None, "bounds": self.bounds or FREE, "signs": False}
-        return [LayerPlan(stage, **options) for stage in self.stages]
+        return [layer.stage for layer in self.layers]
 
     @property
     def weight_rows(self) -> int:
         """Weight constraints whose output is known, and known entries of the map."""
-        entries = 0 if self.told is None else int((self.told.weight > 0).sum())
-        return entries + sum(int((own.passed.weight > 0).sum()) for own in self.known)
+        entries = 0 if self.estimate is None else int((self.estimate.weight > 0).sum())
+        return entries + sum(int((layer.output.weight > 0).sum()) for layer in self.layers)
 
     @property
-    def told_whole(self) -> bool:
-        """Whether what lies above tells every entry."""
-        return self.told is not None and bool((self.told.weight > 0).all())
+    def known(self) -> bool:
+        """Whether the maps above determine every entry."""
+        return self.estimate is not None and bool(self.estimate.all)
 
     def gradient_rank(self) -> int:
         """Rank of the gradient constraints of all its convolutions."""
-        blocks = [gradient_matrix(own.cotangent, own.stage.geometry)[0] for own in self.known]
+        pairs = ((own.stage.unscaled(own.cotangent.value), own.stage.geometry)
+                 for own in self.layers)  # fmt: skip
+        blocks = [gradient_matrix(*pair)[0] for pair in pairs]
         return matrix_rank(torch.cat(blocks)) * self.stages[0].geometry.input[0]
 
     @property
@@ -96,20 +60,19 @@ class Meeting:
 
     @property
     def full(self) -> bool:
-        """Whether all equations together have full rank; for maps that `affordable` allows."""
+        """Whether all equations together have full rank; for maps that are `affordable`."""
         if not self.enough:
             return False
-        if self.told_whole or self.gradient_rank() == self.unknowns:
+        if self.known or self.gradient_rank() == self.unknowns:
             return True
-        return determines(joint_system(self.plans, self.known, self.told), EPS)
+        return determines(self.system(), EPS)
 
-    def solve(self) -> LayerReport:
+    def attacked(self) -> LayerReport:
         """What the attack makes of it: the cheapest equations, and all if these fall short."""
-        own = self.plans, self.known, self.told
-        _, report = solve_map(*own, frugal=True)
+        _, report = self.solve(frugal=True)
         more = self.weight_rows > 0 and report.constraints != ("hybrid",)
         if int(report.rank) < self.unknowns and more:
-            _, report = solve_map(*own)
+            _, report = self.solve()
         return report
 
 
@@ -144,7 +107,9 @@ def random_maps(network: Network, active: float, generator: torch.Generator) -> 
     return maps
 
 
-def meetings(network: Network, maps: Sequence[Tensor], cotangent: Tensor) -> Iterator[Meeting]:
+def random_problems(
+    network: Network, maps: Sequence[Tensor], cotangent: Tensor
+) -> Iterator[RandomProblem]:
     """The maps that convolutions take, in the order of the attack.
 
     Parameters
@@ -158,31 +123,39 @@ def meetings(network: Network, maps: Sequence[Tensor], cotangent: Tensor) -> Ite
 
     Yields
     ------
-    Meeting
+    RandomProblem
         The next one; those above it are taken to be solved.
     """
     tiny = maps[0].new_full((1,), EPS)
     entry = network.head if isinstance(network.head, Entry) else None
-    walk = Walk(network, None if entry else _whole(maps[-1]), Cotangent(cotangent, tiny))
-    spanned = network.nodes[network.entered].inputs if entry and not entry.embedding else ()
-    for node in backward_order(network):
-        taken = list(network.fed_by(node))
-        if taken and node not in spanned:
-            known = tuple(_known(stage, walk.passed[i], maps[node], tiny) for i, stage in taken)
-            yield Meeting(node, known, walk.told(node), network.range_of(node))
-        if taken or isinstance(network.nodes[node].does, Activation):
-            walk.solved(node, _whole(maps[node]))
-        walk.pass_on(node, {})
-
-
-def _known(stage: Stage, passed: Passed, x: Tensor, precision: Tensor) -> Known:
-    """What is known of a convolution of x."""
-    g = stage.geometry
-    gradient = torch.nn.grad.conv2d_weight(
-        x, stage.weight.shape, stage.unscaled(passed.cotangent), g.stride, g.padding, g.dilation
+    # Bounds and the prior are no equations.
+    ranges = zip(network.stages, network.input_ranges, strict=True)
+    plans = [LayerPlan(stage, first=own is None, bounds=own or FREE, signs=False)
+             for stage, own in ranges]  # fmt: skip
+    state = BackwardState(
+        network, plans, None if entry else _whole(maps[-1]), Cotangent(cotangent, tiny), {}
     )
-    return Known(stage, passed, gradient[None], precision)
+    spanned = network.nodes[network.entered].inputs if entry and not entry.embedding else ()
+    for i, node in enumerate(network.nodes):
+        passed = isinstance(node.does, Activation) and not any(network.fed_by(i))
+        if passed or i in spanned:
+            state.given[i] = _whole(maps[i])
+    for node in state.unsolved():
+        problem = state.problem(node, lambda _: {"gradient": None, "relative_std": tiny})
+        layers = tuple(
+            replace(own, gradient=_gradient(own.stage, own.cotangent.value, maps[node]))
+            for own in problem.layers
+        )
+        yield RandomProblem(node, layers, problem.estimate)
+        state.maps[node] = _whole(maps[node])
 
 
-def _whole(value: Tensor) -> Told:
-    return Told.whole(value, torch.full_like(value[..., 0, 0], EPS))
+def _gradient(stage: Stage, cotangent: Tensor, x: Tensor) -> Tensor:
+    """The weight gradient of a convolution of x, (1, D, C, kh, kw)."""
+    g = stage.geometry
+    own = stage.weight.shape, stage.unscaled(cotangent)
+    return torch.nn.grad.conv2d_weight(x, *own, g.stride, g.padding, g.dilation)[None]
+
+
+def _whole(value: Tensor) -> Estimate:
+    return Estimate.whole(value, torch.full_like(value[..., 0, 0], EPS))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rconv.attack.ways import ways_into
-from rconv.audit.generic import Meeting, meetings, random_maps
+from rconv.audit.generic import RandomProblem, random_maps, random_problems
 from rconv.model.ends import Entry
 from rconv.model.nodes import Network
 
@@ -109,12 +109,12 @@ def audit_network(network: Network, *, active: float = 0.5, seed: int = 0) -> li
     list of LayerAudit
         Head first.
     """
-    met = meetings(network, *drawn(network, active, seed))
+    met = random_problems(network, *drawn(network, active, seed))
     return [_judge_top(network), *map(judge, met)]
 
 
 def drawn(network: Network, active: float, seed: int) -> tuple[list[Tensor], Tensor]:
-    """Random maps, and a random derivative by the head's input, as `meetings` takes them."""
+    """Random maps, and a random derivative by the head's input, as `random_problems` takes them."""
     generator = torch.Generator().manual_seed(seed)
     maps = random_maps(network, active, generator)
     cotangent = torch.randn(maps[-1].shape, generator=generator, dtype=torch.float64)
@@ -133,19 +133,19 @@ def overall(layers: list[LayerAudit]) -> str:
     return next((v for v in (NOT_UNIQUE, TOO_LARGE, HYBRID) if v in verdicts), "leaks")
 
 
-def judge(met: Meeting) -> LayerAudit:
+def judge(met: RandomProblem) -> LayerAudit:
     """What the attack's equations determine of one map."""
-    report, n = met.solve(), met.unknowns
+    report, n = met.attacked(), met.unknowns
     rank, kind = int(report.rank), report.constraints[0]
-    alone = kind == "gradient" and met.told is None
+    alone = kind == "gradient" and met.estimate is None
     gradient = rank if alone else met.gradient_rank()
     hybrid: int | None = rank
     if rank < n:
         verdict = NOT_UNIQUE
-        if not met.plans[0].affordable and met.weight_rows:  # or LSMR did not converge
+        if not met.layers[0].plan.affordable and met.weight_rows:  # or LSMR did not converge
             hybrid = None
             verdict = TOO_LARGE if gradient + met.weight_rows >= n else NOT_UNIQUE
-    elif kind == "weight" or met.told_whole:
+    elif kind == "weight" or met.known:
         verdict = WEIGHT
     else:
         verdict = GRADIENT if gradient == n else HYBRID

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
-from rconv.audit.generic import Meeting, meetings
+from rconv.audit.generic import RandomProblem, random_problems
 from rconv.audit.layers import drawn
 from rconv.audit.widths import tied, with_filters
 from rconv.equations.windows import residue_classes
@@ -37,14 +37,14 @@ class Width:
     needed: int | None
 
 
-def width_of(network: Network, met: Meeting, node: int, active: float, seed: int) -> Width:
+def width_of(network: Network, met: RandomProblem, node: int, active: float, seed: int) -> Width:
     """How many filters of one of a map's convolutions it takes to tell the map.
 
     Parameters
     ----------
     network : Network
         The model.
-    met : Meeting
+    met : RandomProblem
         The map.
     node : int
         A convolution that takes it.
@@ -66,7 +66,7 @@ def width_of(network: Network, met: Meeting, node: int, active: float, seed: int
     return Width(met.name, name, others, present, needed)
 
 
-def met_at(network: Network, node: int, active: float, seed: int) -> Meeting:
+def met_at(network: Network, node: int, active: float, seed: int) -> RandomProblem:
     """What the attack knows, of random data, when it comes to one of the maps.
 
     Parameters
@@ -78,16 +78,18 @@ def met_at(network: Network, node: int, active: float, seed: int) -> Meeting:
     active, seed
         As `rconv.audit.audit` takes them.
     """
-    own = meetings(network, *drawn(network, active, seed))
+    own = random_problems(network, *drawn(network, active, seed))
     return next(each for each in own if each.node == node)
 
 
-def _fewest(network: Network, met: Meeting, node: int, active: float, seed: int) -> int | None:
+def _fewest(
+    network: Network, met: RandomProblem, node: int, active: float, seed: int
+) -> int | None:
     """Between a number that is too few and one that suffices, both of which were tried."""
-    if not met.plans[0].affordable:
+    if not met.layers[0].plan.affordable:
         return None
 
-    def changed(filters: int) -> Meeting:
+    def changed(filters: int) -> RandomProblem:
         return met_at(with_filters(network, node, filters, seed), met.node, active, seed)
 
     def counted(filters: int) -> bool:

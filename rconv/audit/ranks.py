@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rconv.equations.gradient import gradient_matrix
+from rconv.equations.conv_gradient import gradient_matrix
 from rconv.equations.windows import window_index
 from rconv.model.geometry import Geometry
 

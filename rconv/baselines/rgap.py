@@ -14,9 +14,8 @@ from tqdm import tqdm
 from rconv.attack.head import HeadInput, head_input
 from rconv.baselines.matching import Replay, squared_norm
 from rconv.baselines.result import BaselineResult, Run
-from rconv.equations.gradient import gradient_matrix, gradient_rhs
-from rconv.equations.system import StackedSystem
-from rconv.linalg.dense import MAX_UNKNOWNS, solve_stacked
+from rconv.equations.conv_system import conv_system
+from rconv.linalg.dense import MAX_UNKNOWNS, solve_dense
 from rconv.linalg.solution import Solution
 from rconv.model.geometry import Stage
 from rconv.model.nodes import Network, UnsupportedModelError
@@ -166,12 +165,9 @@ def _run(
 
 def _solve(stage: Stage, output: Tensor, back: Tensor, weight_gradient: Tensor) -> Solution:
     """Least squares over all rows of one convolution: `output` (1, D, Ho, Wo), `back` its Ō."""
-    known = output[0] if stage.bias is None else output[0] - stage.bias[:, None, None]
-    matrix = gradient_matrix(back, stage.geometry)[0]
-    rhs = gradient_rhs(weight_gradient)[0]
+    known = output if stage.bias is None else output - stage.bias[:, None, None]
     # Equations as they come: R-GAP gives neither rows nor the two kinds a weight.
-    system = StackedSystem(stage, matrix, rhs, known, torch.ones_like(known))
-    return solve_stacked(system, tolerance=0.0, weigh=None)
+    return solve_dense(conv_system(stage, back, weight_gradient[0], known), tolerance=0.0)
 
 
 def _with_layers(

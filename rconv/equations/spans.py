@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rconv.equations.windows import window_index
-from rconv.linalg.preserved import preserved
+from rconv.linalg.fixed_space import preserved
 from rconv.linalg.solution import rank_floor
 from rconv.model.geometry import Geometry
 

@@ -11,8 +11,8 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-from rconv.equations.gradient import gradient_matrix
-from rconv.linalg.margin import ATTEMPTS
+from rconv.equations.conv_gradient import gradient_matrix
+from rconv.linalg.chebyshev_center import ATTEMPTS
 from rconv.model.geometry import Stage
 
 ROUNDED = 1e-9

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rconv.attack.backward import through_activation
-from rconv.lab.rows import TOUCHING, Rows
-from rconv.linalg.dense import solve_stacked
+from rconv.attack.activation_vjp import through_activation
+from rconv.attack.map_problem import ConvData, MapProblem
+from rconv.attack.plan import LayerPlan
+from rconv.linalg.system import FREE
 from rconv.model.ends import Head
 from rconv.model.geometry import Stage
 from rconv.model.read import UnsupportedModelError, read
@@ -21,6 +22,10 @@ from rconv.observe.observation import Gradients, per_sample_gradients
 
 NOISE = 1e-12
 """Relative error of what the surviving entries give: float64, after some thousand operations."""
+
+
+TOUCHING = 1e-10
+"""Share of the largest entry up to which one counts as zero: what rounding leaves is some 1e-14."""
 
 
 @dataclass(frozen=True)
@@ -168,18 +173,17 @@ def masked_layer(
     """
     shape = (1, *stage.geometry.output)
     noise = output.new_full((1,), NOISE)
-    passed = through_activation(
+    below, known = through_activation(
         stage.activation, output.reshape(shape), cotangent.reshape(shape), None, noise
     )
-    rows = Rows.of(stage, passed, weight_gradient)
-    solution = solve_stacked(rows, NOISE, weigh=None)
-    rank = int(solution.rank)
-    value = solution.value[0, :, 0]
-    if positive and rank < stage.geometry.unknowns:
-        value = rows.nonnegative()
-    elif positive:  # what rounding leaves of a zero is neither side of the kink
+    plan = LayerPlan(stage, bounds=(0.0, torch.inf) if positive else FREE, prior=False)
+    observed = (weight_gradient != 0).double()
+    layer = ConvData(plan, known, below, weight_gradient, noise, observed=observed)
+    solution, report = MapProblem(0, (layer,)).solve()
+    value = solution.value[0]
+    if positive:  # what rounding leaves of a zero is neither side of the kink
         value = torch.where(value.abs() > TOUCHING * value.abs().max(), value, 0.0)
-    return value, stage.transpose(passed.cotangent), rank
+    return value, stage.transpose(below.value), stage.geometry.unknowns - int(report.open)
 
 
 def _certificate(

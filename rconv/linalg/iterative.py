@@ -6,7 +6,6 @@ not see of it; and rows of nothing but random errors.
 """
 
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,9 +13,10 @@ from scipy.sparse.linalg import LinearOperator, lsmr
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from rconv.linalg.equations import Equations, residual
+from rconv.linalg.precondition import preconditioner
 from rconv.linalg.refine import NEGLIGIBLE
 from rconv.linalg.solution import CONVERGED, POWERS, STALLED, Solution, relative
+from rconv.linalg.system import System
 
 ACCURACY = 1e-12
 """Of the first run, relative. A second one on what is left of the rows finds most other digits,
@@ -38,23 +38,13 @@ this once in 100,000 times. What a run leaves of directions that are seen is bel
 has converged to 10 digits in some thousand unknowns."""
 
 
-class MatrixFree(Equations, Protocol):
-    """One system, N = k = 1, that knows what makes its iterations fewer."""
-
-    def preconditioner(self) -> Callable[[Tensor], Tensor]:
-        """P⁻¹, symmetric, (1, n, 1) → (1, n, 1): the iterations are those of A P⁻¹.
-
-        Where the rank is short, P must keep what the rows do not see apart from what they see.
-        """
-
-
-def solve_iterative(system: MatrixFree, samples: int = 1) -> Solution:
+def solve_iterative(system: System, samples: int = 1) -> Solution:
     """Weighted least squares, without a matrix.
 
     Parameters
     ----------
-    system : MatrixFree
-        Its rows should be weighed by their errors.
+    system : System
+        N = k = 1; its rows should be weighted by their errors.
     samples : int
         B: the unknown is that of so many samples, one after the other.
 
@@ -74,15 +64,15 @@ def solve_iterative(system: MatrixFree, samples: int = 1) -> Solution:
         return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like)
 
     z = random(x)
-    told, needed = run(system.product(z))
+    told, needed = run(system.apply(z))
     if (_sizes(z - told, samples) > SEEN).any() and needed < ITERATIONS:
-        told = told + run(system.product(z - told), CORRECTION)[0]
+        told = told + run(system.apply(z - told), CORRECTION)[0]
     left = _sizes(z - told, samples)
     opened = torch.where(left > SEEN, left.square().ceil(), 0.0).long()
-    errors = system.deviation.expand_as(system.rhs)
+    errors = system.std
     weak = run(random(errors) * (errors if errors.any() else 1.0), COARSE)[0]
     shift = weak * bool(errors.any())
-    value, own = x.reshape(samples, -1, 1), relative(residual(system, x), system.rhs)
+    value, own = x.reshape(samples, -1, 1), relative(system.residual(x), system.rhs)
     error = torch.maximum(_sizes(shift, samples), _sizes(last, samples)) / _sizes(x, samples)
     # Products round, too.
     n, error = value.shape[1], error.nan_to_num(nan=0.0).clamp(min=NEGLIGIBLE)
@@ -109,35 +99,35 @@ class Runs:
 
     Parameters
     ----------
-    system : MatrixFree
+    system : System
         The equations.
     """
 
-    def __init__(self, system: MatrixFree):
-        self.system, self._inverse, self._like = system, system.preconditioner(), system.rhs
-        shape = system.rhs.shape[1], system.unknowns
+    def __init__(self, system: System):
+        self.system, self.inverse, self._like = system, preconditioner(system), system.rhs
+        shape = system.rhs.shape[1], system.count
         products = self._numpy(self._product), self._numpy(self._adjoint)
         self._operator = LinearOperator(shape, *products, dtype=np.float64)
 
     def __call__(self, rhs: Tensor, accuracy: float = ACCURACY) -> tuple[Tensor, int]:
         """x for rows (1, m, 1), and the iterations it took."""
         y, count = self._lsmr(self._operator, rhs, accuracy)
-        return self._inverse(y), count
+        return self.inverse(y), count
 
     def refined(self, rhs: Tensor) -> tuple[Tensor, Tensor, int, str]:
         """x for rows to all digits, its last correction, the iterations it took, and its status."""
         x, total = self(rhs)
         status = CONVERGED if total < ITERATIONS else STALLED
         if status == CONVERGED:
-            step, count = self(rhs - self.system.product(x), CORRECTION)
+            step, count = self(rhs - self.system.apply(x), CORRECTION)
             x, total = x + step, total + count
         # What a coarse run still finds is as large as the error that is left.
-        step, count = self(rhs - self.system.product(x), COARSE)
+        step, count = self(rhs - self.system.apply(x), COARSE)
         return x + step, step, total + count, status
 
     def dual(self, x: Tensor, accuracy: float) -> Tensor:
         """The smallest r with Aᵀr = x, (1, m, 1)."""
-        return self._lsmr(self._operator.T, self._inverse(x), accuracy)[0]
+        return self._lsmr(self._operator.T, self.inverse(x), accuracy)[0]
 
     def _lsmr(self, operator: LinearOperator, rhs: Tensor, accuracy: float) -> tuple[Tensor, int]:
         # The threads of NumPy's short vectors and of PyTorch's convolutions would wait for each
@@ -148,10 +138,10 @@ class Runs:
         return torch.from_numpy(found[0]).to(self._like).reshape(1, -1, 1), found[2]
 
     def _product(self, y: Tensor) -> Tensor:
-        return self.system.product(self._inverse(y))
+        return self.system.apply(self.inverse(y))
 
     def _adjoint(self, rows: Tensor) -> Tensor:
-        return self._inverse(self.system.adjoint(rows))
+        return self.inverse(self.system.adjoint(rows))
 
     def _numpy(self, function: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
         def applied(v: np.ndarray) -> np.ndarray:
@@ -161,13 +151,13 @@ class Runs:
         return applied
 
 
-def _condition(system: MatrixFree, run: Runs, strong: Tensor, weak: Tensor) -> float:
+def _condition(system: System, run: Runs, strong: Tensor, weak: Tensor) -> float:
     """A lower bound, by the power method on AᵀA and one step of it on the inverse.
 
     The smallest r with Aᵀr = x is at most ‖x‖ / σ long, for the smallest σ; what random rows make
     x is strong where σ is small, and the bound near.
     """
     for _ in range(POWERS):
-        strong = system.adjoint(system.product(strong / strong.norm()))
+        strong = system.adjoint(system.apply(strong / strong.norm()))
     ratio = run.dual(weak, COARSE).norm() / weak.norm().clamp(min=1e-300)
     return float(strong.norm().sqrt() * ratio)

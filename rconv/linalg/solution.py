@@ -72,6 +72,26 @@ class Solution:
         """The solutions one by one."""
         return [self.select([i]) for i in range(len(self.rank))]
 
+    def per_sample(self, samples: int) -> "Solution":
+        """A joint solution of B samples each, one entry for every sample, (N·B,).
+
+        What is open in the joint system may be open in each of its samples.
+        """
+        if samples == 1:
+            return self
+        count, joint = len(self.value), self.value.shape[1]
+        value = self.value.reshape(count * samples, joint // samples, *self.value.shape[2:])
+        sizes = root_mean_square(value).clamp(min=1e-300)
+        growth = root_mean_square(self.value).repeat_interleave(samples) / sizes
+        rank = (value.shape[1] - (joint - self.rank)).clamp(min=0)
+        same = {f.name: getattr(self, f.name) for f in fields(Solution)}
+        for name, own in same.items():
+            each = [i for i in range(count) for _ in range(samples)]
+            same[name] = batch.index(own, each)
+        same |= {"value": value, "rank": rank.repeat_interleave(samples)}
+        same["amplification"] = same["amplification"] * growth
+        return Solution(**(same | {"error": same["error"] * growth}))
+
     def replace(self, where: Tensor | int, other: "Solution") -> "Solution":
         """This solution with the systems at `where` taken from `other`."""
         return Solution(
@@ -175,9 +195,12 @@ class Spectrum:
     def amplification(self, rhs: Tensor, value: Tensor) -> Tensor:
         """(N,), expected size of the solution's error per error of `rhs`, each relative to its own.
 
-        With the deviation of the rows in place of `rhs`, the expected relative error itself.
+        With the standard deviation of the rows in place of `rhs`, the expected relative error
+        itself. Rows of zeros are not used and do not count.
         """
-        ratio = root_mean_square(rhs) / root_mean_square(value).clamp(min=1e-300)
+        squares, used = rhs.flatten(1).square().sum(dim=1), (rhs != 0).flatten(1).sum(dim=1)
+        size = (squares / used.clamp(min=1)).sqrt()
+        ratio = size / root_mean_square(value).clamp(min=1e-300)
         return self.inverse_square.clamp(min=0).sqrt() * ratio
 
 

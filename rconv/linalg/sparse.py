@@ -10,7 +10,6 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from rconv.linalg.equations import Declined, SparseRows
 from rconv.linalg.refine import refine
 from rconv.linalg.solution import CONDITION_LIMIT, Solution, Spectrum, rank_floor, relative
 
@@ -22,7 +21,7 @@ MOST_SMALL = 128
 the noise counts as knowing none beyond these, and says a rank that is too large by the rest."""
 
 
-class SparseSystem:
+class SparseFactor:
     """A sparse system factored once, for many right-hand sides.
 
     Parameters
@@ -59,18 +58,17 @@ class SparseSystem:
         limit = CONDITION_LIMIT**2 if self._square else CONDITION_LIMIT
         return self.spectrum is not None and bool(self.spectrum.condition < limit)
 
-    def rows(self, rhs: Tensor, deviation: Tensor | float = 0.0) -> SparseRows:
-        """The equations of N right-hand sides (N, m), with the deviation of their errors (N,)."""
-        spread = torch.as_tensor(deviation, dtype=rhs.dtype, device=rhs.device)
-        return SparseRows(self.matrix, rhs[..., None], spread.reshape(-1, 1, 1))
-
-    def solve(self, equations: SparseRows, tolerance: float | Tensor = 0.0) -> Solution:
-        """Least-squares solution of many right-hand sides.
+    def solve(
+        self, rhs: Tensor, std: float | Tensor = 0.0, tolerance: float | Tensor = 0.0
+    ) -> Solution:
+        """Least-squares solutions of many right-hand sides.
 
         Parameters
         ----------
-        equations : SparseRows
-            `rows` of this system.
+        rhs : Tensor
+            (N, m).
+        std : float or Tensor
+            Standard deviation of its errors, broadcasts to it.
         tolerance : float or Tensor
             Relative error of b, one for all or (N,). Directions that the equations see more
             weakly, measured by their largest singular value, are left out and do not count
@@ -80,15 +78,7 @@ class SparseSystem:
         -------
         Solution
             With value (N, n, 1).
-
-        Raises
-        ------
-        Declined
-            The equations of another matrix.
         """
-        if equations.matrix is not self.matrix:
-            raise Declined("this factorisation is that of another matrix: use its own rows")
-        rhs = equations.rhs[..., 0]
         b = rhs.detach().cpu().numpy().T
 
         def correction(x: Tensor) -> Tensor:
@@ -100,7 +90,7 @@ class SparseSystem:
         x, lost, spectrum = self._without(x, floor)
         residual = torch.from_numpy((b - self.matrix @ x.numpy().T).T)
         value = x.contiguous().to(rhs)
-        spread = equations.deviation.expand_as(equations.rhs).cpu()
+        spread = torch.as_tensor(std, dtype=rhs.dtype).cpu().expand(rhs.shape)
         return Solution(
             value[..., None],
             self.matrix.shape[1] - lost.to(rhs.device),

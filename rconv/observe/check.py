@@ -123,8 +123,10 @@ def told_noise(
         if name not in parameters:
             raise ValueError(f"the noise names {name!r}, which the model has no parameter of")
         deviation = torch.as_tensor(deviation, dtype=torch.float64)
-        if not ((deviation >= 0) & deviation.isfinite()).all():
-            raise ValueError(f"the noise of {name} must be finite numbers, 0 or more")
+        if not (deviation >= 0).all():
+            raise ValueError(
+                f"the noise of {name} must be 0 or more, or infinite where nothing is observed"
+            )
         shape = parameters[name].shape
         ends = zip(reversed(deviation.shape), reversed(shape), strict=False)
         if deviation.dim() > len(shape) + 1 or any(n not in (1, full) for n, full in ends):

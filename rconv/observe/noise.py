@@ -32,7 +32,8 @@ class Noise:
         Error whatever the size: what is left of subnormal numbers.
     deviations : Mapping[str, Tensor | float]
         Parameter name → further standard deviation, in the unit of the gradients; a number, or
-        a tensor that broadcasts to (N, *parameter shape). A name that is missing has none.
+        a tensor that broadcasts to (N, *parameter shape). A name that is missing has none. An
+        infinite one marks an entry that is not observed, as one that was pruned.
     """
 
     relative: float = 0.0
@@ -180,6 +181,12 @@ class Noise:
         # Zeros are taken as they are: nothing tells how much of them was rounded away.
         return torch.hypot(absolute / size, absolute.new_tensor(least)).clamp(max=1.0)
 
+    def observed(self, name: str, gradient: Tensor) -> Tensor | None:
+        """Which entries are observed, shaped as `gradient`; None where all are."""
+        own = torch.as_tensor(self.deviations.get(name, 0.0), dtype=torch.float64).to(gradient)
+        return None if own.isfinite().all() else own.isfinite().expand_as(gradient)
+
     def _own_deviation(self, name: str, gradient: Tensor) -> Tensor:
-        """What `deviations` says of a parameter; 0 where it says nothing."""
-        return torch.as_tensor(self.deviations.get(name, 0.0), dtype=torch.float64).to(gradient)
+        """What `deviations` says of a parameter; 0 for nothing, and for what is not observed."""
+        own = torch.as_tensor(self.deviations.get(name, 0.0), dtype=torch.float64).to(gradient)
+        return own.nan_to_num(posinf=0.0)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from rconv.audit.ranks import matrix_rank
-from rconv.equations.gradient import gradient_matrix
+from rconv.equations.conv_gradient import gradient_matrix
 from rconv.model.geometry import Geometry
 from rconv.show import play
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from rconv.equations.gradient import gradient_matrix
+from rconv.equations.conv_gradient import gradient_matrix
 from rconv.equations.windows import window_index
 from rconv.model.geometry import Geometry
 from rconv.show import play

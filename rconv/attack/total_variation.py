@@ -38,16 +38,16 @@ def fill(
     Parameters
     ----------
     image : Tensor
-        (C, H, W), float64.
+        (B, C, H, W), float64: one image, or those of a batch.
     basis : np.ndarray
-        (C·H·W, r), orthonormal.
+        (B·C·H·W, r), orthonormal.
     value_range : tuple of float
         Of the pixels.
 
     Returns
     -------
     image : Tensor
-        (C, H, W).
+        (B, C, H, W).
     error : Tensor
         (), root mean square to expect of its error, in the unit of the pixels: the distance to
         the choice of a second prior.
@@ -83,7 +83,7 @@ def total_variation(
     Parameters
     ----------
     image : Tensor
-        (C, H, W).
+        (..., C, H, W).
     smoothing : float
         Differences below it count by their square.
     colour : float
@@ -96,17 +96,17 @@ def total_variation(
     Tensor
         ().
     """
-    right = _squares(image[:, :, 1:] - image[:, :, :-1], colour)
-    below = _squares(image[:, 1:] - image[:, :-1], colour)
+    right = _squares(image[..., 1:] - image[..., :-1], colour)
+    below = _squares(image[..., 1:, :] - image[..., :-1, :], colour)
     squares = torch.nn.functional.pad(right, (0, 1)) + torch.nn.functional.pad(below, (0, 0, 0, 1))
     return (squares + smoothing**2).pow(power / 2).sum()
 
 
 def _squares(change: Tensor, colour: float) -> Tensor:
-    """(C, H, W) → (H, W), squared sizes; what is not common to all channels by `colour`."""
-    common = change.mean(dim=0)
-    own = (change - common).square().sum(dim=0)
-    return len(change) * common.square() + colour**2 * own
+    """(..., C, H, W) → (..., H, W), squared sizes; what channels do not share by `colour`."""
+    common = change.mean(dim=-3, keepdim=True)
+    own = (change - common).square().sum(dim=-3)
+    return change.shape[-3] * common.square().squeeze(-3) + colour**2 * own
 
 
 def _outside(pixels: Tensor) -> Tensor:

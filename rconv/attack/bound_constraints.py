@@ -1,4 +1,4 @@
-"""A layer whose equations are short of rank, closed by what is known of its input's range."""
+"""Maps whose equations are short of rank, closed by their range and by silent outputs."""
 
 from dataclasses import dataclass, replace
 
@@ -6,20 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rconv.attack.plan import LayerPlan
-from rconv.attack.prior import fill
-from rconv.attack.solve import Known, stacked_system
+from rconv.attack.total_variation import fill
 from rconv.attack.verdict import ACCUMULATED, ARITHMETIC
-from rconv.equations.batch import BatchSystem
 from rconv.equations.bounds import Bounds
-from rconv.equations.system import StackedSystem
+from rconv.linalg.active_set import Forced, forced, forced_at, moving, nonnegative
+from rconv.linalg.bound_tightening import extremes
+from rconv.linalg.chebyshev_center import FEW, PROGRAM
 from rconv.linalg.cholesky import null_space
-from rconv.linalg.dense import solve_stacked
-from rconv.linalg.equations import FREE, residual
-from rconv.linalg.extremes import extremes
-from rconv.linalg.margin import FEW, PROGRAM
-from rconv.linalg.signs import Forced, forced, forced_at, moving, nonnegative
+from rconv.linalg.columns import columns_of, least_squares
+from rconv.linalg.dense import solve_dense
+from rconv.linalg.operator import Entries
 from rconv.linalg.solution import Solution, root_mean_square
+from rconv.linalg.system import System
 
 SURE = 6.0
 """Standard deviations up to which a margin counts as none."""
@@ -35,10 +33,28 @@ EIGEN = 1_500
 ROUNDS = 8
 """Times that violated inequalities become equations; two or three are what noise needs."""
 
+@dataclass(frozen=True)
+class Settings:
+    """How inequalities are used.
+
+    Parameters
+    ----------
+    prior : bool
+        Whether a choice is made in the directions that stay open.
+    image : tuple of int or None
+        (B, C, H, W) where the map is an image, so that total variation makes the choice.
+    exact : bool
+        Whether the intervals that are left are exact.
+    """
+
+    prior: bool = False
+    image: tuple[int, int, int, int] | None = None
+    exact: bool = False
+
 
 @dataclass(frozen=True)
 class Completed:
-    """One image's answer to equations that are short of rank.
+    """One system's answer to equations that are short of rank.
 
     Parameters
     ----------
@@ -59,8 +75,71 @@ class Completed:
     high: Tensor
 
 
-def by_signs(plan: LayerPlan, known: Known, solution: Solution, *, scale: float = 0.0) -> Completed:
-    """What the range of the input and silent outputs leave of one image's solutions.
+def joint(solved: Solution) -> Solution:
+    """The solutions of a client's samples as one, value (1, B·n)."""
+    sizes = solved.value.norm(dim=1)
+    size = sizes.norm().clamp(min=1e-300)
+    error = (solved.error * sizes).norm() / size
+    gap = int(solved.value.shape[1] - solved.rank.min())
+    value = solved.value.reshape(1, -1)
+    rank = torch.full_like(solved.rank[:1], max(value.shape[1] - gap, 0))
+    return replace(solved.select([0]), value=value, error=error[None], rank=rank)
+
+
+def close_parts(
+    system: System, solution: Solution, precision: float, settings: Settings, *, scale: float
+) -> Completed:
+    """A system that falls into channels and residue classes, each closed alone.
+
+    Directions that stay open are left as they are: to choose in each part would take longer than
+    all else.
+
+    Parameters
+    ----------
+    system : System
+        N = 1, of rows that meet one channel each.
+    solution, precision, scale
+        As `close` takes them.
+    settings : Settings
+        Without a prior.
+
+    Returns
+    -------
+    Completed
+    """
+    value = solution.value[0]
+    low, high, error = (torch.full_like(value, end) for end in (*system.bounds, 0.0))
+    entries = [rows for rows in system.used if isinstance(rows.operator, Entries)]
+    closed, value = 0, value.clone()
+    for part, index in system.parts():
+        columns = columns_of(part, entries, index, torch.arange(index.shape[1]))
+        ranks = least_squares(columns, precision).rank
+        for c in range(index.shape[1]):
+            place = index[:, c].to(value.device)
+            own = replace(columns.select([c]), bounds=system.bounds)
+            if int(ranks[c]) == len(place):
+                low[place] = high[place] = value[place]
+                continue
+            mine = replace(solution, value=value[place][None], rank=ranks[c][None])
+            none = (None,) * len(own.blocks)
+            done = close(Bounds(own, none), mine, precision, settings, scale=scale)
+            closed += done.closed
+            value[place], low[place], high[place] = done.solution.value[0], done.low, done.high
+            error[place] = done.solution.error[0] * root_mean_square(done.solution.value)[0]
+    total = error.norm() / value.norm().clamp(min=1e-300)
+    whole = replace(solution, value=value[None], error=total[None].maximum(solution.error))
+    return Completed(whole, closed, torch.zeros_like(value), low, high)
+
+
+def close(
+    bounds: Bounds,
+    solution: Solution,
+    precision: float,
+    settings: Settings | None = None,
+    *,
+    scale: float = 0.0,
+) -> Completed:
+    """What the inequalities leave of one system's solutions.
 
     Where they leave directions open, the values that are inside the range are many. For an image
     the prior chooses one of little total variation; above it, non-negative least squares one with
@@ -68,12 +147,14 @@ def by_signs(plan: LayerPlan, known: Known, solution: Solution, *, scale: float 
 
     Parameters
     ----------
-    plan : LayerPlan
-        Knows the range of the input, whether to choose, and whether intervals are exact.
-    known : Known
-        Of one image.
+    bounds : Bounds
+        The equations and inequalities.
     solution : Solution
         Of minimum norm, value (1, n), its rank short of n.
+    precision : float
+        Relative noise of the equations.
+    settings : Settings, optional
+        By default nothing is chosen.
     scale : float
         Size that margins are measured by where the solution is zero.
 
@@ -82,45 +163,19 @@ def by_signs(plan: LayerPlan, known: Known, solution: Solution, *, scale: float 
     Completed
         With the given solution where the inequalities close nothing or contradict the equations.
     """
-    system, silent = stacked_system(plan, known), known.passed.weight[0] == 0
-    return close(plan, system, silent, solution, float(known.precision[0]), scale=scale)
-
-
-def close(
-    plan: LayerPlan,
-    system: StackedSystem | BatchSystem,
-    silent: Tensor,
-    solution: Solution,
-    precision: float,
-    *,
-    scale: float = 0.0,
-) -> Completed:
-    """`by_signs` for the equations of an image, or of a batch.
-
-    Parameters
-    ----------
-    plan, solution, scale
-        As `by_signs` takes them.
-    system : StackedSystem or BatchSystem
-        The equations.
-    silent : Tensor
-        Shaped as the system's output, bool: where no output is known.
-    precision : float
-        Relative noise of the equations.
-    """
+    settings, system = settings or Settings(), bounds.system
     value, scale = solution.value[0], float(root_mean_square(solution.value)[0]) or scale
-    silent = silent & plan.stage.activation.flat & (plan.stage.row_norms() > 0)
-    ends = [torch.full_like(value, end) for end in plan.bounds]
+    ends = [torch.full_like(value, end) for end in system.bounds]
     as_is = Completed(solution, 0, torch.zeros_like(value), *ends)
-    if not 0 < scale < torch.inf or (plan.bounds == FREE and not silent.any()):
+    if not 0 < scale < torch.inf or not bounds.any:
         return as_is
-    bounds, gram = Bounds(system, silent), system.whitened().normal_matrix()[0].cpu().numpy()
+    gram = system.whitened().gram()[0].cpu().numpy()
     weak = WEAK if float(solution.condition[0]) > 1 / WEAK and len(gram) <= EIGEN else 0.0
     basis = null_space(gram, weak)
     margins, slopes = bounds.along(value.cpu().numpy(), basis)
     noise = SURE * float(solution.error[0])
     few = basis.shape[1] <= FEW
-    lowest = None if few else _lowest(plan, gram, value)
+    lowest = None if few else _lowest(system, gram, value)
     found = forced(margins / scale, slopes, noise) if few else None
     if lowest is not None:
         found = forced_at(bounds.along(lowest, basis)[0] / scale, slopes, noise)
@@ -129,38 +184,38 @@ def close(
         if done is None:
             return as_is
         as_is, basis = done
-    as_is = _left(plan, bounds, basis, as_is, noise, scale)
-    if not basis.shape[1] or not plan.prior:
+    as_is = _left(bounds, basis, as_is, noise, scale, settings)
+    if not basis.shape[1] or not settings.prior:
         return as_is
-    if few and not plan.first:
-        lowest = _lowest(plan, gram, value)
-    return _chosen(plan, basis, as_is, lowest)
+    if few and not settings.image:
+        lowest = _lowest(system, gram, value)
+    return _chosen(bounds, basis, as_is, lowest, settings)
 
 
-def _lowest(plan: LayerPlan, gram: np.ndarray, value: Tensor) -> np.ndarray | None:
+def _lowest(system: System, gram: np.ndarray, value: Tensor) -> np.ndarray | None:
     """One of the family's points with many entries at the low end of the range, (n,)."""
-    low = plan.bounds[0]
+    low = system.bounds[0]
     point = nonnegative(gram, value.cpu().numpy() - low) if np.isfinite(low) else None
     return None if point is None else point + low
 
 
 def _left(
-    plan: LayerPlan,
     bounds: Bounds,
     basis: np.ndarray,
     given: Completed,
     noise: float,
     scale: float,
+    settings: Settings,
 ) -> Completed:
     """The same with its intervals: exact ones if asked for, else the range of what moves."""
-    value = given.solution.value[0]
+    value, ends = given.solution.value[0], bounds.system.bounds
     point = value.cpu().numpy()
     moved = torch.from_numpy(moving(basis)).to(value.device)
-    low, high = (torch.where(moved, end, value) for end in plan.bounds)
-    if plan.exact and basis.shape[1]:
+    low, high = (torch.where(moved, end, value) for end in ends)
+    if settings.exact and basis.shape[1]:
         margins, slopes = bounds.along(point, basis)
-        ends = plan.bounds[0] / scale, plan.bounds[1] / scale
-        found = extremes(point / scale, basis, margins / scale + noise, slopes, ends)
+        scaled = ends[0] / scale, ends[1] / scale
+        found = extremes(point / scale, basis, margins / scale + noise, slopes, scaled)
         if found is not None:
             low, high = (torch.from_numpy(end * scale).to(value) for end in found)
     return replace(given, low=low, high=high)
@@ -174,16 +229,16 @@ def _closed(
     None where the one answer that is left does not keep to its bounds.
     """
     n = solution.value.shape[1]
-    closed = bounds.closed(found.active)
-    answer = solve_stacked(closed, precision, weigh="noise")
+    closed = bounds.closed(found.active).whitened()
+    answer = solve_dense(closed, precision)
     whole = closed.whole(answer.value)[..., 0]
     size = float(root_mean_square(whole)[0])
     error = float(answer.error[0] * root_mean_square(answer.value)[0])
     error = max(error, float(solution.error[0]) * size)
-    left = closed.unknowns - int(answer.rank[0])
+    left = closed.count - int(answer.rank[0])
     basis = np.zeros((n, 0))
     if left:
-        own = null_space(closed.whitened().normal_matrix()[0].cpu().numpy())
+        own = null_space(closed.gram()[0].cpu().numpy())
         basis = np.zeros((n, own.shape[1]))
         basis[closed.free.cpu().numpy()] = own
     elif _violated(bounds, whole, error).any():
@@ -191,8 +246,8 @@ def _closed(
         if kept is None:
             return None
         answer, whole = kept
-    told = torch.full_like(solution.error, min(error / max(size, 1e-300), 1.0))
-    answer = replace(answer, value=whole, rank=solution.rank, error=told)
+    relative = torch.full_like(solution.error, min(error / max(size, 1e-300), 1.0))
+    answer = replace(answer, value=whole, rank=solution.rank, error=relative)
     gained = max(n - int(solution.rank[0]) - left, 0)
     guess = torch.zeros_like(whole[0])
     return Completed(answer, gained, guess, whole[0], whole[0]), basis
@@ -241,28 +296,30 @@ def _kept(
     for _ in range(ROUNDS):
         beyond = _violated(bounds, whole, 0.0) & ~active
         active = active | beyond
-        closed = bounds.closed(active)
-        answer = solve_stacked(closed, precision, weigh="noise")
-        whole = closed.whole(answer.value)[..., 0]
+        rows = bounds.closed(active).whitened()
+        answer = solve_dense(rows, precision)
+        whole = rows.whole(answer.value)[..., 0]
         if not _violated(bounds, whole, error).any():
             break
     else:
         return None
-    rows = closed.whitened()
-    noise = rows.deviation.expand_as(rows.rhs).norm()
-    allowed = ACCUMULATED * noise + ARITHMETIC * rows.rhs.norm()
-    if closed.unknowns > int(answer.rank[0]) or residual(rows, answer.value).norm() > allowed:
+    allowed = ACCUMULATED * rows.std.norm() + ARITHMETIC * rows.rhs.norm()
+    if rows.count > int(answer.rank[0]) or rows.residual(answer.value).norm() > allowed:
         return None
     return answer, whole
 
 
 def _chosen(
-    plan: LayerPlan, basis: np.ndarray, given: Completed, lowest: np.ndarray | None
+    bounds: Bounds,
+    basis: np.ndarray,
+    given: Completed,
+    lowest: np.ndarray | None,
+    settings: Settings,
 ) -> Completed:
     """The same with a choice in the open directions, the columns of `basis`."""
     value, error = given.solution.value[0], given.solution.error
-    if plan.first:
-        image, doubt = fill(value.reshape(plan.stage.geometry.input), basis, plan.bounds)
+    if settings.image:
+        image, doubt = fill(value.reshape(settings.image), basis, bounds.system.bounds)
         guess = image.flatten() - value
         error = torch.hypot(error, doubt / root_mean_square(image[None])).clamp(max=1.0)
     elif lowest is None:

@@ -4,8 +4,8 @@ import numpy as np
 import scipy
 from tqdm import tqdm
 
-from rconv.linalg.margin import MOST, OPTIONS, PROGRAM
-from rconv.linalg.signs import moving
+from rconv.linalg.active_set import moving
+from rconv.linalg.chebyshev_center import MOST, OPTIONS, PROGRAM
 
 UNBOUNDED = 3  # linprog's status
 

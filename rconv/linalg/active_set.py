@@ -12,9 +12,9 @@ import numpy as np
 import scipy
 from scipy import sparse
 
+from rconv.linalg.chebyshev_center import MOST, OPTIONS, PROGRAM, deepest
+from rconv.linalg.chebyshev_center import STEPS as LIMIT
 from rconv.linalg.cholesky import range_factor
-from rconv.linalg.margin import MOST, OPTIONS, PROGRAM, deepest
-from rconv.linalg.margin import STEPS as LIMIT
 
 MOVES = 1e-6
 """A unit direction that changes an inequality by less, against the largest change that it can

@@ -1,0 +1,315 @@
+"""Linear equations of one unknown: blocks of rows, stacked, weighted and restricted."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from rconv.linalg.operator import Entries, Matrix, Operator, Part, select, weighted
+
+UNKNOWN = torch.zeros((), dtype=torch.float64)
+"""A standard deviation of which nothing is known."""
+
+ONE = torch.ones((), dtype=torch.float64)
+
+FREE = (-torch.inf, torch.inf)
+
+MAX_WEIGHT_RATIO = 1e3
+"""Most that one row is weighted against another. The normal equations square it, and their
+condition limit of 1e7 leaves room for no more than this beside the equations' own condition."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One block of equations: weight · A x = weight · rhs, up to errors.
+
+    Parameters
+    ----------
+    operator : Operator
+        A.
+    rhs : Tensor
+        In the natural shape of the operator's rows, (N, ...), float64.
+    std : Tensor
+        Standard deviation of the errors of `rhs`, times the weight; broadcasts to `rhs`. Zero where
+        nothing is known of them.
+    weight : Tensor
+        Broadcasts to `rhs`; 0 for an equation that is not observed.
+    """
+
+    operator: Operator
+    rhs: Tensor
+    std: Tensor = UNKNOWN
+    weight: Tensor = ONE
+
+    @cached_property
+    def used(self) -> bool:
+        """Whether any equation is observed."""
+        return bool(self.weight.any()) and self.rhs.numel() > 0
+
+    def scaled(self, factor: Tensor) -> "Rows":
+        """The equations multiplied by a factor that broadcasts to them."""
+        return replace(self, weight=self.weight * factor, std=self.std * factor)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Weighted A x: (N, n, k) → (N, m, k)."""
+        if not self.used:
+            return x.new_zeros(len(x), self.rhs[0].numel() // x.shape[2], x.shape[2])
+        return weighted(self.operator.apply(x), self.weight).reshape(len(x), -1, x.shape[2])
+
+    def adjoint(self, rows: Tensor) -> Tensor:
+        """Weighted Aᵀ r: (N, m, k) → (N, n, k)."""
+        natural = rows.reshape(-1, *self.rhs.shape[1:])
+        return self.operator.adjoint(weighted(natural, self.weight))
+
+    def flat(self, values: Tensor, columns: int) -> Tensor:
+        """Values that broadcast to `rhs`, as (N, m, k)."""
+        return values.expand_as(self.rhs).reshape(len(self.rhs), -1, columns)
+
+    def mean_norm(self) -> Tensor:
+        """(N, 1, ...): mean norm of the weighted rows that are used; 1 where there are none."""
+        norms = (self.operator.row_norms() * self.weight).expand_as(self.rhs)
+        if self.operator.columns and self.weight.shape[-1:] in ((), (1,)):
+            norms = norms[..., :1]
+        counts = (norms > 0).flatten(1).sum(dim=1)
+        mean = norms.flatten(1).sum(dim=1) / counts.clamp(min=1)
+        return torch.where(mean > 0, mean, 1.0).reshape(-1, *[1] * (self.rhs.dim() - 1))
+
+    def row_std(self) -> Tensor:
+        """`std` row by row: of columns that share their weights, the root mean square."""
+        shared = self.weight.dim() == 0 or self.weight.shape[-1] == 1
+        if not (self.operator.columns and shared) or self.std.dim() == 0 or self.std.shape[-1] == 1:
+            return self.std
+        return self.std.square().mean(dim=-1, keepdim=True).sqrt()
+
+    def least_std(self) -> Tensor:
+        """(N, 1, ...): the smallest error of a row that is used, per mean norm; inf for none."""
+        std, used = torch.broadcast_tensors(self.row_std(), self.weight != 0)
+        least = torch.where(used, std, torch.inf).reshape(*std.shape, *[1] * (std.dim() == 0))
+        least = least.flatten(1).amin(dim=1) if least.dim() > 1 else least
+        least = least.reshape(-1, *[1] * (self.rhs.dim() - 1))
+        return least / self.mean_norm() if self.used else torch.full_like(least, torch.inf)
+
+    def select(self, where: Tensor | list[int]) -> "Rows":
+        """The equations of some of the systems."""
+        std, weight = (select(own, where) for own in (self.std, self.weight))
+        return Rows(self.operator.select(where), self.rhs[where], std, weight)
+
+
+@dataclass(frozen=True)
+class System:
+    """The equations of the unknowns x, (N, n, k), of N systems that share nothing.
+
+    A joint system of several samples is one system whose unknown holds all of them.
+
+    Parameters
+    ----------
+    blocks : tuple of Rows
+        The equations.
+    unknowns : int
+        n, before some are fixed.
+    bounds : tuple of float
+        What x is known to lie between.
+    fixed : Tensor or None
+        (n,), the values of unknowns that are known exactly, NaN for the others. N = 1 then.
+    """
+
+    blocks: tuple[Rows, ...]
+    unknowns: int
+    bounds: tuple[float, float] = FREE
+    fixed: Tensor | None = None
+
+    @staticmethod
+    def dense(
+        matrix: Tensor,
+        rhs: Tensor,
+        std: Tensor = UNKNOWN,
+        diagonal: Tensor | None = None,
+        known: Tensor | None = None,
+        known_std: Tensor = UNKNOWN,
+    ) -> "System":
+        """Equations that are written out, A x = b, and known entries.
+
+        Parameters
+        ----------
+        matrix : Tensor
+            A, (N, m, n), or (1, m, n) for all.
+        rhs, std : Tensor
+            (N, m, k), and the standard deviation of its errors.
+        diagonal, known, known_std : Tensor, optional
+            (N, n, 1): weights of the entries, their values, and the error of both multiplied.
+        """
+        blocks = [Rows(Matrix(matrix), rhs, std)]
+        if diagonal is not None:
+            entries = Entries((matrix.shape[2], 1))
+            blocks.append(Rows(entries, known, known_std, diagonal))
+        return System(tuple(blocks), matrix.shape[2])
+
+    @property
+    def free(self) -> Tensor | slice:
+        """Which unknowns are to be found."""
+        return slice(None) if self.fixed is None else self.fixed.isnan()
+
+    @property
+    def count(self) -> int:
+        """How many unknowns are to be found."""
+        return self.unknowns if self.fixed is None else int(self.fixed.isnan().sum())
+
+    @property
+    def used(self) -> tuple[Rows, ...]:
+        """The blocks that have any equation."""
+        return tuple(block for block in self.blocks if block.used)
+
+    @cached_property
+    def rhs(self) -> Tensor:
+        """Weighted b, (N, m, k), without what the fixed unknowns add to it."""
+        k = self.columns
+        rhs = torch.cat([b.flat(weighted(b.rhs, b.weight), k) for b in self.blocks], dim=1)
+        if self.fixed is None:
+            return rhs
+        return rhs - self._apply(self.fixed.nan_to_num()[None, :, None])
+
+    @property
+    def columns(self) -> int:
+        """k."""
+        first = self.blocks[0]
+        return first.rhs.shape[-1] if isinstance(first.operator, Matrix) else 1
+
+    @cached_property
+    def std(self) -> Tensor:
+        """Standard deviation of the weighted rows' errors, (N, m, k); 0 for unused rows."""
+        k = self.columns
+        return torch.cat([b.flat(b.std * (b.weight != 0), k) for b in self.blocks], dim=1)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """A x of all rows: (N, n, k) → (N, m, k)."""
+        return self._apply(x if self.fixed is None else self.whole(x, torch.zeros_like(self.fixed)))
+
+    def adjoint(self, rows: Tensor) -> Tensor:
+        """Aᵀ r: (N, m, k) → (N, n, k)."""
+        sizes = [b.rhs[0].numel() // self.columns for b in self.blocks]
+        pairs = zip(self.blocks, rows.split(sizes, dim=1), strict=True)
+        parts = [block.adjoint(own) for block, own in pairs if block.used]
+        back = sum(parts[1:], parts[0]) if parts else rows.new_zeros(1, self.unknowns, 1)
+        return back if self.fixed is None else back[:, self.free]
+
+    def residual(self, x: Tensor) -> Tensor:
+        """b - A x, (N, m, k)."""
+        return self.rhs - self.apply(x)
+
+    def gram(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """AᵀA, (N, n, n), in this precision."""
+        count = len(self.blocks[0].rhs)
+        gram = self.blocks[0].rhs.new_zeros(count, self.unknowns, self.unknowns, dtype=dtype)
+        for block in self.used:
+            block.operator.add_gram(gram, block.weight)
+        return gram if self.fixed is None else gram[:, self.free][:, :, self.free]
+
+    def whole(self, x: Tensor, others: Tensor | None = None) -> Tensor:
+        """(1, n', 1) → (1, n, 1): all unknowns, the fixed ones as they are or as in `others`."""
+        if self.fixed is None:
+            return x
+        filled = (self.fixed if others is None else others).clone()
+        filled[self.free] = x.flatten()
+        return filled[None, :, None]
+
+    def scaled(self) -> "System":
+        """All blocks divided by their mean row norm, so that none drowns the others."""
+        blocks = tuple(b.scaled(1 / b.mean_norm()) if b.used else b for b in self.blocks)
+        return replace(self, blocks=blocks)
+
+    def whitened(self, least: Tensor | None = None) -> "System":
+        """Rows divided by their errors, up to `MAX_WEIGHT_RATIO`; a mean row norm of about one.
+
+        Where the error of some block is unknown, all blocks are divided by their size instead.
+
+        Parameters
+        ----------
+        least : Tensor, optional
+            Error of the best of further rows that this one is weighed against.
+        """
+        least = self.least_std() if least is None else least
+        if not (least > 0).all():
+            return self.scaled()
+        blocks = []
+        for block in self.blocks:
+            if block.used:
+                size = block.mean_norm()
+                own = least.reshape(-1, *[1] * (block.rhs.dim() - 1))
+                block = block.scaled(row_weights(block.row_std() / size, own) / size)
+            blocks.append(block)
+        return replace(self, blocks=tuple(blocks))
+
+    def weighted_against(self, least: float) -> "System":
+        """Rows divided by their errors in units of `least`, whatever the size of their norms."""
+        rows = (b.scaled(row_weights(b.row_std(), least)) for b in self.blocks)
+        return replace(self, blocks=tuple(rows))
+
+    def least_std(self) -> Tensor:
+        """(N,): the smallest error of a row that is used, per mean norm of its block's rows."""
+        least = [block.least_std().flatten() for block in self.used]
+        return torch.stack(torch.broadcast_tensors(*least)).amin(dim=0) if least else UNKNOWN[None]
+
+    def select(self, where: Tensor | list[int]) -> "System":
+        """Some of the systems."""
+        return replace(self, blocks=tuple(block.select(where) for block in self.blocks))
+
+    @property
+    def couples(self) -> bool:
+        """Whether some row meets several channels, so that the system does not fall into parts."""
+        return any(block.operator.couples for block in self.used)
+
+    def parts(self) -> list[tuple["System", Tensor]]:
+        """Independent systems of the same N, each with the index (p, k) of its unknowns.
+
+        Of rows that meet one channel each. Known entries, and weights that differ from channel to
+        channel, are left out: see `rconv.linalg.columns`.
+        """
+        blocks = [b for b in self.used if not isinstance(b.operator, Entries)]
+        return [_joined(blocks, own) for own in self._parts()]
+
+    @property
+    def column_size(self) -> int:
+        """Most unknowns that one column of a part has."""
+        return max((len(own[0].index) for own in self._parts()), default=0)
+
+    def _parts(self) -> list[tuple[Part, ...]]:
+        """The parts of every block of rows that meet one channel each."""
+        own = [b.operator for b in self.used if not b.operator.couples]
+        own = [operator for operator in own if not isinstance(operator, Entries)]
+        return list(zip(*(o.parts(alone=len(own) == 1) for o in own), strict=True))
+
+    def _apply(self, x: Tensor) -> Tensor:
+        return torch.cat([block.apply(x) for block in self.blocks], dim=1)
+
+
+def _joined(blocks: list[Rows], parts: tuple[Part, ...]) -> tuple[System, Tensor]:
+    """The same part of several blocks, as one system."""
+    rows = []
+    for block, part in zip(blocks, parts, strict=True):
+        std, weight = (
+            own if own.dim() == 0 else part.take(own.expand(*block.rhs.shape[:-1], own.shape[-1]))
+            for own in (block.std, block.weight)
+        )
+        rows.append(Rows(Matrix(part.matrix), part.take(block.rhs), std, weight))
+    return System(tuple(rows), parts[0].matrix.shape[2]), parts[0].index
+
+
+def row_weights(std: Tensor, least: float | Tensor) -> Tensor:
+    """Weights of rows: 1 for the least error, no less than 1 / `MAX_WEIGHT_RATIO` for others.
+
+    Parameters
+    ----------
+    std : Tensor
+        Error of each row, any shape.
+    least : float or Tensor
+        That of the best one, broadcasts to `std`; 0 where it is unknown.
+
+    Returns
+    -------
+    Tensor
+        Shaped as `std`; 1 where `least` is 0.
+    """
+    least = torch.as_tensor(least, dtype=std.dtype, device=std.device)
+    weights = torch.where(least > 0, least / std.clamp(min=1e-300), 1.0)
+    return weights.clamp(min=1 / MAX_WEIGHT_RATIO, max=1.0)
