@@ -46,7 +46,7 @@ class Inverse:
     @staticmethod
     def of(gram: Tensor) -> "Inverse | None":
         """By Cholesky, in the precision of `gram`, (n, n); None where the matrix is singular."""
-        factor = _factor(gram)
+        factor = _factor(gram) if len(gram) else None
         if factor is None:
             return None
 
