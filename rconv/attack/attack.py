@@ -207,23 +207,41 @@ class Attack:
         attempted = partial(self._attempt, way, announce=announce)
         result = attempted(gradients, noise)
         # Where the rank is short, the image need not explain the gradients; that says no more.
-        again, head = result.full_rank & (result.revealed_noise > 0), way.network.head
-        if (again | needs_simulation(result, head)).any():
-            parts = []
-            for i, looked in enumerate(again.tolist()):
+        head = way.network.head
+        again = (result.full_rank & (result.revealed_noise > 0)).nonzero()[:, 0].tolist()
+        if again:
+            parts = [result.select([i]) for i in range(len(result.images))]
+            for i in again:
                 own = {name: g[i : i + 1] for name, g in gradients.items()}
-                part, told = result.select([i]), noise.select(slice(i, i + 1), gradients)
-                if looked:
-                    part = second_look(part, own, told, attempted)
-                if needs_simulation(part, head).any():
-                    model = self.model
-                    part = compared_with_simulation(part, head, model, own, told, attempted)
-                parts.append(part)
+                told = noise.select(slice(i, i + 1), gradients)
+                parts[i] = second_look(parts[i], own, told, attempted)
             result = Reconstruction.concatenate(parts)
+        result = self._simulated(result, head, gradients, noise, attempted)
         if any(plan.kind == "auto" and plan.prior for plan in way.plans):
             result = within_range(result, self.value_range)
         own = head, self.model, gradients, self.loss, self.value_range
         return with_doubts(result, *own, batches=permits_batches(way.network))
+
+    def _simulated(
+        self,
+        result: Reconstruction,
+        head: object,
+        gradients: Gradients,
+        noise: Noise,
+        attempted: Callable[..., Reconstruction],
+    ) -> Reconstruction:
+        """The result, its images compared with simulated clients where residuals ask for it."""
+        where = needs_simulation(result, head).nonzero()[:, 0]
+        if not len(where):
+            return result
+        own = {name: g[where] for name, g in gradients.items()}
+        some = result.select(where), head, self.model, own, noise.select(where, gradients)
+        found = compared_with_simulation(*some, attempted)
+        changed = {}
+        for name in ("revealed_noise", "systematic_error"):
+            changed[name] = getattr(result, name).clone()
+            changed[name][where] = getattr(found, name)
+        return replace(result, **changed)
 
     def _attempt(
         self,

@@ -47,18 +47,18 @@ def compared_with_simulation(
     noise: Noise,
     attempt: Callable[..., Reconstruction],
 ) -> Reconstruction:
-    """One image, with undeclared noise where the known noise does not explain its residuals.
+    """Images, with undeclared noise where the known noise does not explain their residuals.
 
     Parameters
     ----------
     result : Reconstruction
-        Of one image.
+        Of N images.
     head : Head
         Of the network.
     model : Module
         The shared model, float64.
     gradients : dict of str to Tensor
-        Name → (1, *parameter shape), float64.
+        Name → (N, *parameter shape), float64.
     noise : Noise
         What is known of their errors.
     attempt : callable
@@ -77,8 +77,8 @@ def compared_with_simulation(
         sent[name] = own + e * widened.deviation(name, gradients[name])
     simulated = attempt(sent, noise)
     expected = (STATED * simulated.excess).clamp(min=1.0)
-    if bool((result.excess <= expected).all()):
-        return result
-    revealed = result.gradient_residual.clamp(max=1.0)
+    beyond = (result.excess > expected).any(dim=1)
+    revealed = torch.where(beyond, result.gradient_residual.clamp(max=1.0), result.revealed_noise)
     systematic = result.systematic_error.maximum(second_order(revealed))
+    systematic = torch.where(beyond, systematic, result.systematic_error)
     return replace(result, revealed_noise=revealed, systematic_error=systematic)
