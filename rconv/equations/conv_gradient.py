@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from rconv.equations.windows import residue_classes, tiles, window_index
-from rconv.linalg.operator import select
+from rconv.linalg.operator import select, shared
 from rconv.model.geometry import Geometry
 
 WRITTEN_OUT = 2**27
@@ -179,10 +179,10 @@ class ConvGradient:
         """Add to `gram`: a block AᵀA for each channel, equal where they share their weights."""
         (c, _, _), b, p = self.geometry.input, self.samples, self.geometry.pixels
         blocks = gram.view(-1, b, c, p, b, c, p)
-        shared = weight.dim() == 0 or weight.shape[-1] == 1
+        alike = shared(weight)
         for channel in range(c):
-            if channel == 0 or not shared:
-                own = weight if shared else weight[..., channel : channel + 1]
+            if channel == 0 or not alike:
+                own = weight if alike else weight[..., channel : channel + 1]
                 rows = (self.matrix * own).to(gram.dtype)
                 square = (rows.mT @ rows).reshape(-1, b, p, b, p)
             blocks[:, :, channel, :, :, channel] += square

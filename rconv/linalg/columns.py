@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rconv.linalg.operator import Entries, Matrix
+from rconv.linalg.operator import Entries, Matrix, shared
 from rconv.linalg.refine import refine
 from rconv.linalg.solution import (
     CONDITION_LIMIT,
@@ -43,20 +43,15 @@ def solve_columns(system: System, tolerance: Tensor) -> Solution:
     entries = [b for b in system.used if isinstance(b.operator, Entries)]
     if len(system.used) == 1 and not entries:
         parts = system.parts()
-        if all(_shared(own.weight) for part, _ in parts for own in part.blocks):
+        if all(shared(own.weight) for part, _ in parts for own in part.blocks):
             return _of_parts(system, parts, tolerance)
     own = system.whitened()
     entries = [b for b in own.used if isinstance(b.operator, Entries)]
     parts = own.parts()
-    if not entries and all(_shared(b.weight) for part, _ in parts for b in part.blocks):
+    if not entries and all(shared(b.weight) for part, _ in parts for b in part.blocks):
         return _of_parts(own, parts, tolerance)
     each = range(len(system.blocks[0].rhs))
     return Solution.concatenate([_column_by_column(own.select([i]), tolerance[i]) for i in each])
-
-
-def _shared(weight: Tensor) -> bool:
-    """Whether all columns have the same weights."""
-    return weight.dim() == 0 or weight.shape[-1] == 1
 
 
 def _of_parts(system: System, parts: list[tuple[System, Tensor]], tolerance: Tensor) -> Solution:
@@ -134,8 +129,7 @@ def columns_of(part: System, entries: list[Rows], index: Tensor, cut: Tensor) ->
     """
 
     def chosen(values: Tensor) -> Tensor:
-        shared = values.dim() == 0 or values.shape[-1] == 1
-        return values if shared else values[0][:, cut].mT[..., None]
+        return values if shared(values) else values[0][:, cut].mT[..., None]
 
     blocks = tuple(
         Rows(b.operator, chosen(b.rhs), chosen(b.std), chosen(b.weight)) for b in part.blocks

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from rconv.linalg.columns import columns_of
 from rconv.linalg.dense import solve_dense
-from rconv.linalg.operator import Entries
+from rconv.linalg.operator import Entries, shared
 from rconv.linalg.solution import Solution, root_mean_square
 from rconv.linalg.system import Rows, System
 
@@ -134,7 +134,7 @@ def solve_strong(system: System) -> Strong | None:
     entries = [b for b in system.used if isinstance(b.operator, Entries)]
     parts = []
     for part, index in system.parts():
-        alike = not entries and all(b.weight.shape[-1:] in ((), (1,)) for b in part.blocks)
+        alike = not entries and all(shared(b.weight) for b in part.blocks)
         columns = torch.arange(index.shape[1])
         own = columns_of(part, entries, index, columns)
         gram = own.select([0]).gram() if alike else own.gram()

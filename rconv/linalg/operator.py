@@ -140,3 +140,8 @@ def weighted(values: Tensor, weight: Tensor) -> Tensor:
 def select(values: Tensor, where: Tensor | list[int]) -> Tensor:
     """Entries of the leading axis, unless all systems share them."""
     return values if values.dim() == 0 or len(values) == 1 else values[where]
+
+
+def shared(weight: Tensor) -> bool:
+    """Whether all columns have the same values, such as weights."""
+    return weight.dim() == 0 or weight.shape[-1] == 1

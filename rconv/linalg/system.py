@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rconv.linalg.operator import Entries, Matrix, Operator, Part, select, weighted
+from rconv.linalg.operator import Entries, Matrix, Operator, Part, select, shared, weighted
 
 UNKNOWN = torch.zeros((), dtype=torch.float64)
 """A standard deviation of which nothing is known."""
@@ -69,7 +69,7 @@ class Rows:
     def mean_norm(self) -> Tensor:
         """(N, 1, ...): mean norm of the weighted rows that are used; 1 where there are none."""
         norms = (self.operator.row_norms() * self.weight).expand_as(self.rhs)
-        if self.operator.columns and self.weight.shape[-1:] in ((), (1,)):
+        if self.operator.columns and shared(self.weight):
             norms = norms[..., :1]
         counts = (norms > 0).flatten(1).sum(dim=1)
         mean = norms.flatten(1).sum(dim=1) / counts.clamp(min=1)
@@ -77,8 +77,7 @@ class Rows:
 
     def row_std(self) -> Tensor:
         """`std` row by row: of columns that share their weights, the root mean square."""
-        shared = self.weight.dim() == 0 or self.weight.shape[-1] == 1
-        if not (self.operator.columns and shared) or self.std.dim() == 0 or self.std.shape[-1] == 1:
+        if not (self.operator.columns and shared(self.weight)) or shared(self.std):
             return self.std
         return self.std.square().mean(dim=-1, keepdim=True).sqrt()
 
@@ -218,17 +217,12 @@ class System:
         blocks = tuple(b.scaled(1 / b.mean_norm()) if b.used else b for b in self.blocks)
         return replace(self, blocks=blocks)
 
-    def whitened(self, least: Tensor | None = None) -> "System":
+    def whitened(self) -> "System":
         """Rows divided by their errors, up to `MAX_WEIGHT_RATIO`; a mean row norm of about one.
 
         Where the error of some block is unknown, all blocks are divided by their size instead.
-
-        Parameters
-        ----------
-        least : Tensor, optional
-            Error of the best of further rows that this one is weighed against.
         """
-        least = self.least_std() if least is None else least
+        least = self.least_std()
         if not (least > 0).all():
             return self.scaled()
         blocks = []
