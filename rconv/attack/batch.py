@@ -172,7 +172,8 @@ def reconstruct_batch(
     revealed, excess = revealed.expand(batch), excess.expand(batch, -1)
     systematic = second_order(revealed)
     judged = revealed, systematic, excess, growth, none.bool(), ("",) * batch
-    return with_batch_doubts(Reconstruction(images, reports, *fields, *judged))
+    found = Reconstruction(images, reports, *fields, *judged)
+    return with_batch_doubts(found, value_range)
 
 
 def _with_excess(revealed: Tensor, residual: Tensor, excess: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rconv.attack.labels import own_logits
 from rconv.attack.report import CLEAR, LayerReport, Reconstruction
+from rconv.attack.systematic import relative_to_contrast
 from rconv.linalg.dense import MAX_UNKNOWNS
 from rconv.model.ends import Entry, Head
 from rconv.observe.observation import Gradients
@@ -54,6 +55,7 @@ def with_doubts(
     -------
     Reconstruction
     """
+    result = relative_to_contrast(result, value_range)
     assumed, factors, stated = result.assumed, [math.nan] * len(result.images), True
     if isinstance(head, Head):
         stated = head.has_bias or head.weight.shape[0] > 2 or loss is not None
@@ -83,18 +85,21 @@ def _assumed(
     return assumed | (_outside(result, value_range) & (head.weight.shape[0] == 1))
 
 
-def with_batch_doubts(result: Reconstruction) -> Reconstruction:
+def with_batch_doubts(result: Reconstruction, value_range: tuple[float, float]) -> Reconstruction:
     """The images of one batch with their doubts in words; what its head told is past doubt.
 
     Parameters
     ----------
     result : Reconstruction
         With its certificate and expected error.
+    value_range : tuple of float
+        Of the pixels.
 
     Returns
     -------
     Reconstruction
     """
+    result = relative_to_contrast(result, value_range)
     reasons = (_layers_reason(result, i, own) for i, own in enumerate(_short(result)))
     return replace(result, doubts=tuple(reasons))
 
