@@ -528,12 +528,18 @@ def test_mnist_46_is_short_by_the_papers_constraints_and_solved_by_auto():
     assert mse(better.images, data.images).item() < 1e-20
 
 
-def test_the_progress_bar_names_the_layer_that_is_being_solved(capsys):
+@pytest.mark.parametrize("progress", [True, None])
+def test_the_progress_bar_names_the_layer_that_is_being_solved(progress, capsys, monkeypatch):
+    """Unasked it is shown in a terminal only, which the tests have not."""
+    monkeypatch.setattr("rconv.attack.attack.PATIENCE", 0.0)
     model = build("cnn6")
     images = uniform(1, 1, 28, 28) if model[0].in_channels == 1 else uniform(1, 3, 32, 32)
     Attack(model.double(), images.shape[1:], prior=False)(
-        observe(model.double(), images), progress=True
+        observe(model.double(), images), progress=progress
     )
     said = capsys.readouterr().err
     layers = [name for name, own in model.named_children() if isinstance(own, nn.Conv2d)]
-    assert "1/1" in said and all(f", {name}]" in said for name in layers)
+    if progress is None:
+        assert said == ""
+    else:
+        assert "1/1" in said and all(f", {name}]" in said for name in layers)

@@ -39,6 +39,9 @@ from rconv.observe.observation import Gradients
 
 LOSSES = (None, "cross-entropy")
 
+PATIENCE = 5.0
+"""Seconds after which a terminal shows a progress bar unasked."""
+
 FIRST, QUICK = 4, 1.0
 """Images of the first group where somebody waits for results, and seconds below which the next
 group is twice as large."""
@@ -120,7 +123,7 @@ class Attack:
         strict: bool = False,
         precision: float | None = None,
         noise: Noise | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
         on_result: Callable[[Reconstruction], None] | None = None,
     ) -> Reconstruction:
         """Reconstruct the images behind gradients.
@@ -141,8 +144,9 @@ class Attack:
             Error of the gradients per root mean square of each parameter's; else their rounding.
         noise : Noise, optional
             What is known of their errors in more detail, in place of `precision`.
-        progress : bool
-            Show a progress bar over the clients, with the layer that is being solved.
+        progress : bool, optional
+            Show a progress bar over the clients, with the layer that is being solved; None shows
+            it in a terminal, if the attack takes more than `PATIENCE` seconds.
         on_result : callable, optional
             Is called with each group of images as soon as it is finished, in their order.
 
@@ -173,10 +177,11 @@ class Attack:
             required_for_batches(way.network, batch)
         total = len(next(iter(gradients.values())))
         parts = []
-        with tqdm(total=total, disable=not progress, unit="client") as bar:
-            announce = bar.set_postfix_str if progress else None
+        hidden, delay = (None, PATIENCE) if progress is None else (not progress, 0)
+        with tqdm(total=total, disable=hidden, delay=delay, unit="client") as bar:
+            announce = None if bar.disable else partial(_announce, bar, delay)
             most = way.chunk if batch == 1 else 1
-            for cut in _groups(total, most, watched=progress or on_result is not None):
+            for cut in _groups(total, most, watched=bool(progress) or on_result is not None):
                 part = {name: g[cut] for name, g in gradients.items()}
                 own = part, noise.select(cut, gradients), batch
                 parts.append(self._reconstruct(way, *own, announce))
@@ -256,6 +261,11 @@ class Attack:
         options = {"frugal": frugal, "announce": announce}
         candidates, image = attempt(self.model, way, *own, **options)
         return choose(candidates, image, self.value_range)
+
+
+def _announce(bar: tqdm, delay: float, name: str) -> None:
+    """Name the layer beside the bar, which is not shown before `delay` seconds."""
+    bar.set_postfix_str(name, refresh=bar.format_dict["elapsed"] >= delay)
 
 
 def _groups(total: int, most: int, *, watched: bool) -> Iterator[slice]:

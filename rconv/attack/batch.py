@@ -170,8 +170,7 @@ def reconstruct_batch(
     error = error.maximum(growth * revealed).clamp(max=1.0)
     fields = found.samples.labels, residual.expand(batch), error, none
     revealed, excess = revealed.expand(batch), excess.expand(batch, -1)
-    systematic = second_order(revealed)
-    judged = revealed, systematic, excess, growth, none.bool(), ("",) * batch
+    judged = revealed, second_order(revealed), excess, growth, none.bool(), ("",) * batch
     found = Reconstruction(images, reports, *fields, *judged)
     return with_batch_doubts(found, value_range)
 
