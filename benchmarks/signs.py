@@ -137,7 +137,7 @@ def undetermined(model: nn.Module, truth: datasets.Images) -> bool:
     loss = nn.functional.cross_entropy(logits, truth.labels)
     (cotangent,) = torch.autograd.grad(loss, outputs)
     x = features(model, truth.images.double())["act3"][0].detach()
-    plans = Attack(model, tuple(truth.images.shape[1:])).ways[0].plans
+    plans = Attack(model, tuple(truth.images.shape[1:])).entry_points[0].plans
     stage = next(plan.stage for plan in plans if plan.stage.name == "conv4")
     return another_input(stage, cotangent[0], x) is not None
 

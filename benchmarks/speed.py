@@ -107,7 +107,8 @@ def paper_constraints(name: str, count: int = 100, dense_count: int = 4) -> dict
     systems = layer_systems(attack, gradients, count)
     stage = attack.network.stages[0]
     rhs = stage.convolve(truth.images).flatten(1)
-    bare = timed(lambda: bare_calls(systems, attack.ways[0].plans[0].output.factor, rhs)) / count
+    factor = attack.entry_points[0].plans[0].output.factor
+    bare = timed(lambda: bare_calls(systems, factor, rhs)) / count
     dense = torch.from_numpy(weight_matrix(stage.weight, stage.geometry).toarray())
     few = [(a[:dense_count], b[:dense_count]) for a, b in systems]
     slow = timed(lambda: dense_calls(few, dense, rhs[:dense_count]), 1) / dense_count

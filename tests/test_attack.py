@@ -238,7 +238,7 @@ def test_a_saturated_image_does_not_change_the_kind_of_equations_of_the_others(c
 def test_large_batches_are_cut_into_chunks(monkeypatch):
     gradients = observe(network(), uniform(5, 1, 8, 8))
     whole = Attack(network(), (1, 8, 8))(gradients)
-    monkeypatch.setattr("rconv.attack.ways.CHUNK_BYTES", 2 * 8 * 10 * 25 * 64 * 1)
+    monkeypatch.setattr("rconv.attack.entry_points.CHUNK_BYTES", 2 * 8 * 10 * 25 * 64 * 1)
     parts = Attack(network(), (1, 8, 8))(gradients)
     torch.testing.assert_close(parts.images, whole.images, rtol=1e-9, atol=1e-12)
     assert parts.labels.tolist() == whole.labels.tolist() == [0, 1, 2, 3, 4]

@@ -8,8 +8,8 @@ from small import normal, relative_error, uniform, written_out
 from torch import nn
 
 from rconv import Attack, UnsupportedModelError
-from rconv.attack.counts import label_counts
-from rconv.attack.disaggregation import disaggregate
+from rconv.attack.batch_head import disaggregate
+from rconv.attack.labels import label_counts
 from rconv.data.datasets import load
 from rconv.equations.conv_system import conv_system
 from rconv.lab.metrics import matched
@@ -188,6 +188,20 @@ def test_single_precision_and_several_clients():
         error = relative_error(own.images[matched(own.images, truth)], truth)
         assert error < 1e-3
         assert error < 5 * own.expected_error.max()
+
+
+@pytest.mark.parametrize("head", [True, False], ids=["everywhere", "not at the head"])
+def test_noise_of_a_batch_that_was_not_declared_is_revealed(head):
+    """The head separates the samples by the noise that it shows; then the layers are asked."""
+    model, x, labels, level = network(nn.ReLU), uniform(3, *SHAPE), torch.tensor([7, 2, 5]), 1e-6
+    sent = averaged(model, x, labels)
+    for k, own in enumerate(sent if head else sent[:-2]):
+        own += level * own.square().mean().sqrt() * normal(*own.shape, seed=k)
+    result = Attack(model, SHAPE)(sent, batch=3)
+    error = relative_error(result.images[matched(result.images, x)], x)
+    assert level / 10 < error < 5 * result.expected_error.max() < 100 * level
+    assert (result.revealed_noise > level / 3).all() and (result.revealed_noise < 3 * level).all()
+    assert all("not told" in doubt for doubt in result.doubts)
 
 
 def twice(x, labels):

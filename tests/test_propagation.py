@@ -9,15 +9,15 @@ from torch import nn
 
 from rconv.attack.activation_vjp import settle_sides, through_activation
 from rconv.attack.backward import propagated
-from rconv.attack.head import head_input
+from rconv.attack.estimate import channel_errors
+from rconv.attack.head import from_head
 from rconv.attack.map_problem import ConvData, MapProblem
 from rconv.attack.plan import LayerPlan
-from rconv.attack.start import channel_errors, from_head
 from rconv.equations.conv_gradient import gradient_matrix
 from rconv.model.activations import from_module
 from rconv.model.ends import Head
 from rconv.model.geometry import Geometry, Stage
-from rconv.observe.noise import Noise
+from rconv.observe.noise import Noise, Observed
 
 pytestmark = pytest.mark.arithmetic
 
@@ -277,10 +277,8 @@ def test_where_rows_of_the_first_linear_cancel_their_rounding_weighs_more():
     z[:, 3] -= 1
     linear = Head("fc", weight, True, True, "fc.bias")
     gradients = {"fc.weight": z[:, :, None] * normal(1, 1, 12, seed=3), "fc.bias": z}
-    signal = from_head(
-        linear, head_input(linear, gradients), gradients, Noise.of(torch.float32),
-        torch.ones(1).double(), (3, 2, 2),
-    ).cotangent  # fmt: skip
+    start = from_head(linear, Observed.of(gradients, Noise.of(torch.float32)), (3, 2, 2))
+    signal, z = start.cotangent, z / start.observed.unit
     moved = (z * (1 + level * normal(200, 10, seed=4))) @ weight
     exact = signal.value.flatten(1)
     measured = ((moved - exact).square().mean() / exact.square().mean()).sqrt().item()
@@ -296,10 +294,8 @@ def test_added_noise_is_of_one_size_in_all_rows_of_the_first_linear():
     z[:, 3] = -1
     linear = Head("fc", weight, True, True, "fc.bias")
     gradients = {"fc.weight": z[:, :, None] * normal(1, 1, 12, seed=3), "fc.bias": z}
-    signal = from_head(
-        linear, head_input(linear, gradients), gradients, Noise(spread=level),
-        torch.ones(1).double(), (3, 2, 2),
-    ).cotangent  # fmt: skip
+    start = from_head(linear, Observed.of(gradients, Noise(spread=level)), (3, 2, 2))
+    signal, z = start.cotangent, z / start.observed.unit
     moved = (z + level * z.square().mean().sqrt() * normal(200, 10, seed=4)) @ weight
     exact = signal.value.flatten(1)
     measured = ((moved - exact).square().mean() / exact.square().mean()).sqrt().item()
@@ -340,12 +336,11 @@ def test_noise_of_the_bias_gradient_alone_reaches_the_input_of_the_first_linear(
     linear = Head("fc", weight, True, True, "fc.bias")
     gradients = {"fc.weight": z[:, :, None] * normal(1, 1, 12, seed=3), "fc.bias": z}
     found = [
-        from_head(
-            linear, head_input(linear, gradients), gradients, Noise(deviations=told),
-            torch.ones(1).double(), (3, 2, 2),
-        ).estimate.std.max().item()
-        for told in ({"fc.bias": 1e-3}, {"fc.weight": 1e-3}, {})
-    ]  # fmt: skip
+        from_head(linear, Observed.of(gradients, Noise(deviations=known)), (3, 2, 2))
+        .estimate.std.max()
+        .item()
+        for known in ({"fc.bias": 1e-3}, {"fc.weight": 1e-3}, {})
+    ]
     assert min(found[:2]) > 1e-4 and found[2] < 1e-12
 
 
@@ -358,13 +353,12 @@ def test_the_noise_of_every_entry_reaches_what_the_first_linear_says():
     told["fc.weight"][:, :, 400:] *= 10
     noise = Noise(deviations=told)
     sent = {n: g + told[n] * normal(*g.shape, seed=k) for k, (n, g) in enumerate(exact.items())}
-    head = head_input(linear, sent, noise)
-    start = from_head(linear, head, sent, noise, torch.ones(1).double(), (2, 20, 20))
+    start = from_head(linear, Observed.of(sent, noise), (2, 20, 20))
     value, cotangent = start.estimate, start.cotangent
     measured = (value.value - v.reshape(1, 2, 20, 20)).square().mean(dim=(2, 3)).sqrt()
     torch.testing.assert_close(value.std, measured, rtol=0.2, atol=0)
     assert (measured[0, 1] / measured[0, 0]).item() == pytest.approx(10, rel=0.2)
-    own, right = cotangent.value.flatten(), (z @ weight).flatten()
+    own, right = (cotangent.value * start.observed.unit).flatten(), (z @ weight).flatten()
     assert cotangent.relative_std.item() == pytest.approx(relative_error(own, right), rel=0.5)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from rconv.attack.candidates import choose
+from rconv.attack.attempt import choose
 from rconv.attack.report import LayerReport, Reconstruction, ShortRankError
 
 

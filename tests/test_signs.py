@@ -13,7 +13,7 @@ from small import SEEDS, normal, observe
 from rconv.attack import bound_constraints as by_bounds
 from rconv.attack.activation_vjp import through_activation
 from rconv.attack.attack import Attack
-from rconv.attack.fallback import within_range
+from rconv.attack.attempt import within_range
 from rconv.attack.map_problem import ConvData, MapProblem
 from rconv.attack.plan import LayerPlan
 from rconv.attack.total_variation import fill, total_variation

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from small import SEEDS, normal, relative_error
 
-from rconv.attack.spans import Own, enter
+from rconv.attack.span_entry import Own, enter
 from rconv.equations.spans import Spans, row_space
 from rconv.equations.windows import window_index
 from rconv.linalg.fixed_space import preserved

@@ -193,7 +193,7 @@ def test_each_image_may_have_a_noise_of_its_own(monkeypatch):
     }
     noise = Noise(deviations=deviations)
     whole = attack(gradients, noise=noise)
-    monkeypatch.setattr("rconv.attack.ways.CHUNK_BYTES", 1)
+    monkeypatch.setattr("rconv.attack.entry_points.CHUNK_BYTES", 1)
     parts = attack(gradients, noise=noise)
     torch.testing.assert_close(parts.expected_error, whole.expected_error, rtol=1e-6, atol=0)
     assert whole.expected_error[1] > 10 * whole.expected_error[0]
@@ -273,7 +273,8 @@ def scripted(monkeypatch):
 
     def play(*answers):
         left = iter(answers)
-        monkeypatch.setattr(attack, "_attempt", lambda *_, **how: calls.append(how) or next(left))
+        played = lambda *_, **how: calls.append(how) or next(left)  # noqa: E731
+        monkeypatch.setattr("rconv.attack.attack.attempt", played)
         return attack(gradients), len(calls)
 
     return answer, play

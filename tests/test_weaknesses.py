@@ -10,7 +10,7 @@ from torch import nn
 
 from rconv.attack.activation_vjp import settle_sides, through_activation
 from rconv.attack.attack import Attack
-from rconv.attack.scale import scales
+from rconv.attack.head import scales
 from rconv.data.datasets import load
 from rconv.equations.conv_output import weight_matrix
 from rconv.lab.architectures import build

@@ -14,27 +14,23 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rconv.attack.attempt import attempt
-from rconv.attack.batch import (
-    batch_size,
-    permits_batches,
-    reconstruct_batch,
-    required_for_batches,
+from rconv.attack.attempt import attempt, within_range
+from rconv.attack.batch_head import batch_size, permits_batches, required_for_batches
+from rconv.attack.discrepancy import compared_with_simulation, needs_simulation, second_look
+from rconv.attack.doubts import with_batch_doubts, with_doubts
+from rconv.attack.entry_points import (
+    EntryPoint,
+    best_entry_point,
+    entry_points,
+    observed_entry_points,
 )
-from rconv.attack.candidates import choose
-from rconv.attack.doubts import with_doubts
-from rconv.attack.fallback import within_range
-from rconv.attack.missing import observed_ways
 from rconv.attack.plan import make_plan
 from rconv.attack.report import Reconstruction
-from rconv.attack.second_look import second_look
-from rconv.attack.simulation import compared_with_simulation, needs_simulation
-from rconv.attack.ways import Way, best_way, ways_into
 from rconv.model.batchnorm import without_statistics
 from rconv.model.ends import Entry
 from rconv.model.wrappers import unwrapped
 from rconv.observe.check import check_gradients, check_value_range, told_noise
-from rconv.observe.noise import Noise
+from rconv.observe.noise import Noise, Observed
 from rconv.observe.observation import Gradients
 
 LOSSES = (None, "cross-entropy")
@@ -99,8 +95,8 @@ class Attack:
         if loss not in LOSSES:
             raise ValueError(f"unknown loss {loss!r}: state 'cross-entropy', or nothing")
         model = unwrapped(model)
-        ways = ways_into(model, input_shape)
-        self.network = ways[0].network
+        points = entry_points(model, input_shape)
+        self.network = points[0].network
         self.model = copy.deepcopy(without_statistics(model))
         head, self._exact = self.network.head, None  # all gradients are taken as float64
         if isinstance(head, Entry) and head.embedding:  # only those that equations are made of
@@ -109,9 +105,9 @@ class Attack:
             self.model.double()
         self.value_range, self.loss = check_value_range(value_range), loss
         options = {"signs": signs, "prior": signs and prior, "exact": exact}
-        self.ways = [
-            replace(way, plans=make_plan(way.network, constraints, self.value_range, **options))
-            for way in ways
+        self.entry_points = [
+            replace(own, plans=make_plan(own.network, constraints, self.value_range, **options))
+            for own in points
         ]
 
     @torch.inference_mode(False)
@@ -172,22 +168,22 @@ class Attack:
             own = [p.dtype for p in self.model.parameters()]
             self.model.to(max(torch.float32, *others, *own, key=lambda dtype: dtype.itemsize))
         noise = told_noise(self.model, rounding, precision, noise)
-        way, closed = best_way(observed_ways(self.ways, gradients), gradients, noise)
+        clients = Observed.of(gradients, noise)
+        points = observed_entry_points(self.entry_points, gradients)
+        point, closed = best_entry_point(points, clients)
         if batch != 1:
-            required_for_batches(way.network, batch)
-        total = len(next(iter(gradients.values())))
-        parts = []
+            required_for_batches(point.network, batch)
+        total, parts = len(clients), []
         hidden, delay = (None, PATIENCE) if progress is None else (not progress, 0)
         with tqdm(total=total, disable=hidden, delay=delay, unit="client") as bar:
             announce = None if bar.disable else partial(_announce, bar, delay)
-            most = way.chunk if batch == 1 else 1
+            most = point.chunk if batch == 1 else 1
             for cut in _groups(total, most, watched=bool(progress) or on_result is not None):
-                part = {name: g[cut] for name, g in gradients.items()}
-                own = part, noise.select(cut, gradients), batch
-                parts.append(self._reconstruct(way, *own, announce))
+                part = clients.select(cut)
+                parts.append(self._reconstruct(point, part, batch, announce))
                 if on_result is not None:
                     on_result(parts[-1])
-                bar.update(len(part[next(iter(part))]))
+                bar.update(len(part))
         result = Reconstruction.concatenate(parts)
         if any(closed):
             doubts = (own or other for own, other in zip(closed, result.doubts, strict=True))
@@ -198,69 +194,52 @@ class Attack:
 
     def _reconstruct(
         self,
-        way: Way,
-        gradients: Gradients,
-        noise: Noise,
+        point: EntryPoint,
+        clients: Observed,
         batch: int | None,
         announce: Callable[[str], None] | None,
     ) -> Reconstruction:
-        """The answer, and a second look at the images whose certificate reveals a noise."""
-        batch = batch or batch_size(way.network, gradients, noise)
-        if batch > 1:
-            own = way.network, way.plans, gradients, noise, self.value_range, batch
-            return reconstruct_batch(self.model, *own)
-        attempted = partial(self._attempt, way, announce=announce)
-        result = attempted(gradients, noise)
+        """The answer, with another look at clients whose certificate reveals a noise."""
+        head = point.network.head
+        batch = batch or batch_size(head, clients)
+        options = {"value_range": self.value_range, "batch": batch, "announce": announce}
+        attempted = partial(attempt, self.model, point, **options)
+        result = attempted(clients)
         # Where the rank is short, the image need not explain the gradients; that says no more.
-        head = way.network.head
-        again = (result.full_rank & (result.revealed_noise > 0)).nonzero()[:, 0].tolist()
-        if again:
-            parts = [result.select([i]) for i in range(len(result.images))]
-            for i in again:
-                own = {name: g[i : i + 1] for name, g in gradients.items()}
-                told = noise.select(slice(i, i + 1), gradients)
-                parts[i] = second_look(parts[i], own, told, attempted)
+        again = (result.full_rank & (result.revealed_noise > 0)).reshape(-1, batch).any(dim=1)
+        if again.any():
+            each = torch.arange(len(result.images)).reshape(-1, batch)
+            parts = [result.select(own) for own in each]
+            for i in again.nonzero()[:, 0].tolist():
+                parts[i] = second_look(parts[i], clients.select([i]), attempted)
             result = Reconstruction.concatenate(parts)
-        result = self._simulated(result, head, gradients, noise, attempted)
-        if any(plan.kind == "auto" and plan.prior for plan in way.plans):
+        if batch == 1:
+            result = self._simulated(result, head, clients, attempted)
+        if any(plan.kind == "auto" and plan.prior for plan in point.plans):
             result = within_range(result, self.value_range)
-        own = head, self.model, gradients, self.loss, self.value_range
-        return with_doubts(result, *own, batches=permits_batches(way.network))
+        if batch > 1:
+            return result if result.doubts[0] else with_batch_doubts(result, self.value_range)
+        own = head, self.model, clients.gradients, self.loss, self.value_range
+        return with_doubts(result, *own, batches=permits_batches(point.network))
 
     def _simulated(
         self,
         result: Reconstruction,
         head: object,
-        gradients: Gradients,
-        noise: Noise,
+        clients: Observed,
         attempted: Callable[..., Reconstruction],
     ) -> Reconstruction:
         """The result, its images compared with simulated clients where residuals ask for it."""
         where = needs_simulation(result, head).nonzero()[:, 0]
         if not len(where):
             return result
-        own = {name: g[where] for name, g in gradients.items()}
-        some = result.select(where), head, self.model, own, noise.select(where, gradients)
+        some = result.select(where), head, self.model, clients.select(where)
         found = compared_with_simulation(*some, attempted)
         changed = {}
         for name in ("revealed_noise", "systematic_error"):
             changed[name] = getattr(result, name).clone()
             changed[name][where] = getattr(found, name)
         return replace(result, **changed)
-
-    def _attempt(
-        self,
-        way: Way,
-        gradients: Gradients,
-        noise: Noise,
-        *,
-        frugal: bool = False,
-        announce: Callable[[str], None] | None = None,
-    ) -> Reconstruction:
-        own = gradients, noise, self.value_range
-        options = {"frugal": frugal, "announce": announce}
-        candidates, image = attempt(self.model, way, *own, **options)
-        return choose(candidates, image, self.value_range)
 
 
 def _announce(bar: tqdm, delay: float, name: str) -> None:

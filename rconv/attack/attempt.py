@@ -1,4 +1,7 @@
-"""One pass from the gradients to images, with its certificate."""
+"""One pass from the gradients to images, with its certificate.
+
+One image for each client, or the B images of its batch: the entry point makes the difference.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from rconv.attack.backward import backward_pass
+from rconv.attack.batch_head import InseparableError
 from rconv.attack.certificate import distance, recomputed, where_observed
-from rconv.attack.entry import checked, from_embedding
-from rconv.attack.from_spans import from_spans
-from rconv.attack.head import HeadInput, head_input, rank_one
+from rconv.attack.entry_points import EntryPoint, checked
+from rconv.attack.estimate import Start
+from rconv.attack.head import head_report, rank_one
 from rconv.attack.labels import own_logits, told_labels
 from rconv.attack.map_problem import MapProblem
 from rconv.attack.report import LayerReport, Reconstruction
-from rconv.attack.start import Start, from_head
 from rconv.attack.systematic import (
     COARSE,
     black_features,
@@ -25,45 +28,53 @@ from rconv.attack.systematic import (
     second_order,
 )
 from rconv.attack.verdict import (
+    ARITHMETIC,
+    STATED,
     expected_error,
     layer_levels,
     layer_names,
     residual_excess,
     revealed_noise,
 )
-from rconv.attack.ways import Way
 from rconv.linalg.solution import Solution
 from rconv.model.ends import Entry, Head
 from rconv.model.nodes import Network
+from rconv.model.told import backward_order
 from rconv.model.wrappers import tensor_of
-from rconv.observe.noise import Noise
+from rconv.observe.noise import Observed
 from rconv.observe.observation import Gradients
+
+EXPLAINS = 1e-8
+"""Gradient residual below which a candidate always counts as an explanation."""
+
+HOPELESS = 0.1
+"""Relative noise from which on no further attempt is made: next to all directions drown in it."""
 
 
 def attempt(
     model: nn.Module,
-    way: Way,
-    gradients: Gradients,
-    noise: Noise,
+    point: EntryPoint,
+    clients: Observed,
     value_range: tuple[float, float],
     *,
+    batch: int = 1,
     frugal: bool = False,
     announce: Callable[[str], None] | None = None,
-) -> tuple[Reconstruction, Tensor]:
-    """Candidates for the images behind gradients.
+) -> Reconstruction:
+    """The images behind gradients.
 
     Parameters
     ----------
     model : Module
         The shared model, in the dtype that the certificate is computed in.
-    way : Way
-        The way into it, with its plans.
-    gradients : dict of str to Tensor
-        Name → (N, *parameter shape), float64 where equations are made of them.
-    noise : Noise
-        What is known of their errors.
+    point : EntryPoint
+        Where it is entered, with its plans.
+    clients : Observed
+        As they were sent; one client where the batch is larger than 1.
     value_range : tuple of float
         Of the pixels.
+    batch : int
+        B, images of each client.
     frugal : bool
         Where `auto` may choose, keep the cheapest equations.
     announce : callable, optional
@@ -71,41 +82,67 @@ def attempt(
 
     Returns
     -------
-    candidates : Reconstruction
-        Of M ≥ N candidates, more than one for an image where the head leaves several open.
-    image : Tensor
-        (M,), int64, the image that each candidate explains.
+    Reconstruction
+        Of N·B images; with the reason among the doubts where a batch is not disaggregated.
     """
-    network, head = way.network, way.network.head
-    found = head_input(head, gradients, noise) if isinstance(head, Head) else None
-    image = _images(gradients) if found is None else found.image
-    unit, scaled = _scaled(gradients, image)
-    noise = noise.select(image, gradients)
-    start = _start(way, found, scaled, noise, unit)
-    known, solve = (scaled, noise, unit), partial(_solved, announce, frugal)
-    images, reports, spread = backward_pass(network, way.plans, start, *known, solve=solve)
-    if found is None and way.spans is None:
-        reports = checked(network, start, reports, scaled)
-    error = expected_error(images, reports, spread, value_range)
-    own = where_observed(_recomputed(model, network, images, start, scaled), scaled, noise)
+    noise = 0.0
+    try:
+        start = point.start(model, clients, batch)
+    except InseparableError as error:
+        if not ARITHMETIC < error.noise < HOPELESS:
+            return _untold(point.network, batch, clients, str(error))
+        noise, first = error.noise, str(error)
+        try:  # the discrepancy principle: noise of the size that the head shows
+            start = point.start(model, with_noise(clients, noise), batch)
+        except InseparableError:
+            return _untold(point.network, batch, clients, first)
+    solve = partial(_solved, announce, frugal)
+    found = _certified(model, point, start, value_range, solve)
+    if noise:
+        revealed = found.revealed_noise.clamp(min=noise)
+        systematic = found.systematic_error.maximum(second_order(revealed))
+        found = replace(found, revealed_noise=revealed, systematic_error=systematic)
+    return choose(found, start.client, value_range) if batch == 1 else found
+
+
+def with_noise(clients: Observed, level: float) -> Observed:
+    """The same clients with noise of a relative size in place of what is known of added noise."""
+    return replace(clients, noise=replace(clients.noise, spread=level))
+
+
+def _certified(
+    model: nn.Module,
+    point: EntryPoint,
+    start: Start,
+    value_range: tuple[float, float],
+    solve: Callable[[MapProblem], tuple[Solution, LayerReport]],
+) -> Reconstruction:
+    """The images of all systems of a start, with certificate and expected error."""
+    network, batch, head = point.network, start.samples, point.network.head
+    known = start.observed.gradients, start.observed.noise, start.observed.unit
+    images, reports, std = backward_pass(network, point.plans, start, solve=solve)
+    if isinstance(head, Entry) and point.spans is None:
+        reports = checked(network, start, reports)
+    error = expected_error(images, reports, std, value_range)
+    own = where_observed(_recomputed(model, network, images, start), *known[:2])
     levels = layer_levels(network, *known)
-    revealed = revealed_noise(network, own, scaled, levels, reports[0].residual, error)
-    labels = _labels(model, head, images, found, start.derivative, scaled)
-    candidates = Reconstruction(
-        images,
-        reports,
-        labels,
-        distance(own, scaled, [name for name in own if name in scaled]),
-        error,
-        torch.zeros_like(image),
-        revealed,
-        _systematic(model, head, images, found, start, labels, *known, revealed, levels[:, 0]),
-        residual_excess(network, own, *known),
-        error / levels.amax(dim=1).clamp(min=1e-300),
-        torch.zeros_like(image, dtype=torch.bool),
-        ("",) * len(images),
-    )
-    return candidates, image
+    residual = distance(own, known[0], [name for name in own if name in known[0]])
+    worst, entry = error.reshape(-1, batch).amax(dim=1), reports[0].residual[::batch]
+    revealed = revealed_noise(network, own, known[0], levels, entry, worst)
+    excess = residual_excess(network, own, *known)
+    each = partial(torch.repeat_interleave, repeats=batch, dim=0)
+    growth = error / each(levels.amax(dim=1)).clamp(min=1e-300)
+    labels = _labels(model, head, images, start)
+    if batch == 1:
+        systematic = _systematic(model, head, images, start, labels, revealed, levels[:, 0])
+    else:
+        revealed = _with_excess(revealed, residual, excess)
+        systematic = second_order(each(revealed))
+        # Undeclared noise grows as the declared one does.
+        error = error.maximum(growth * each(revealed)).clamp(max=1.0)
+    none = torch.zeros_like(labels)
+    judged = each(revealed), systematic, each(excess), growth, none.bool(), ("",) * len(images)
+    return Reconstruction(images, reports, labels, each(residual), error, none, *judged)
 
 
 def _solved(
@@ -117,11 +154,12 @@ def _solved(
     return problem.solve(frugal=frugal)
 
 
-def _recomputed(
-    model: nn.Module, network: Network, images: Tensor, start: Start, gradients: Gradients
-) -> Gradients:
-    """The gradients of images, of all layers that were read."""
+def _recomputed(model: nn.Module, network: Network, images: Tensor, start: Start) -> Gradients:
+    """The gradients of images, summed over those of a system, of all layers that were read."""
+    gradients = start.observed.gradients
     own = recomputed(model, start.linear, images, start.derivative)
+    if start.samples > 1:
+        own = {n: g.unflatten(0, (-1, start.samples)).sum(dim=1) for n, g in own.items()}
     # A layer that the model cuts off from the loss has no gradient; what was read has one.
     for name in chain.from_iterable(layer_names(network, gradients)):
         own.setdefault(name, torch.zeros_like(gradients[name]))
@@ -132,69 +170,44 @@ def _systematic(
     model: nn.Module,
     head: Head | Entry,
     images: Tensor,
-    found: HeadInput | None,
     start: Start,
     labels: Tensor,
-    gradients: Gradients,
-    noise: Noise,
-    unit: Tensor,
     revealed: Tensor,
     level: Tensor,
 ) -> Tensor:
     """Relative error of the images if what their noise does not explain is systematic."""
     error = second_order(revealed)
-    if found is None or not head.has_bias or not head.logits or len(head.weight) < 3:
+    if isinstance(head, Entry) or not (head.has_bias and head.logits and len(head.weight) > 2):
         # No head that would show several images, whose differences drown in a coarse noise.
         return torch.where(level > COARSE, torch.ones_like(error), error)
-    own = found.value, start.derivative
+    own, seen = (start.estimate.value.flatten(1), start.derivative), start.observed
     turn = cotangent_turn(model, head, images, *own, labels)
-    black = black_features(model, head, images)
-    return error.maximum(head_mixture(head, turn, *own, black, gradients, noise, unit))
+    black, known = black_features(model, head, images), (seen.gradients, seen.noise, seen.unit)
+    return error.maximum(head_mixture(head, turn, *own, black, *known))
 
 
-def _start(
-    way: Way, found: HeadInput | None, gradients: Gradients, noise: Noise, unit: Tensor
-) -> Start:
-    """Where the recursion starts, in gradients that are divided by `unit`."""
-    network = way.network
-    if way.spans is not None:
-        return from_spans(network, way.spans, gradients, noise, unit)
-    if found is None:
-        return from_embedding(network, gradients, noise, unit)
-    found = replace(found, cotangent=_divided(found.cotangent, unit))
-    shape = network.nodes[-1].shape
-    return from_head(network.head, found, gradients, noise, unit, shape)
-
-
-def _labels(
-    model: nn.Module,
-    head: Head | Entry,
-    images: Tensor,
-    found: HeadInput | None,
-    derivative: Tensor,
-    gradients: Gradients,
-) -> Tensor:
+def _labels(model: nn.Module, head: Head | Entry, images: Tensor, start: Start) -> Tensor:
     """Classes told by the logit gradients; -1 where the head does not end in logits."""
-    if found is None and head.logits is None:
+    if start.labels is not None:
+        return start.labels
+    if head.logits is None:
         return torch.full((len(images),), -1, device=images.device)
-    if found is None:
-        return told_labels(derivative)
-    logit_gradient = _logit_gradient(head, derivative, gradients)
+    if isinstance(head, Entry):
+        return told_labels(start.derivative)
+    logit_gradient = _logit_gradient(head, start.derivative, start.observed.gradients)
     if logit_gradient is None:
-        return torch.full_like(found.image, -1)
-    if head.last and found.known.all():
-        logits = own_logits(model, head, found.value)
-    else:
-        with torch.no_grad():
-            logits = tensor_of(model(images))
-    return told_labels(logit_gradient, logits)
+        return torch.full((len(images),), -1, device=images.device)
+    if head.last and (start.report.rank > 0).all():
+        return told_labels(logit_gradient, own_logits(model, head, start.estimate.value.flatten(1)))
+    with torch.no_grad():
+        return told_labels(logit_gradient, tensor_of(model(images)))
 
 
 def _logit_gradient(linear: Head, derivative: Tensor, gradients: Gradients) -> Tensor | None:
     """(N, K) derivative of the loss by the logits, up to a factor."""
     name = linear.logits
-    if name is None or name == linear.name:
-        return None if name is None else derivative
+    if name == linear.name:
+        return derivative
     if f"{name}.bias" in gradients:
         return gradients[f"{name}.bias"]
     if f"{name}.weight" not in gradients:
@@ -202,27 +215,100 @@ def _logit_gradient(linear: Head, derivative: Tensor, gradients: Gradients) -> T
     return torch.stack([rank_one(g)[0] for g in gradients[f"{name}.weight"]])
 
 
-def _images(gradients: Gradients) -> Tensor:
-    """(N,), int64: the images, one after the other."""
-    own = next(iter(gradients.values()))
-    return torch.arange(len(own), device=own.device)
+def _with_excess(revealed: Tensor, residual: Tensor, excess: Tensor) -> Tensor:
+    """Revealed noise, and the residual where some layer's is far above its noise, (N,).
 
-
-def _scaled(gradients: Gradients, image: Tensor) -> tuple[Tensor, Gradients]:
-    """The largest entry of each candidate's gradients, and these divided by it.
-
-    Gradients of 1e-200, of a saturated softmax, are sound, but have no square.
+    Right images stay within twice what their noise allows; the mean of weights of several clients,
+    where its rounding turned outputs to the other side of a kink, had six times as much and more.
     """
-    unit = largest_entry(gradients)[image]
-    return unit, {name: _divided(g[image], unit) for name, g in gradients.items()}
+    undeclared = (excess > STATED).any(dim=1)
+    return torch.where(undeclared, revealed.maximum(residual.clamp(max=1.0)), revealed)
 
 
-def _divided(values: Tensor, unit: Tensor) -> Tensor:
-    return values / unit.to(values.dtype).reshape(-1, *[1] * (values.dim() - 1))
+def _untold(network: Network, batch: int, clients: Observed, reason: str) -> Reconstruction:
+    """A batch that is not disaggregated: nothing is known of its images."""
+    head, like = network.head, network.head.weight
+    lost, rank = like.new_full((batch,), torch.inf), torch.zeros(batch, dtype=torch.int64)
+    rank, certain = rank.to(like.device), torch.ones_like(lost)
+    flat = like.new_zeros(batch, like.shape[1])
+    reports = [head_report(head.name, flat, len(like), lost, rank.bool())]
+    for node in backward_order(network):
+        stages = [stage for _, stage in network.fed_by(node)]
+        if stages:
+            n, name = stages[0].geometry.unknowns, " and ".join(stage.name for stage in stages)
+            reports.append(LayerReport.plain(name, "none", n, 0, rank, lost, lost))
+    images = like.new_zeros(batch, *network.input_shape)
+    excess = lost[:, None].expand(-1, len(layer_names(network, clients.gradients)))
+    fields = rank - 1, lost, certain, rank, certain, certain, excess, lost, rank.bool()
+    return Reconstruction(images, tuple(reports), *fields, (reason,) * batch)
 
 
-def largest_entry(gradients: Gradients) -> Tensor:
-    """(N,): size of the largest entry of each image's gradients, 1 where all are zero."""
-    sizes = torch.stack([g.flatten(1).abs().amax(dim=1).double() for g in gradients.values()])
-    unit = sizes.amax(dim=0)
-    return torch.where(unit > 0, unit, 1.0)
+def choose(
+    candidates: Reconstruction, image: Tensor, value_range: tuple[float, float]
+) -> Reconstruction:
+    """Keep one candidate per image.
+
+    A head without a bias leaves a sign, and at times a scale, open: each choice gives a
+    candidate of its own. Those count that explain the gradients about as well as the best one;
+    among them the one that stays closest to the range of pixel values is kept, and the others
+    that lie within it are counted as twins.
+
+    Parameters
+    ----------
+    candidates : Reconstruction
+        M of them.
+    image : Tensor
+        (M,) int64, the image that each belongs to, ascending from 0.
+    value_range : tuple[float, float]
+        Of the pixels.
+
+    Returns
+    -------
+    Reconstruction
+        With one entry per image.
+    """
+    count = int(image[-1]) + 1
+    if count == len(image):
+        return candidates
+    low, high = value_range
+    x = candidates.images
+    outside = (x.clamp(low, high) - x).flatten(1).abs().amax(dim=1)
+    chosen, twins = [], []
+    for i in range(count):
+        own = (image == i).nonzero()[:, 0]
+        residual = candidates.gradient_residual[own]
+        explains = residual <= (10 * residual.min()).clamp(min=EXPLAINS)
+        inside = outside[own] <= 1e-3 * (high - low)
+        chosen.append(int(own[torch.where(explains, outside[own], torch.inf).argmin()]))
+        twins.append(max(0, int((explains & inside).sum()) - 1))
+    result = candidates.select(torch.tensor(chosen, device=x.device))
+    return replace(result, twins=torch.tensor(twins, device=x.device))
+
+
+def within_range(result: Reconstruction, value_range: tuple[float, float]) -> Reconstruction:
+    """Images that equations do not determine, moved into the range of the pixels.
+
+    Where such an image explains the gradients no better than nothing does, a residual of 1 or
+    more, it is worth less than a flat image of the middle of the range, which is at least 6 dB
+    from every image: then that is the answer, and its expected error is 1.
+
+    Parameters
+    ----------
+    result : Reconstruction
+        With its certificate.
+    value_range : tuple of float
+        Of the pixels.
+
+    Returns
+    -------
+    Reconstruction
+        Certificate and verdict are those of the images as they were.
+    """
+    low, high = value_range
+    opened = ~result.full_rank
+    lost = opened & ~(result.gradient_residual < 1)
+    shape = (-1, 1, 1, 1)
+    images = torch.where(opened.reshape(shape), result.images.clamp(low, high), result.images)
+    images = torch.where(lost.reshape(shape), (low + high) / 2, images)
+    error = torch.where(lost, 1.0, result.expected_error)
+    return replace(result, images=images, expected_error=error)

@@ -11,18 +11,17 @@ import torch
 from torch import Tensor
 
 from rconv.attack.activation_vjp import through_activation
-from rconv.attack.estimate import Cotangent, Estimate
+from rconv.attack.estimate import Cotangent, Estimate, Start, channel_errors
 from rconv.attack.map_problem import ConvData, MapProblem
 from rconv.attack.plan import LayerPlan
 from rconv.attack.report import LayerReport
-from rconv.attack.start import Start, channel_errors
 from rconv.linalg.solution import Solution, root_mean_square
 from rconv.linalg.system import ONE
 from rconv.model.activations import Activation
 from rconv.model.geometry import Stage
 from rconv.model.nodes import CONCATENATION, SUM, Affine, Network
 from rconv.model.told import backward_order
-from rconv.observe.noise import Noise
+from rconv.observe.noise import Observed
 from rconv.observe.observation import Gradients
 
 
@@ -223,23 +222,10 @@ def propagated(stage: Stage, cotangent: Cotangent) -> Cotangent:
     return Cotangent(value, relative.maximum(cotangent.relative_std))
 
 
-def _offsets(gradients: Gradients, noise: Noise) -> Gradients:
-    """Gradients that settle the sides of kinks; not a number where an entry is not observed."""
-    found = dict(gradients)
-    for name, gradient in gradients.items():
-        seen = noise.observed(name, gradient)
-        if seen is not None:
-            found[name] = torch.where(seen, gradient, torch.nan)
-    return found
-
-
 def backward_pass(
     network: Network,
     plans: Sequence[LayerPlan],
     start: Start,
-    gradients: Gradients,
-    noise: Noise,
-    unit: Tensor,
     *,
     solve: Callable[[MapProblem], tuple[Solution, LayerReport]] = MapProblem.solve,
 ) -> tuple[Tensor, tuple[LayerReport, ...], Tensor]:
@@ -252,45 +238,26 @@ def backward_pass(
     plans : sequence of LayerPlan
         One per convolution, in the order of the forward pass.
     start : Start
-        Where the network is entered: N·B samples, B of each client.
-    gradients : dict of str to Tensor
-        Name → (N, *parameter shape), one per client, divided by `unit`.
-    noise : Noise
-        What is known of their errors.
-    unit : Tensor
-        (N,).
+        What the entry point tells, of M systems of B samples each.
     solve : callable
         Solves the problem of a map.
 
     Returns
     -------
     images : Tensor
-        (N·B, C, H, W).
+        (M·B, C, H, W).
     reports : tuple of LayerReport
         From where the network is entered down to the first convolution.
     std : Tensor
-        (N·B,), standard deviation of the images, in the unit of the pixels, from the noise alone.
+        (M·B,), standard deviation of the images, in the unit of the pixels, from the noise alone.
 
     Raises
     ------
     UnsupportedModelError
         Where missing gradients leave no equation of a map.
     """
-
-    def data(stage: Stage) -> dict[str, Tensor]:
-        name = f"{stage.name}.weight"
-        gradient = gradients.get(name)
-        if gradient is None:  # a frozen parameter: no equation takes the zeros
-            gradient = stage.weight.new_zeros(len(unit), *stage.weight.shape)
-            nothing = {"relative_std": torch.zeros_like(unit), "observed": torch.zeros_like(ONE)}
-            return {"gradient": gradient, **nothing}
-        level, std = noise.level(name, gradient, unit), noise.rows(name, gradient, unit)
-        seen = noise.observed(name, gradient)
-        observed = ONE if seen is None else seen.to(gradient)
-        return {"gradient": gradient, "relative_std": level, "std": std, "observed": observed}
-
-    single = len(start.cotangent.value) == len(unit)
-    offsets = _offsets(gradients, noise) if single else {}
+    observed = start.observed
+    offsets = _offsets(observed) if start.samples == 1 else {}
     state = BackwardState(network, plans, start.estimate, start.cotangent, offsets)
     reports = [start.report]
     std = None if start.estimate is None else start.estimate.std
@@ -300,11 +267,37 @@ def backward_pass(
         reports.append(report)
         std = estimate.std
     for node in state.unsolved():
-        problem = state.problem(node, data)
+        problem = state.problem(node, lambda stage: _weight_gradient(stage, observed))
         problem.refuse_without_equations()
         solved, report = solve(problem)
         reports.append(report.under(reports, problem.layers[0].plan.bounds))
         value = solved.value.reshape(-1, *network.nodes[node].shape)
-        std = channel_errors(value, solved.error, report.constraints, noise)
+        std = channel_errors(value, solved.error, report.constraints, observed.noise)
         state.maps[node] = Estimate.whole(value, std)
     return state.maps[0].value, tuple(reports), root_mean_square(std)
+
+
+def _weight_gradient(stage: Stage, observed: Observed) -> dict[str, Tensor | None]:
+    """What is known of a convolution's weight gradient: fields of `ConvData`."""
+    name = f"{stage.name}.weight"
+    if name not in observed.gradients:  # a frozen parameter: no equation takes the zeros
+        gradient = stage.weight.new_zeros(len(observed), *stage.weight.shape)
+        nothing = torch.zeros_like(ONE)
+        return {"gradient": gradient, "relative_std": 0 * observed.unit, "observed": nothing}
+    gradient, seen = observed.gradients[name], observed.seen(name)
+    return {
+        "gradient": gradient,
+        "relative_std": observed.level(name),
+        "std": observed.std(name),
+        "observed": ONE if seen is None else seen.to(gradient),
+    }
+
+
+def _offsets(observed: Observed) -> Gradients:
+    """Gradients that settle the sides of kinks; not a number where an entry is not observed."""
+    found = dict(observed.gradients)
+    for name, gradient in found.items():
+        seen = observed.seen(name)
+        if seen is not None:
+            found[name] = torch.where(seen, gradient, torch.nan)
+    return found

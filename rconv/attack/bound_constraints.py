@@ -33,6 +33,7 @@ EIGEN = 1_500
 ROUNDS = 8
 """Times that violated inequalities become equations; two or three are what noise needs."""
 
+
 @dataclass(frozen=True)
 class Settings:
     """How inequalities are used.

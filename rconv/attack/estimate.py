@@ -1,13 +1,15 @@
-"""What the backward pass carries from map to map: estimates with their errors, and cotangents."""
+"""What the backward pass starts from and carries from map to map: estimates and cotangents."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from rconv.attack.report import LayerReport
 from rconv.linalg.solution import root_mean_square
 from rconv.linalg.system import MAX_WEIGHT_RATIO
+from rconv.observe.noise import Noise, Observed
 
 
 @dataclass(frozen=True)
@@ -139,3 +141,59 @@ class Cotangent:
         # No sum is known better than the best of its terms.
         least = torch.stack([part.relative_std for part in parts]).amin(dim=0)
         return Cotangent(value, noise.maximum(least))
+
+
+@dataclass(frozen=True)
+class Start:
+    """What an entry point tells of a network's last node: M systems of B samples each.
+
+    Parameters
+    ----------
+    observed : Observed
+        The gradients of the client that each system is to explain, summed over its samples; M of
+        them, normalised.
+    client : Tensor
+        (M,), int64, this client: several systems of one are candidates.
+    estimate : Estimate or None
+        The map, of M·B samples; None where it is not known.
+    cotangent : Cotangent
+        The derivative of each sample's loss by it.
+    report : LayerReport
+        How well this is known.
+    linear : str
+        A layer the derivative by whose output is known as well: the certificate starts there.
+    derivative : Tensor
+        This derivative, (M·B, K), or (M·B, D, Ho, Wo) of a convolution.
+    solved : tuple of int, Estimate and LayerReport, or None
+        Another node whose map is known besides, and how well.
+    labels : Tensor or None
+        (M·B,), int64, where the entry point needs the labels itself.
+    """
+
+    observed: Observed
+    client: Tensor
+    estimate: Estimate | None
+    cotangent: Cotangent
+    report: LayerReport
+    linear: str
+    derivative: Tensor
+    solved: tuple[int, Estimate, LayerReport] | None = None
+    labels: Tensor | None = None
+
+    @property
+    def samples(self) -> int:
+        """B."""
+        return len(self.cotangent.value) // len(self.client)
+
+
+def channel_errors(value: Tensor, error: Tensor, kinds: Sequence[str], noise: Noise) -> Tensor:
+    """Standard deviation of each channel's values, (N, C).
+
+    Gradient constraints solve every channel for itself, and where their error is rounding, it is
+    relative to the channel. Other equations, and noise of one size, share it among all.
+    """
+    rounding = not noise.spread and not noise.deviations
+    apart = torch.tensor([rounding and kind == "gradient" for kind in kinds], device=value.device)
+    own = value.flatten(2).square().mean(dim=2).sqrt()
+    shared = root_mean_square(value)[:, None].expand_as(own)
+    return error[:, None] * torch.where(apart[:, None], own, shared)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rconv.linalg import batch
+from rconv.linalg.system import FREE
 
 CLEAR = 1e-2
 """Expected relative error up to which an image can be called unique. It is 40 dB below the
@@ -63,6 +64,25 @@ class LayerReport:
     guess: Tensor
     low: Tensor
     high: Tensor
+
+    @staticmethod
+    def plain(
+        name: str,
+        kind: str,
+        unknowns: int,
+        rows: int,
+        rank: Tensor,
+        condition: Tensor,
+        residual: Tensor,
+        value: Tensor | None = None,
+    ) -> "LayerReport":
+        """Of a layer that no range closes, by one kind of equations; value (N, unknowns)."""
+        none, known = torch.zeros_like(rank), (rank == unknowns)[:, None]
+        guess = residual.new_zeros(len(rank), unknowns)
+        ends = (torch.full_like(guess, end) for end in FREE)
+        low, high = ends if value is None else (torch.where(known, value, end) for end in ends)
+        equations = none + rows, none, rank, condition, residual, (kind,) * len(rank)
+        return LayerReport(name, unknowns, *equations, none, guess, low, high)
 
     @property
     def open(self) -> Tensor:

@@ -14,8 +14,8 @@ from scipy import sparse
 from scipy.sparse.csgraph import maximum_flow
 from torch import nn
 
-from rconv.attack.batch import required_for_batches
-from rconv.attack.ways import ways_into
+from rconv.attack.batch_head import required_for_batches
+from rconv.attack.entry_points import entry_points
 from rconv.audit.layers import check_share
 from rconv.audit.ranks import EPS
 from rconv.equations.conv_system import conv_system
@@ -68,7 +68,7 @@ def batch_limits(
         `active` out of range.
     """
     check_share(active)
-    return limits(ways_into(model, input_shape)[0].network, active=active, seed=seed)
+    return limits(entry_points(model, input_shape)[0].network, active=active, seed=seed)
 
 
 def limits(network: Network, *, active: float = 0.5, seed: int = 0) -> list[BatchLimit]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rconv.attack.ways import ways_into
+from rconv.attack.entry_points import entry_points
 from rconv.audit.batches import BatchLimit, limits
 from rconv.audit.generic import random_problems
 from rconv.audit.layers import (
@@ -96,7 +96,7 @@ def examine(
         `active` out of range.
     """
     check_share(active)
-    network = ways_into(model, input_shape)[0].network
+    network = entry_points(model, input_shape)[0].network
     options = {"active": active, "seed": seed}
     layers = audit_network(network, **options)
     if isinstance(network.head, Entry):

@@ -6,7 +6,7 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
-from rconv.attack.ways import ways_into
+from rconv.attack.entry_points import entry_points
 from rconv.audit.generic import RandomProblem, random_maps, random_problems
 from rconv.model.ends import Entry
 from rconv.model.nodes import Network
@@ -91,7 +91,7 @@ def audit(
         `active` out of range.
     """
     check_share(active)
-    return audit_network(ways_into(model, input_shape)[0].network, active=active, seed=seed)
+    return audit_network(entry_points(model, input_shape)[0].network, active=active, seed=seed)
 
 
 def audit_network(network: Network, *, active: float = 0.5, seed: int = 0) -> list[LayerAudit]:

@@ -190,3 +190,75 @@ class Noise:
         """What `deviations` says of a parameter; 0 for nothing, and for what is not observed."""
         own = torch.as_tensor(self.deviations.get(name, 0.0), dtype=torch.float64).to(gradient)
         return own.nan_to_num(posinf=0.0)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What an attacker has of N clients: their gradients, and what is known of the errors.
+
+    Gradients of 1e-200, as of a saturated softmax, are sound, but have no square: equations are
+    made of gradients that are divided by their largest entry.
+
+    Parameters
+    ----------
+    gradients : mapping of str to Tensor
+        Name → (N, *parameter shape), divided by `unit`; float64 where equations are made of them.
+    noise : Noise
+        Of the gradients as they were sent.
+    unit : Tensor
+        (N,).
+    """
+
+    gradients: Mapping[str, Tensor]
+    noise: Noise
+    unit: Tensor
+
+    @staticmethod
+    def of(gradients: Mapping[str, Tensor], noise: Noise) -> "Observed":
+        """Gradients as they were sent."""
+        first = next(iter(gradients.values()))
+        return Observed(gradients, noise, first.new_ones(len(first), dtype=torch.float64))
+
+    def __len__(self) -> int:
+        return len(self.unit)
+
+    def select(self, where: Tensor | list[int] | slice) -> "Observed":
+        """Those of some of the clients."""
+        chosen = {name: gradient[where] for name, gradient in self.gradients.items()}
+        return Observed(chosen, self.noise.select(where, self.gradients), self.unit[where])
+
+    def divided(self, unit: Tensor) -> "Observed":
+        """The gradients divided once more, by (N,)."""
+
+        def own(gradient: Tensor) -> Tensor:
+            return gradient / unit.to(gradient.dtype).reshape(-1, *[1] * (gradient.dim() - 1))
+
+        gradients = {name: own(gradient) for name, gradient in self.gradients.items()}
+        return Observed(gradients, self.noise, self.unit * unit)
+
+    def normalised(self) -> "Observed":
+        """The gradients divided by their largest entry."""
+        return self.divided(largest_entry(self.gradients))
+
+    def level(self, name: str) -> Tensor:
+        """(N,): `Noise.level` of one parameter."""
+        return self.noise.level(name, self.gradients[name], self.unit)
+
+    def std(self, name: str) -> Tensor | None:
+        """`Noise.rows` of one parameter."""
+        return self.noise.rows(name, self.gradients[name], self.unit)
+
+    def every_std(self, name: str) -> Tensor:
+        """`Noise.row_errors` of one parameter."""
+        return self.noise.row_errors(name, self.gradients[name], self.unit)
+
+    def seen(self, name: str) -> Tensor | None:
+        """`Noise.observed` of one parameter."""
+        return self.noise.observed(name, self.gradients[name])
+
+
+def largest_entry(gradients: Mapping[str, Tensor]) -> Tensor:
+    """(N,): size of the largest entry of each client's gradients, 1 where all are zero."""
+    sizes = torch.stack([g.flatten(1).abs().amax(dim=1).double() for g in gradients.values()])
+    unit = sizes.amax(dim=0)
+    return torch.where(unit > 0, unit, 1.0)
