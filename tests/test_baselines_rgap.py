@@ -5,6 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from rconv.attack.estimate import Cotangent, Estimate
+from rconv.attack.map_problem import ConvData
+from rconv.attack.plan import LayerPlan
 from rconv.baselines import rank_analysis, rgap
 from rconv.lab import architectures
 from rconv.lab.metrics import mse
@@ -90,7 +93,9 @@ def test_a_layer_is_the_least_squares_solution_of_all_rows():
     rows = stacked_rows(stage.weight.numpy(), back[0].numpy(), side=5)
     rhs = np.concatenate([output.numpy().ravel(), observed.numpy().ravel()])
     expected = np.linalg.lstsq(rows, rhs, rcond=None)[0]
-    value = rgap._solve(stage, output, back, observed).value[0, :, 0].numpy()
+    known = Estimate.whole(output, output[..., 0, 0]), Cotangent(back, torch.zeros(1))
+    layer = ConvData(LayerPlan(stage, "hybrid"), *known, observed, torch.zeros(1))
+    value = rgap._solve(layer).value[0, :, 0].numpy()
     np.testing.assert_allclose(value, expected, rtol=0, atol=1e-10 * abs(expected).max())
 
 

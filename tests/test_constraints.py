@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from small import SEEDS, convolve, geometries, normal
 
 from rconv.equations.conv_gradient import (
-    ClassPart,
     ConvGradient,
     gradient_matrix,
     gradient_rhs,
@@ -134,9 +133,9 @@ def test_residue_classes_are_the_independent_blocks_of_the_gradient_rows(g, seed
         inside = (slice(None), slice(None), offsets[:, None], pixels)
         assert torch.equal(block, matrix.reshape(shape)[inside].flatten(1, 2))
         rows = gradient_rhs(weight_gradient).reshape(*shape[:3], -1)[:, :, offsets]
-        part = ClassPart(ConvGradient(g, back[:, None]), offsets, pixels)
+        part = ConvGradient(g, back[:, None]).part(offsets, pixels)
         assert torch.equal(part.take(gradient_rhs(weight_gradient)), rows.flatten(1, 2))
-        assert torch.equal(part.matrix, block)
+        assert torch.equal(part.make(), block)
         left[inside] = 0
         seen += pixels.tolist()
     assert not left.any(), "an entry lies outside all blocks"

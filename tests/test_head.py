@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from small import SEEDS, normal, relative_error, uniform
 
-from rconv.attack import scale
+from rconv.attack import head as scale
 from rconv.attack.head import head_input, rank_one
 from rconv.model.ends import Head
 from rconv.observe.noise import Noise

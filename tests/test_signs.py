@@ -14,22 +14,20 @@ from rconv.attack import bound_constraints as by_bounds
 from rconv.attack.activation_vjp import through_activation
 from rconv.attack.attack import Attack
 from rconv.attack.attempt import within_range
+from rconv.attack.bound_constraints import Bounds
 from rconv.attack.map_problem import ConvData, MapProblem
 from rconv.attack.plan import LayerPlan
 from rconv.attack.total_variation import fill, total_variation
 from rconv.data.datasets import load
-from rconv.equations.bounds import Bounds
 from rconv.equations.conv_gradient import gradient_matrix
 from rconv.equations.conv_system import conv_system
 from rconv.lab import metrics
 from rconv.lab.ambiguity import another_input
 from rconv.lab.architectures import build
-from rconv.linalg import active_set as signs
-from rconv.linalg import chebyshev_center as margin
-from rconv.linalg.active_set import Forced
-from rconv.linalg.bound_tightening import extremes
+from rconv.linalg import inequalities as signs
 from rconv.linalg.cholesky import null_space
 from rconv.linalg.dense import solve_dense
+from rconv.linalg.inequalities import Forced, extremes
 from rconv.model.activations import from_module
 from rconv.model.geometry import Geometry, Stage
 
@@ -143,9 +141,10 @@ def test_a_point_beyond_the_bounds_proves_nothing():
 
 
 def test_programs_that_are_too_large_are_left():
-    columns = 2 * margin.FEW
+    columns = 2 * signs.FEW
     assert signs.forced(np.zeros(5 * columns), np.ones((5 * columns, columns)), 0.0) is None
-    assert signs.nonnegative(np.eye(signs.STEPS + 50), np.ones(signs.STEPS + 50)) is None
+    size = signs.ACTIVE_STEPS + 50
+    assert signs.nonnegative(np.eye(size), np.ones(size)) is None
 
 
 @given(SEEDS, st.integers(1, 12), st.integers(20, 400))
@@ -154,16 +153,16 @@ def test_rows_that_enter_as_needed_give_the_program_of_all(seed, columns, rows):
     rng = np.random.default_rng(seed)
     directions = rng.standard_normal((rows, columns))
     values = rng.uniform(-0.2, 1, rows)
-    t, weights, _ = margin.deepest(values, directions)
+    t, weights, _ = signs.deepest(values, directions)
     whole = linprog(
         np.r_[np.zeros(columns), -1.0],
         A_ub=np.c_[-directions, np.ones(rows)],
         b_ub=values,
-        bounds=[(None, None)] * columns + [(None, margin.DEEP)],
+        bounds=[(None, None)] * columns + [(None, signs.DEEP)],
     )
     assert t == pytest.approx(-whole.fun, abs=1e-8)
     assert weights.min() >= 0 and np.abs(weights @ directions).max() < 1e-8
-    if t < margin.DEEP:
+    if t < signs.DEEP:
         assert weights.sum() == pytest.approx(1) and weights @ values == pytest.approx(t, abs=1e-8)
 
 
@@ -171,28 +170,28 @@ def test_a_program_that_fails_is_tried_again_with_another_method(monkeypatch):
     """HiGHS fails on some degenerate programs with small tolerances, and not with its own."""
     rng = np.random.default_rng(0)
     directions, values = rng.standard_normal((40, 3)), rng.uniform(-0.2, 1, 40)
-    whole = margin.deepest(values, directions)
-    calls, solve = [], margin.scipy.optimize.linprog
+    whole = signs.deepest(values, directions)
+    calls, solve = [], signs.scipy.optimize.linprog
 
     def fails_at_first(*arguments, **options):
         calls.append(options["method"])
         found = solve(*arguments, **options)
-        if options["options"] is margin.OPTIONS:
+        if options["options"] is signs.OPTIONS:
             found.x = None
         return found
 
-    monkeypatch.setattr(margin.scipy.optimize, "linprog", fails_at_first)
-    again = margin.deepest(values, directions)
-    assert calls[:3] == [method for method, _ in margin.ATTEMPTS]
+    monkeypatch.setattr(signs.scipy.optimize, "linprog", fails_at_first)
+    again = signs.deepest(values, directions)
+    assert calls[:3] == [method for method, _ in signs.ATTEMPTS]
     assert again[0] == pytest.approx(whole[0], abs=1e-7)
     assert again[1] @ values == pytest.approx(again[0], abs=1e-12), "proved by its own weights"
 
 
 def test_weights_that_depend_on_the_directions_prove_nothing():
     directions, values = np.array([[1.0], [-1.0]]), np.array([0.25, 0.0])
-    t, weights = margin._proved(values, directions, np.array([0.5, 0.5]))
+    t, weights = signs._proved(values, directions, np.array([0.5, 0.5]))
     assert t == 0.125 and weights.sum() == 1
-    assert margin._proved(values, directions, np.array([0.6, 0.4])) is None
+    assert signs._proved(values, directions, np.array([0.6, 0.4])) is None
 
 
 def test_a_negative_margin_of_a_few_times_the_noise_is_no_contradiction():

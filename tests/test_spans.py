@@ -6,10 +6,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from small import SEEDS, normal, relative_error
 
-from rconv.attack.span_entry import Own, enter
-from rconv.equations.spans import Spans, row_space
+from rconv.attack.span_entry import _ConvGradients as Own
+from rconv.attack.span_entry import enter
+from rconv.equations.spans import Spans, preserved, row_space
 from rconv.equations.windows import window_index
-from rconv.linalg.fixed_space import preserved
 from rconv.model.geometry import Geometry
 
 SQUARE = Geometry((4, 4, 4), (20, 4, 4), (3, 3), (1, 1), (1, 1), (1, 1))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from rconv.linalg import lapack, threads
-from rconv.linalg.threads import in_threads
+from rconv.linalg import cholesky as lapack
+from rconv.linalg import solve as threads
+from rconv.linalg.solve import in_threads
 
 CPU = torch.device("cpu")
 

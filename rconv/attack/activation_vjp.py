@@ -34,16 +34,16 @@ def through_activation(
     noise: Tensor,
     cotangent_noise: Tensor | None = None,
 ) -> tuple[Cotangent, Estimate]:
-    """Pass an activation backwards.
+    """Pass an activation backwards: Ō = ∂ℓ/∂O, and O where Y determines it.
+
+    Where a ReLU is silent, the estimate says that O is not positive.
 
     Parameters
     ----------
     activation : Activation
         What stands between O and Y.
-    output : Tensor
-        Y = a(O) as reconstructed, (N, D, Ho, Wo).
-    cotangent : Tensor
-        Ȳ = ∂ℓ/∂Y, shaped as Y.
+    output, cotangent : Tensor
+        Y = a(O) as reconstructed, (N, D, Ho, Wo), and Ȳ = ∂ℓ/∂Y.
     bias_gradient : Tensor or None
         Gradient of the convolution's bias, (N, D), where it has one.
     noise : Tensor
@@ -51,13 +51,6 @@ def through_activation(
         deviation of each map in its own unit.
     cotangent_noise : Tensor, optional
         (N,), relative error of Ȳ; by default that of Y.
-
-    Returns
-    -------
-    Cotangent
-        Ō = ∂ℓ/∂O.
-    Estimate
-        O where Y determines it; where a ReLU is silent, that O is not positive.
     """
     size = output.abs().flatten(2).amax(dim=2)
     error = noise[:, None] * size.amax(dim=1, keepdim=True) if noise.dim() == 1 else noise
@@ -136,22 +129,10 @@ def settle_sides(
 ) -> Tensor:
     """Correct the side of a kink for outputs near it, so that Σ_p Ō[d, p] = ∂ℓ/∂b[d].
 
-    Where a filter's sum misses its bias gradient by more than the noise of both, and moving one
-    uncertain output to the other side of 0 explains the difference, it is moved. One number
-    cannot tell more than one output.
-
-    Parameters
-    ----------
-    activation : Activation
-        One with a kink at 0.
-    output, cotangent : Tensor
-        Y and Ȳ, (N, D, Ho, Wo).
-    bias_gradient : Tensor
-        (N, D).
-    error : Tensor
-        Broadcasts to Y; outputs below `UNCERTAIN` times it in size are uncertain.
-    noise : Tensor, optional
-        (N,), relative error of Ȳ and of the bias gradient.
+    Where a filter's sum misses its bias gradient (N, D) by more than the noise of both, and moving
+    one uncertain output to the other side of 0 explains the difference, it is moved. One number
+    cannot determine more than one output. Outputs Y below `UNCERTAIN` times `error` in size are
+    uncertain; `noise` (N,) is the relative error of Ȳ and of the bias gradient.
 
     Returns
     -------

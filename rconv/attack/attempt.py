@@ -248,24 +248,10 @@ def choose(
 ) -> Reconstruction:
     """Keep one candidate per image.
 
-    A head without a bias leaves a sign, and at times a scale, open: each choice gives a
-    candidate of its own. Those count that explain the gradients about as well as the best one;
-    among them the one that stays closest to the range of pixel values is kept, and the others
-    that lie within it are counted as twins.
-
-    Parameters
-    ----------
-    candidates : Reconstruction
-        M of them.
-    image : Tensor
-        (M,) int64, the image that each belongs to, ascending from 0.
-    value_range : tuple[float, float]
-        Of the pixels.
-
-    Returns
-    -------
-    Reconstruction
-        With one entry per image.
+    A head without a bias leaves a sign, and at times a scale, open: each choice gives a candidate
+    of its own, of the image (M,) that it explains. Those count that explain the gradients about as
+    well as the best one; among them the one that stays closest to the range of pixel values is
+    kept, and the others that lie within it are counted as twins.
     """
     count = int(image[-1]) + 1
     if count == len(image):

@@ -72,17 +72,8 @@ class BackwardState:
     def unsolved(self, until: int | None = None) -> Iterator[int]:
         """The maps that convolutions take and that are not known, in the order of the attack.
 
-        Each must be in `maps` before the next one is asked for.
-
-        Parameters
-        ----------
-        until : int, optional
-            The node after which the pass ends; the image by default.
-
-        Yields
-        ------
-        int
-            The node.
+        Each node must be in `maps` before the next one is asked for. The pass ends after the node
+        `until`; at the image by default.
         """
         for node in backward_order(self.network):
             if node in self.given:
@@ -96,13 +87,8 @@ class BackwardState:
     def problem(self, node: int, data: Callable[[Stage], dict[str, Tensor]]) -> MapProblem:
         """The problem of a map that `unsolved` has yielded.
 
-        Parameters
-        ----------
-        node : int
-            The map.
-        data : callable
-            Of a convolution that takes it, what is known of its weight gradient: the fields of
-            `ConvData` from `gradient` on.
+        `data` takes a convolution and returns what is known of its weight gradient: the fields of
+        `ConvData` from `gradient` on.
         """
         layers = []
         for i, stage in self.network.fed_by(node):

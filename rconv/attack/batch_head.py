@@ -145,7 +145,7 @@ class HeadEquations:
 
 
 @dataclass(frozen=True)
-class Samples:
+class _Samples:
     """The samples of a batch at its head, in any order.
 
     Parameters
@@ -166,24 +166,21 @@ class Samples:
     residual: float
 
 
-def disaggregate(matrix: Tensor, gradient: Tensor, batch: int, noise: float) -> Samples | None:
-    """The samples behind the summed gradient of a head.
+def disaggregate(matrix: Tensor, gradient: Tensor, batch: int, noise: float) -> _Samples | None:
+    """The samples behind the summed gradient of a head; None where no labels fit.
+
+    Of those that are found, the ones of the smallest residual, which may be large.
 
     Parameters
     ----------
     matrix : Tensor
         [V c], (K, n + 1).
     gradient : Tensor
-        G, (K, n + 1), of rank B, summed over the samples.
+        G, (K, n + 1), of rank B < K, summed over the samples.
     batch : int
-        B, less than K.
+        B.
     noise : float
         Relative residual up to which the samples explain it.
-
-    Returns
-    -------
-    Samples or None
-        Those of the smallest residual, which may be large; None where no labels fit.
     """
     equations, best = HeadEquations.of(matrix, gradient, batch), None
     spread = noise * float(gradient.norm()) / gradient.numel() ** 0.5
@@ -191,7 +188,7 @@ def disaggregate(matrix: Tensor, gradient: Tensor, batch: int, noise: float) -> 
         features, z = equations.solve(start, labels, noise)
         miss = float(relative((z.mT @ features - gradient)[None], gradient[None])[0])
         if best is None or miss < best.residual:
-            best = Samples(features, z, labels, miss)
+            best = _Samples(features, z, labels, miss)
         if miss <= noise:
             break
     return best
@@ -224,19 +221,12 @@ def _starts(
 
 
 def required_for_batches(network: Network, batch: int | None) -> None:
-    """Refuse what a batch cannot be told apart in, whatever its images are.
-
-    Parameters
-    ----------
-    network : Network
-        The model.
-    batch : int or None
-        B.
+    """Refuse batches of B images, or of any number, that the network does not permit.
 
     Raises
     ------
     UnsupportedModelError
-        A network that branches, or one whose head is not one Linear with a bias.
+        A network that is not read up to its head, or whose head is not one Linear with a bias.
     ValueError
         A batch that is no positive number, or not below the number of classes.
     """
@@ -299,11 +289,6 @@ def from_batch(
         B.
     shape : tuple of int
         (C, H, W) of the map that the head takes.
-
-    Returns
-    -------
-    Start
-        Of the B samples, in any order.
 
     Raises
     ------
@@ -375,17 +360,7 @@ def head_gradient(head: Head, clients: Observed) -> tuple[Tensor, Tensor]:
 
 
 def head_rank(gradient: Tensor, errors: Tensor) -> int:
-    """Number of samples: singular values above those of the errors.
-
-    Parameters
-    ----------
-    gradient, errors : Tensor
-        (K, n + 1), as `head_gradient` returns them.
-
-    Returns
-    -------
-    int
-    """
+    """Number of samples: singular values of the gradient above those of its errors (K, n + 1)."""
     values = torch.linalg.svdvals(gradient)
     floor = ACCUMULATED * float(largest_of_noise(errors, *gradient.shape))
     return int((values > floor + ARITHMETIC * values[0]).sum())
@@ -395,7 +370,7 @@ def _measured(
     matrix: Tensor,
     gradient: Tensor,
     errors: Tensor,
-    samples: Samples,
+    samples: _Samples,
     unit: Tensor,
     shape: tuple[int, int, int],
 ) -> tuple[Estimate, Cotangent]:

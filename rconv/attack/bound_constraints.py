@@ -1,4 +1,8 @@
-"""Maps whose equations are short of rank, closed by their range and by silent outputs."""
+"""Maps whose equations are short of rank, closed by their range and by silent outputs.
+
+Behind a ReLU nothing is negative, an image has its range, and where a ReLU is silent, the output
+of the convolution is not positive. Inequalities that leave no room become equations again.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -8,16 +12,22 @@ from torch import Tensor
 
 from rconv.attack.total_variation import fill
 from rconv.attack.verdict import ACCUMULATED, ARITHMETIC
-from rconv.equations.bounds import Bounds
-from rconv.linalg.active_set import Forced, forced, forced_at, moving, nonnegative
-from rconv.linalg.bound_tightening import extremes
-from rconv.linalg.chebyshev_center import FEW, PROGRAM
 from rconv.linalg.cholesky import null_space
 from rconv.linalg.columns import columns_of, least_squares
 from rconv.linalg.dense import solve_dense
+from rconv.linalg.inequalities import (
+    FEW,
+    PROGRAM,
+    Forced,
+    extremes,
+    forced,
+    forced_at,
+    moving,
+    nonnegative,
+)
 from rconv.linalg.operator import Entries
 from rconv.linalg.solution import Solution, root_mean_square
-from rconv.linalg.system import System
+from rconv.linalg.system import Rows, System
 
 SURE = 6.0
 """Standard deviations up to which a margin counts as none."""
@@ -35,22 +45,71 @@ ROUNDS = 8
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How inequalities are used.
+class Bounds:
+    """Inequalities of the unknown of one system.
 
     Parameters
     ----------
-    prior : bool
-        Whether a choice is made in the directions that stay open.
-    image : tuple of int or None
-        (B, C, H, W) where the map is an image, so that total variation makes the choice.
-    exact : bool
-        Whether the intervals that are left are exact.
+    system : System
+        Its equations, N = k = 1; their `bounds` are the range of the unknown.
+    sides : tuple of Tensor or None
+        For each block of rows, shaped as its right-hand sides: 1 where A x ≤ rhs is known, -1
+        where A x ≥ rhs is, 0 where neither is.
     """
 
-    prior: bool = False
-    image: tuple[int, int, int, int] | None = None
-    exact: bool = False
+    system: System
+    sides: tuple[Tensor | None, ...]
+
+    @property
+    def one_sided(self) -> list[tuple[int, Rows, Tensor]]:
+        """Blocks that have inequalities: index, rows, and which they are."""
+        own = zip(self.system.blocks, self.sides, strict=True)
+        each = [(i, rows, side) for i, (rows, side) in enumerate(own) if side is not None]
+        return [(i, rows, side) for i, rows, side in each if bool(side.any())]
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any inequality."""
+        return bool(np.isfinite(self.system.bounds).any()) or bool(self.one_sided)
+
+    def along(self, start: np.ndarray, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Margins at start + basis · z: h (m,) and G (m, r), in the unit of the unknown.
+
+        Low bounds first, then high ones, then those of the rows over their norms; what is not
+        bounded has no row.
+        """
+        low, high = self.system.bounds
+        margins, slopes = [np.zeros(0)], [np.zeros((0, basis.shape[1]))]
+        if np.isfinite(low):
+            margins.append(start - low)
+            slopes.append(basis)
+        if np.isfinite(high):
+            margins.append(high - start)
+            slopes.append(-basis)
+        for _, rows, side in self.one_sided:
+            used = side != 0
+            factor = (side / rows.operator.row_norms().expand_as(side))[used].cpu().numpy()
+            applied = _applied(rows, used, np.c_[start, basis])
+            margins.append(factor * (rows.rhs[used].cpu().numpy() - applied[:, 0]))
+            slopes.append(-factor[:, None] * applied[:, 1:])
+        return np.concatenate(margins), np.concatenate(slopes)
+
+    def closed(self, active: np.ndarray) -> System:
+        """The equations with those of `active` (m,) that hold with equality, in the order above."""
+        n, rest = self.system.unknowns, active
+        fixed = np.full(n, np.nan)
+        for bound in self.system.bounds:
+            if np.isfinite(bound):
+                fixed[rest[:n]], rest = bound, rest[n:]
+        blocks = list(self.system.blocks)
+        for i, rows, side in self.one_sided:
+            used, touching = side != 0, torch.zeros_like(side, dtype=torch.bool)
+            own, rest = rest[: int(used.sum())], rest[int(used.sum()) :]
+            touching[used] = torch.from_numpy(own).to(side.device)
+            weight = torch.where(touching, 1.0, rows.weight.expand_as(touching))
+            blocks[i] = replace(rows, weight=weight)
+        fixed = torch.from_numpy(fixed).to(self.system.rhs)
+        return replace(self.system, blocks=tuple(blocks), fixed=fixed)
 
 
 @dataclass(frozen=True)
@@ -88,25 +147,12 @@ def joint(solved: Solution) -> Solution:
 
 
 def close_parts(
-    system: System, solution: Solution, precision: float, settings: Settings, *, scale: float
+    system: System, solution: Solution, precision: float, *, exact: bool, scale: float
 ) -> Completed:
-    """A system that falls into channels and residue classes, each closed alone.
+    """A system, N = 1, that falls into channels and residue classes, each closed alone.
 
-    Directions that stay open are left as they are: to choose in each part would take longer than
-    all else.
-
-    Parameters
-    ----------
-    system : System
-        N = 1, of rows that meet one channel each.
-    solution, precision, scale
-        As `close` takes them.
-    settings : Settings
-        Without a prior.
-
-    Returns
-    -------
-    Completed
+    As `close`, but directions that stay open are left as they are: to choose in each part would
+    take longer than all else.
     """
     value = solution.value[0]
     low, high, error = (torch.full_like(value, end) for end in (*system.bounds, 0.0))
@@ -123,7 +169,7 @@ def close_parts(
                 continue
             mine = replace(solution, value=value[place][None], rank=ranks[c][None])
             none = (None,) * len(own.blocks)
-            done = close(Bounds(own, none), mine, precision, settings, scale=scale)
+            done = close(Bounds(own, none), mine, precision, exact=exact, scale=scale)
             closed += done.closed
             value[place], low[place], high[place] = done.solution.value[0], done.low, done.high
             error[place] = done.solution.error[0] * root_mean_square(done.solution.value)[0]
@@ -136,8 +182,10 @@ def close(
     bounds: Bounds,
     solution: Solution,
     precision: float,
-    settings: Settings | None = None,
     *,
+    prior: bool = False,
+    image: tuple[int, int, int, int] | None = None,
+    exact: bool = False,
     scale: float = 0.0,
 ) -> Completed:
     """What the inequalities leave of one system's solutions.
@@ -154,8 +202,12 @@ def close(
         Of minimum norm, value (1, n), its rank short of n.
     precision : float
         Relative noise of the equations.
-    settings : Settings, optional
-        By default nothing is chosen.
+    prior : bool
+        Whether a choice is made in the directions that stay open.
+    image : tuple of int or None
+        (B, C, H, W) where the map is an image, so that total variation makes the choice.
+    exact : bool
+        Whether the intervals that are left are exact.
     scale : float
         Size that margins are measured by where the solution is zero.
 
@@ -164,7 +216,7 @@ def close(
     Completed
         With the given solution where the inequalities close nothing or contradict the equations.
     """
-    settings, system = settings or Settings(), bounds.system
+    system = bounds.system
     value, scale = solution.value[0], float(root_mean_square(solution.value)[0]) or scale
     ends = [torch.full_like(value, end) for end in system.bounds]
     as_is = Completed(solution, 0, torch.zeros_like(value), *ends)
@@ -185,12 +237,12 @@ def close(
         if done is None:
             return as_is
         as_is, basis = done
-    as_is = _left(bounds, basis, as_is, noise, scale, settings)
-    if not basis.shape[1] or not settings.prior:
+    as_is = _left(bounds, basis, as_is, noise, scale, exact)
+    if not basis.shape[1] or not prior:
         return as_is
-    if few and not settings.image:
+    if few and not image:
         lowest = _lowest(system, gram, value)
-    return _chosen(bounds, basis, as_is, lowest, settings)
+    return _chosen(bounds, basis, as_is, lowest, image)
 
 
 def _lowest(system: System, gram: np.ndarray, value: Tensor) -> np.ndarray | None:
@@ -206,14 +258,14 @@ def _left(
     given: Completed,
     noise: float,
     scale: float,
-    settings: Settings,
+    exact: bool,
 ) -> Completed:
     """The same with its intervals: exact ones if asked for, else the range of what moves."""
     value, ends = given.solution.value[0], bounds.system.bounds
     point = value.cpu().numpy()
     moved = torch.from_numpy(moving(basis)).to(value.device)
     low, high = (torch.where(moved, end, value) for end in ends)
-    if settings.exact and basis.shape[1]:
+    if exact and basis.shape[1]:
         margins, slopes = bounds.along(point, basis)
         scaled = ends[0] / scale, ends[1] / scale
         found = extremes(point / scale, basis, margins / scale + noise, slopes, scaled)
@@ -272,27 +324,9 @@ def _kept(
     violated inequalities as equations, until none is left, is one if its residual exceeds what
     noise leaves.
 
-    Parameters
-    ----------
-    bounds : Bounds
-        Equations and inequalities.
-    active : np.ndarray
-        (m,), bool: the inequalities that hold with equality for certain.
-    whole : Tensor
-        (1, n), the answer that these give.
-    error : float
-        Its expected error.
-    precision : float
-        Relative noise of the equations.
-
-    Returns
-    -------
-    answer : Solution
-        Of the unknowns that are left.
-    whole : Tensor
-        (1, n), all unknowns.
-    None
-        Where equations and inequalities contradict each other.
+    The inequalities `active` (m,) hold with equality for certain and give the answer `whole` (1,
+    n), whose expected error is `error`. Returns the answer for the unknowns that are left, and all
+    unknowns; None where equations and inequalities contradict each other.
     """
     for _ in range(ROUNDS):
         beyond = _violated(bounds, whole, 0.0) & ~active
@@ -315,17 +349,23 @@ def _chosen(
     basis: np.ndarray,
     given: Completed,
     lowest: np.ndarray | None,
-    settings: Settings,
+    image: tuple[int, int, int, int] | None,
 ) -> Completed:
     """The same with a choice in the open directions, the columns of `basis`."""
     value, error = given.solution.value[0], given.solution.error
-    if settings.image:
-        image, doubt = fill(value.reshape(settings.image), basis, bounds.system.bounds)
-        guess = image.flatten() - value
-        error = torch.hypot(error, doubt / root_mean_square(image[None])).clamp(max=1.0)
+    if image:
+        filled, std = fill(value.reshape(image), basis, bounds.system.bounds)
+        guess = filled.flatten() - value
+        error = torch.hypot(error, std / root_mean_square(filled[None])).clamp(max=1.0)
     elif lowest is None:
         return given
     else:
         guess = torch.from_numpy(basis @ (basis.T @ (lowest - value.cpu().numpy()))).to(value)
     chosen = replace(given.solution, value=(value + guess)[None], error=error)
     return replace(given, solution=chosen, guess=guess)
+
+
+def _applied(rows: Rows, used: Tensor, columns: np.ndarray) -> np.ndarray:
+    """(n, k) → the used rows of each column, (s, k)."""
+    x = torch.from_numpy(columns.T.copy()).to(rows.rhs)[..., None]
+    return rows.operator.apply(x).reshape(len(x), *used.shape[1:])[:, used[0]].T.cpu().numpy()

@@ -14,12 +14,12 @@ from rconv.observe.observation import Gradients, per_image
 def gradient_residual(
     model: nn.Module, first_linear: str, images: Tensor, cotangent: Tensor, gradients: Gradients
 ) -> Tensor:
-    """Relative distance between the gradients of a reconstruction and the observed ones.
+    """(N,): ‖g(x̂) - g‖ / ‖g‖ over all parameters up to the first Linear; inf if undefined.
 
     The images go through the model by autograd, independently of the attack's own algebra. The
-    derivative z̄ of the loss by the first Linear's output is taken as observed: it stands in
-    the gradients itself, and recomputing it would only compare how client and attacker round
-    a saturated softmax.
+    derivative z̄ of the loss by the first Linear's output is taken as observed: it stands in the
+    gradients itself, and recomputing it would only compare how client and attacker round a
+    saturated softmax.
 
     Parameters
     ----------
@@ -33,12 +33,6 @@ def gradient_residual(
         z̄, (N, K).
     gradients : dict of str to Tensor
         Name → (N, *parameter shape).
-
-    Returns
-    -------
-    Tensor
-        (N,): ‖g(x̂) - g‖ / ‖g‖ over all parameters up to the first Linear; inf where it is not a
-        number.
     """
     own = recomputed(model, first_linear, images, cotangent)
     return distance(own, gradients, list(own))
@@ -47,15 +41,7 @@ def gradient_residual(
 def recomputed(model: nn.Module, first_linear: str, images: Tensor, cotangent: Tensor) -> Gradients:
     """Gradients of all parameters up to the first Linear, by autograd.
 
-    Parameters
-    ----------
-    model, first_linear, images, cotangent
-        As `gradient_residual` takes them.
-
-    Returns
-    -------
-    dict of str to Tensor
-        Name → (N, *parameter shape).
+    Takes the arguments of `gradient_residual`, and returns name → (N, *parameter shape).
     """
     linear = model.get_submodule(first_linear)
     parameters = {name: p.detach() for name, p in model.named_parameters()}
@@ -76,12 +62,7 @@ def recomputed(model: nn.Module, first_linear: str, images: Tensor, cotangent: T
 def where_observed(own: Gradients, gradients: Gradients, noise: Noise) -> Gradients:
     """Recomputed gradients with the entries that are not observed taken from the observed ones.
 
-    Parameters
-    ----------
-    own, gradients : dict of str to Tensor
-        Name → (N, *parameter shape).
-    noise : Noise
-        Its infinite deviations mark what is not observed.
+    Infinite deviations of the noise mark these.
     """
     found = dict(own)
     for name in own.keys() & gradients.keys():
@@ -92,19 +73,9 @@ def where_observed(own: Gradients, gradients: Gradients, noise: Noise) -> Gradie
 
 
 def distance(own: Gradients, observed: Gradients, names: Sequence[str]) -> Tensor:
-    """Relative distance between two sets of gradients over some of their parameters.
+    """(N,): ‖own - observed‖ / ‖observed‖ over the parameters of these names.
 
-    Parameters
-    ----------
-    own, observed : dict of str to Tensor
-        Name → (N, *parameter shape).
-    names : sequence of str
-        The parameters that count.
-
-    Returns
-    -------
-    Tensor
-        (N,): ‖own - observed‖ / ‖observed‖; 0 where both are zero, inf where it is no number.
+    0 where both are zero, inf where it is no number.
     """
     differences = [(own[name] - observed[name]).flatten(1).norm(dim=1).double() for name in names]
     sizes = [observed[name].flatten(1).norm(dim=1).double() for name in names]

@@ -30,21 +30,8 @@ def second_look(first: Reconstruction, client: Observed, attempt: Attempt) -> Re
     """Another answer to one client's gradients, where the first does not explain them.
 
     Perhaps the equations were the wrong ones: the cheapest are tried. Or the noise is larger than
-    declared: then it is the revealed one, and equations and expected error follow.
-
-    Parameters
-    ----------
-    first : Reconstruction
-        Of the client's image, or of those of its batch.
-    client : Observed
-        As it was sent.
-    attempt : callable
-        See `Attempt`.
-
-    Returns
-    -------
-    Reconstruction
-        The better one, with what the noise makes of its expected error.
+    declared: then it is the revealed one, and equations and expected error follow. The better
+    answer is returned, with what the noise makes of its expected error.
     """
     frugal = attempt(client, frugal=True)
     if not (frugal.revealed_noise > 0).any():
@@ -86,19 +73,9 @@ def _head_noise(head: LayerReport) -> float:
 
 
 def needs_simulation(result: Reconstruction, head: object) -> torch.Tensor:
-    """Which images would be called unique though a layer exceeds what its noise alone allows.
+    """(N,), bool: images that would be called unique though a layer exceeds what its noise allows.
 
-    Parameters
-    ----------
-    result : Reconstruction
-        Of N images.
-    head : Head or Entry
-        Of the network; a simulation needs a head with a bias, whose gradient is the cotangent.
-
-    Returns
-    -------
-    Tensor
-        (N,), bool.
+    A simulation needs a head with a bias, whose gradient is the cotangent.
     """
     able = isinstance(head, Head) and head.has_bias
     return result.unique & (result.revealed_noise == 0) & (result.excess > 1).any(dim=1) & able
@@ -109,22 +86,7 @@ def compared_with_simulation(
 ) -> Reconstruction:
     """Images, with undeclared noise where the known noise does not explain their residuals.
 
-    Parameters
-    ----------
-    result : Reconstruction
-        Of N images.
-    head : Head
-        Of the network.
-    model : Module
-        The shared model, float64.
-    clients : Observed
-        The N clients, as they were sent.
-    attempt : callable
-        See `Attempt`.
-
-    Returns
-    -------
-    Reconstruction
+    Of N images of a network with this head, whose gradients `clients` are as they were sent.
     """
     gradients, noise = clients.gradients, clients.noise
     sent = recomputed(model, head.name, result.images, gradients[f"{head.name}.bias"])

@@ -66,14 +66,8 @@ class EntryPoint:
     def start(self, model: nn.Module, clients: Observed, batch: int = 1) -> Start:
         """What the gradients tell of the network's last node.
 
-        Parameters
-        ----------
-        model : Module
-            The shared model, float64.
-        clients : Observed
-            As they were sent; one client where the batch is larger than 1.
-        batch : int
-            B, samples of each client.
+        Takes the shared model, clients as they were sent (one where the batch is larger than 1),
+        and B, the samples of each.
 
         Raises
         ------
@@ -103,20 +97,10 @@ class EntryPoint:
 
 
 def entry_points(model: nn.Module, input_shape: Sequence[int]) -> list[EntryPoint]:
-    """Entry points of a model.
+    """Entry points of a model for images of a shape (C, H, W).
 
-    Parameters
-    ----------
-    model : Module
-        The model.
-    input_shape : sequence of int
-        (C, H, W) of one image.
-
-    Returns
-    -------
-    list of EntryPoint
-        One where the model is read. Else one for each convolution whose own gradients determine
-        its input, provided that Ō has full rank; the topmost first.
+    One where the model is read. Else one for each convolution whose own gradients determine its
+    input, provided that Ō has full rank; the topmost first.
 
     Raises
     ------
@@ -149,11 +133,8 @@ def entry_points(model: nn.Module, input_shape: Sequence[int]) -> list[EntryPoin
 def final_refusal(refusals: Sequence[UnsupportedModelError]) -> UnsupportedModelError:
     """One sentence that names the first layer that cannot be passed, and all reasons beside it.
 
-    Parameters
-    ----------
-    refusals : sequence of UnsupportedModelError
-        Why the model is not read up to its first Linear; then why its convolutions cannot be
-        solved from their own gradients.
+    The refusals say why the model is not read up to its first Linear; then why its convolutions
+    cannot be solved from their own gradients.
     """
     reasons = tuple(dict.fromkeys(chain.from_iterable(own.reasons for own in refusals)))
     first = str(refusals[0])
@@ -184,21 +165,10 @@ def _refusal(network: Network, spans: Spans) -> str | None:
 def best_entry_point(
     points: list[EntryPoint], clients: Observed
 ) -> tuple[EntryPoint, tuple[str, ...]]:
-    """The topmost entry point that the most clients' gradients permit.
+    """The topmost entry point that the most clients' gradients permit, and why others are closed.
 
-    Parameters
-    ----------
-    points : list of EntryPoint
-        From the top down.
-    clients : Observed
-        As they were sent.
-
-    Returns
-    -------
-    EntryPoint
-    tuple of str
-        Of each of the N clients, the rank of every convolution that was tried and the rank that it
-        needs, if it cannot be entered there; else "".
+    Of each of the N clients, the rank of every convolution that was tried and the rank that it
+    needs, if it cannot be entered there; else "".
     """
     spans = [point.spans for point in points]
     if None in spans:
@@ -222,18 +192,6 @@ def observed_entry_points(points: list[EntryPoint], observed: Collection[str]) -
     A missing gradient, as of a frozen parameter, is no gradient of zero: its equations have the
     weight 0, and the weight constraints of known outputs are what is left. Nothing replaces the
     gradients at which the attack enters the network.
-
-    Parameters
-    ----------
-    points : list of EntryPoint
-        Of the model.
-    observed : collection of str
-        Names of the parameters whose gradients are there.
-
-    Returns
-    -------
-    list of EntryPoint
-        One or more.
 
     Raises
     ------
@@ -260,20 +218,9 @@ def observed_entry_points(points: list[EntryPoint], observed: Collection[str]) -
 def from_embedding(network: Network, clients: Observed) -> Start:
     """Start from a position embedding, which is added to the output of a convolution.
 
-    Its gradient is the derivative Ō of the loss by the output, entry for entry. The gradient of
-    the convolution's bias, the sum of Ō over the positions, checks it.
-
-    Parameters
-    ----------
-    network : Network
-        That ends at the convolution.
-    clients : Observed
-        As they were sent.
-
-    Returns
-    -------
-    Start
-        The output itself is not known.
+    Its gradient is the derivative Ō of the loss by the output, entry for entry; the output itself
+    is not known. The gradient of the convolution's bias, the sum of Ō over the positions, checks
+    it. The network ends at the convolution; clients are as they were sent.
     """
     observed, entry, stage = clients.normalised(), network.head, network.stages[-1]
     name, index = entry.embedding.name, entry.embedding.index
@@ -296,26 +243,12 @@ def from_embedding(network: Network, clients: Observed) -> Start:
 def checked(
     network: Network, start: Start, reports: tuple[LayerReport, ...]
 ) -> tuple[LayerReport, ...]:
-    """The reports, the first with how far the gradients at the entry contradict each other.
+    """The reports, the first with how far the gradients at a position embedding are consistent.
 
-    There are more of them than unknowns: the convolution's weight gradient is the product of Ō
-    and the windows of its input, its bias gradient the sum of Ō. Undeclared noise shows
-    here at its own size, also where the image is so sensitive to it that it explains the
-    gradients all the same.
-
-    Parameters
-    ----------
-    network : Network
-        That ends at the convolution.
-    start : Start
-        Of a position embedding.
-    reports : tuple of LayerReport
-        Of the entry, of the convolution's input, and further down.
-
-    Returns
-    -------
-    tuple of LayerReport
-        The residual of the first is relative to what errors of one relative size would leave.
+    There are more of them than unknowns: the convolution's weight gradient is the product of Ō and
+    the windows of its input, its bias gradient the sum of Ō. Undeclared noise shows here at its own
+    size, also where the image is so sensitive to it that it explains the gradients all the same.
+    The residual is relative to what errors of one relative size would leave.
     """
     residual = reports[0].residual.maximum(_contradiction(network, start, reports[1]))
     return (replace(reports[0], residual=residual), *reports[1:])

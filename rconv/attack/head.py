@@ -57,6 +57,9 @@ class HeadInput:
 def head_input(head: Head, gradients: Gradients, noise: Noise | None = None) -> HeadInput:
     """Candidates for v and z̄ from the gradients of the first Linear.
 
+    M = N where the head has a bias; without a bias up to four per image, since a single logit
+    leaves the sign, and at times the scale, to the layers below.
+
     Parameters
     ----------
     head : Head
@@ -65,12 +68,6 @@ def head_input(head: Head, gradients: Gradients, noise: Noise | None = None) -> 
         Name → (N, *parameter shape), float64.
     noise : Noise, optional
         What is known of their errors: weighs the rows where it says each entry's own.
-
-    Returns
-    -------
-    HeadInput
-        With M = N where the head has a bias; without a bias up to four per image, since a single
-        logit leaves the sign, and at times the scale, to be told by the layers below.
     """
     weight_gradient = gradients[f"{head.name}.weight"]
     if not head.has_bias:
@@ -134,19 +131,10 @@ def _without_bias(weight: Tensor, weight_gradient: Tensor) -> HeadInput:
 
 
 def rank_one(g: Tensor) -> tuple[Tensor, Tensor]:
-    """Best left·directionᵀ for one gradient.
+    """Best left·directionᵀ for one gradient (K, n).
 
-    Parameters
-    ----------
-    g : Tensor
-        (K, n).
-
-    Returns
-    -------
-    left : Tensor
-        (K,), whose entry at the label is negative.
-    direction : Tensor
-        (n,), of norm 1; zero where `g` is.
+    The entry of `left` (K,) at the label is negative; the direction (n,) has norm 1, and is zero
+    where the gradient is.
     """
     if not g.any():
         return g[:, 0], torch.zeros_like(g[0])
@@ -172,21 +160,10 @@ def _unit(size: Tensor) -> Tensor:
 
 
 def from_head(linear: Head, clients: Observed, shape: tuple[int, int, int]) -> Start:
-    """Start from the first Linear of a network.
+    """Start from the first Linear of a network, which takes a map (C, H, W).
 
-    Parameters
-    ----------
-    linear : Head
-        The Linear.
-    clients : Observed
-        As they were sent.
-    shape : tuple of int
-        (C, H, W) of the map that it takes.
-
-    Returns
-    -------
-    Start
-        With several candidates for one client where the Linear has no bias.
+    Clients are as they were sent. There are several candidates for one client where the Linear has
+    no bias.
     """
     head = head_input(linear, clients.gradients, clients.noise)
     observed = clients.select(head.image).normalised()
@@ -227,25 +204,14 @@ def head_report(
 
 
 def scales(logits: Tensor, left: Tensor) -> tuple[list[float], float]:
-    """Scales t for which t·direction has exactly the logit gradient left / t.
+    """Scales t for which t·direction has exactly the logit gradient left / t, and their mismatch.
 
-    With w = V·direction, the label row says t·σ(m(t)) = |left[y]| for the margin
-    m(t) = log Σ_{k≠y} exp(t w_k) - t w_y. A single logit or two classes leave the sign of t
-    open, and there the equation can have two roots: twin images with the same gradients.
+    With w = V·direction (K,), the label row says t·σ(m(t)) = |left[y]| for the margin m(t) = log
+    Σ_{k≠y} exp(t w_k) - t w_y. A single logit or two classes leave the sign of t open, and there
+    the equation can have two roots: twin images with the same gradients.
 
-    Parameters
-    ----------
-    logits : Tensor
-        w, (K,).
-    left : Tensor
-        (K,), the logit gradient times t.
-
-    Returns
-    -------
-    list of float
-        The scales, at least one, negative ones included.
-    float
-        Relative mismatch of the best of them: not small where the loss is not cross-entropy.
+    At least one scale is returned, negative ones included; the mismatch is relative, of the best of
+    them, and not small where the loss is not cross-entropy.
     """
     w, left = logits.double().cpu(), left.double().cpu()
     told = len(w) > 2 and bool((left > 0).sum() > 1 or not (left < 0).any())

@@ -13,45 +13,18 @@ MOST = 60
 
 
 def own_logits(model: nn.Module, head: Head, v: Tensor) -> Tensor:
-    """Logits V v + c of a head that is the last layer, without a forward pass.
-
-    Parameters
-    ----------
-    model : Module
-        The shared model, float64.
-    head : Head
-        Its first and last Linear.
-    v : Tensor
-        (N, n), the head's input.
-
-    Returns
-    -------
-    Tensor
-        (N, K).
-    """
+    """Logits V v + c (N, K) of a head that is the last layer and has the input v (N, n)."""
     logits = v @ head.weight.T
     return logits + model.get_parameter(f"{head.name}.bias").detach() if head.has_bias else logits
 
 
 def told_labels(logit_gradient: Tensor, logits: Tensor | None = None) -> Tensor:
-    """The class whose logit a step of cross-entropy pushes up.
+    """The class whose logit a step of cross-entropy pushes up, (N,); -1 where all entries are zero.
 
-    The derivative by the logits, softmax minus one-hot, is negative at the label and nowhere
+    The derivative by the logits (N, K), softmax minus one-hot, is negative at the label and nowhere
     else. Where rounding has left no negative entry, the softmax is saturated at the right class,
     and the label is the likeliest one; without logits, that of the smallest entry. A single logit
-    is that of class 1.
-
-    Parameters
-    ----------
-    logit_gradient : Tensor
-        (N, K), up to a positive factor.
-    logits : Tensor, optional
-        (N, K).
-
-    Returns
-    -------
-    Tensor
-        (N,), int64; -1 where all entries are zero, which says nothing of the label.
+    is that of class 1. The gradient may have any positive factor.
     """
     if logit_gradient.shape[1] == 1:
         labels = (logit_gradient[:, 0] < 0).long()
@@ -64,28 +37,15 @@ def told_labels(logit_gradient: Tensor, logits: Tensor | None = None) -> Tensor:
 
 
 def label_counts(bias_gradient: Tensor, batch: int, noise: float) -> list[Tensor]:
-    """Possible label counts, the likeliest first.
+    """Possible label counts (K,) of a batch of B samples, the likeliest first; none where none fit.
 
-    The gradient by the bias, summed over the batch, is at class k the sum of the probabilities
+    The gradient by the bias (K,), summed over the batch, is at class k the sum of the probabilities
     of k less the number of samples with this label: Σ_b p_b[k] - m_k. As probabilities are
-    positive, m_k is above its negative. Mostly Σ_b p_b[k] < 1, as everywhere in a network that
-    is not trained as long as B < K, and the next whole number is m_k itself. Where these add up
-    to less than B, some class has a sum of 1 or more. In an untrained network it is one whose
-    sum would else be far too small, in a trained one it may be the largest: in turn.
-
-    Parameters
-    ----------
-    bias_gradient : Tensor
-        (K,), the sum over the samples.
-    batch : int
-        B.
-    noise : float
-        Standard deviation of its errors.
-
-    Returns
-    -------
-    list of Tensor
-        (K,) int64 each, of sum B; none where no counts fit.
+    positive, m_k is above its negative. Mostly Σ_b p_b[k] < 1, as everywhere in a network that is
+    not trained as long as B < K, and the next whole number is m_k itself. Where these add up to
+    less than B, some class has a sum of 1 or more. In an untrained network it is one whose sum
+    would else be far too small, in a trained one it may be the largest: in turn. `noise` is the
+    standard deviation of the gradient's errors.
     """
     # The probability of a saturated class is nothing beside the noise.
     least = (-bias_gradient - 10 * noise - 1e-12).ceil().clamp(min=0).long()

@@ -12,11 +12,16 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from rconv.attack.bound_constraints import Completed, Settings, close, close_parts, joint
+from rconv.attack.bound_constraints import (
+    Bounds,
+    Completed,
+    close,
+    close_parts,
+    joint,
+)
 from rconv.attack.estimate import Cotangent, Estimate
 from rconv.attack.plan import LayerPlan, gradients_suffice
 from rconv.attack.report import LayerReport
-from rconv.equations.bounds import Bounds
 from rconv.equations.conv_gradient import ConvGradient, gradient_rhs
 from rconv.equations.conv_output import ConvOutput
 from rconv.linalg.operator import Entries
@@ -362,13 +367,12 @@ class MapProblem:
         scale = float(root_mean_square(solution.value)[0])
         bounds = Bounds(system, self._sides(system))
         if not bounds.one_sided and not system.couples:
-            settings = Settings(exact=plan.exact)
-            return close_parts(system, solution, precision, settings, scale=scale)
+            return close_parts(system, solution, precision, exact=plan.exact, scale=scale)
         if not is_dense(system, self.samples):
             return None
         image = (self.samples, *plan.stage.geometry.input) if plan.first else None
-        settings = Settings(plan.prior, image, plan.exact)
-        return close(bounds, solution, precision, settings, scale=scale)
+        how = {"prior": plan.prior, "image": image, "exact": plan.exact}
+        return close(bounds, solution, precision, **how, scale=scale)
 
     def _sides(self, system: System) -> tuple[Tensor | None, ...]:
         """The sides of every block of one client's system."""
@@ -408,21 +412,9 @@ class MapProblem:
 
 
 def is_unsure(solved: Solution, unknowns: int, noise: Tensor) -> Tensor:
-    """Which maps are short of rank, or have equations that amplify the noise too much.
+    """(N,), bool: maps that are short of rank, or have equations that amplify the noise too much.
 
-    Parameters
-    ----------
-    solved : Solution
-        Of N maps.
-    unknowns : int
-        Of each.
-    noise : Tensor
-        (N,), relative, of what other equations there are.
-
-    Returns
-    -------
-    Tensor
-        (N,), bool.
+    The noise (N,) is relative, of what other equations there are.
     """
     error, growth = solved.error, solved.error / noise.clamp(min=1e-300)
     unsure = (error > NOISY) & (noise < 1)

@@ -58,12 +58,7 @@ class LayerPlan:
         """Whether `auto` tries weight constraints first where every output is known.
 
         Those of the image before gradient constraints, which three channels make few; others where
-        gradient constraints cannot suffice.
-
-        Parameters
-        ----------
-        relative_std : float
-            Relative error of the outputs.
+        gradient constraints cannot suffice. The outputs have the relative error `relative_std`.
         """
         if not self.first and gradients_suffice(self.stage.geometry):
             return False
@@ -97,21 +92,8 @@ def make_plan(
 ) -> tuple[LayerPlan, ...]:
     """One plan per convolution, in the order of the forward pass.
 
-    Parameters
-    ----------
-    network : Network
-        The model as it was read.
-    constraints : str or sequence of str
-        As `Attack` takes them.
-    value_range : tuple of float
-        Of the image's pixels.
-    **options : bool
-        As `LayerPlan` takes them.
-
-    Raises
-    ------
-    ValueError
-        Unknown constraints.
+    Constraints are those that `Attack` takes, `value_range` that of the pixels, and options those
+    of `LayerPlan`. Unknown constraints raise a ValueError.
     """
     kinds = kinds_per_layer(constraints, len(network.stages))
     entry = network.head.name if isinstance(network.head, Entry) else None
@@ -128,19 +110,7 @@ def make_plan(
 
 
 def kinds_per_layer(constraints: str | Sequence[str], layers: int) -> tuple[str, ...]:
-    """The kind of equations of each convolution.
-
-    Parameters
-    ----------
-    constraints : str or sequence of str
-        As `Attack` takes them.
-    layers : int
-        Number of convolutions.
-
-    Returns
-    -------
-    tuple of str
-        One of `KINDS` for each.
+    """The kind of equations of each convolution, one of `KINDS`, as `Attack` takes them.
 
     Raises
     ------

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from rconv.linalg import batch
+from rconv.linalg.solution import index, join
 from rconv.linalg.system import FREE
 
 CLEAR = 1e-2
@@ -182,14 +182,14 @@ class Reconstruction:
         sound &= self.systematic_error <= CLEAR
         return self.full_rank & (self.twins == 0) & ~self.assumed & sound
 
-    def select(self, index: Tensor | list[int]) -> "Reconstruction":
+    def select(self, where: Tensor | list[int]) -> "Reconstruction":
         """The reconstructions of some of the images."""
-        return _map(self, lambda field: batch.index(field, index))
+        return _map(self, lambda field: index(field, where))
 
     @staticmethod
     def concatenate(parts: list["Reconstruction"]) -> "Reconstruction":
         """Reconstructions of several groups of images, one after the other."""
-        return _map(parts[0], lambda *chunk: batch.join(chunk), *parts[1:])
+        return _map(parts[0], lambda *chunk: join(chunk), *parts[1:])
 
     def raise_if_short(self) -> None:
         """Raise `ShortRankError` if any layer of any image is short of rank."""

@@ -34,7 +34,7 @@ sums that gradients are carry some ten roundings."""
 
 
 @dataclass(frozen=True)
-class Own:
+class _ConvGradients:
     """A convolution's own gradients of one image, with the standard deviations of their errors.
 
     Parameters
@@ -54,7 +54,7 @@ class Own:
     total: Tensor | None
     total_spread: Tensor
 
-    def disturbed(self, generator: torch.Generator) -> "Own":
+    def disturbed(self, generator: torch.Generator) -> "_ConvGradients":
         """The same with the noise once more."""
 
         def noise(like: Tensor, spread: Tensor) -> Tensor:
@@ -62,11 +62,11 @@ class Own:
             return like + own.to(like) * spread
 
         total = None if self.total is None else noise(self.total, self.total_spread)
-        return Own(noise(self.gradient, self.spread), self.spread, total, self.total_spread)
+        return replace(self, gradient=noise(self.gradient, self.spread), total=total)
 
 
 @dataclass(frozen=True)
-class Entered:
+class _Entered:
     """What span constraints say of one convolution, for one image.
 
     Parameters
@@ -107,20 +107,10 @@ class Entered:
     scaled: bool
 
 
-def enter(spans: Spans, own: Own) -> Entered:
-    """Solve a convolution's span constraints.
+def enter(spans: Spans, own: _ConvGradients) -> _Entered:
+    """Solve a convolution's span constraints, for one image.
 
-    Parameters
-    ----------
-    spans : Spans
-        Of the convolution.
-    own : Own
-        Its gradients.
-
-    Returns
-    -------
-    Entered
-        Of a random factor where no offset's gradient tells it.
+    The factor is random where no offset's gradient fixes it.
     """
     sizes = torch.linalg.svdvals(own.gradient.flatten(1))
     m, norm = spans.combinations, sizes.norm().clamp(min=1e-300)
@@ -141,7 +131,7 @@ def enter(spans: Spans, own: Own) -> Entered:
         sign = 1.0 if scaled else torch.sign((x * other[0]).sum())
         spread += (sign * other[0] - x).square() / DRAWS
         spread_o += (sign * other[1] - o).square().sum() / DRAWS
-    return Entered(
+    return _Entered(
         x,
         o,
         spread.mean(dim=(1, 2)).sqrt(),
@@ -156,7 +146,7 @@ def enter(spans: Spans, own: Own) -> Entered:
     )
 
 
-def _nothing(spans: Spans, own: Own, rank: int, rest: Tensor) -> Entered:
+def _nothing(spans: Spans, own: _ConvGradients, rank: int, rest: Tensor) -> _Entered:
     """Where the rank of G is short."""
     g = spans.geometry
     x, o = rest.new_zeros(g.input), rest.new_zeros(len(own.gradient), g.positions)
@@ -164,23 +154,23 @@ def _nothing(spans: Spans, own: Own, rank: int, rest: Tensor) -> Entered:
     ends = rest.new_tensor([1.0, 1.0])
     error = x.sum(dim=(1, 2))
     told = rank, spans.combinations, one * torch.inf, rest
-    return Entered(x, o, error, one, *told, g.unknowns, ends, False)
+    return _Entered(x, o, error, one, *told, g.unknowns, ends, False)
 
 
-def rank_of(spans: Spans, own: Own) -> int:
+def rank_of(spans: Spans, own: _ConvGradients) -> int:
     """Rank of G, at most what is needed."""
     sizes = torch.linalg.svdvals(own.gradient.flatten(1))
     floor = (SURE * _largest(own, sizes)).maximum(sizes[0] * rank_floor(0.0).to(sizes))
     return int((sizes[: spans.combinations] > floor).sum())
 
 
-def _largest(own: Own, sizes: Tensor) -> Tensor:
+def _largest(own: _ConvGradients, sizes: Tensor) -> Tensor:
     """Largest singular value that errors can have, if they are independent and of one size."""
     noise = largest_of_noise(own.spread, *own.gradient.flatten(1).shape)
     return noise.maximum(sizes[0] * torch.finfo(sizes.dtype).eps)
 
 
-def _solve(spans: Spans, own: Own) -> tuple[Tensor, Tensor, Tensor, bool]:
+def _solve(spans: Spans, own: _ConvGradients) -> tuple[Tensor, Tensor, Tensor, bool]:
     """X and Ō, what `Spans.within` says, and whether the factor is told; else X has the norm 1."""
     basis, _ = row_space(own.gradient, spans.combinations)
     x, losses = spans.within(basis)
@@ -198,21 +188,10 @@ def _solve(spans: Spans, own: Own) -> tuple[Tensor, Tensor, Tensor, bool]:
 
 
 def from_spans(network: Network, spans: Spans, clients: Observed) -> Start:
-    """Start from a convolution's own gradients.
+    """Start from a convolution's own gradients, which tell its input.
 
-    Parameters
-    ----------
-    network : Network
-        That ends at the convolution, or at a sum that its output is added to.
-    spans : Spans
-        Of the convolution.
-    clients : Observed
-        As they were sent.
-
-    Returns
-    -------
-    Start
-        With the convolution's input.
+    The network ends at the convolution, or at a sum that its output is added to; clients are as
+    they were sent.
     """
     observed = clients.normalised()
     node = network.entered
@@ -252,20 +231,14 @@ def from_spans(network: Network, spans: Spans, clients: Observed) -> Start:
 
 
 def span_ranks(network: Network, spans: Spans, clients: Observed) -> Tensor:
-    """(N,), int64: rank of the weight gradient that is entered by, at most what is needed.
-
-    Parameters
-    ----------
-    network, spans, clients
-        As `from_spans` takes them.
-    """
+    """(N,), int64: rank of the weight gradient that is entered by, at most what is needed."""
     stage = network.nodes[network.entered].does
     name = f"{stage.name}.weight"
     alone = Observed({name: clients.gradients[name]}, clients.noise, clients.unit).normalised()
     return torch.tensor([rank_of(spans, one) for one in _own(stage, alone)])
 
 
-def _own(stage: Stage, observed: Observed) -> list[Own]:
+def _own(stage: Stage, observed: Observed) -> list[_ConvGradients]:
     """Each client's gradients of one convolution, and their errors."""
     name, gradients = f"{stage.name}.weight", observed.gradients
     weight, spread = gradients[name].flatten(3), observed.every_std(name).flatten(3)
@@ -276,7 +249,7 @@ def _own(stage: Stage, observed: Observed) -> list[Own]:
         factor = stage.scale if scaled else 1.0
         totals = gradients[offset] * factor
         errors = (observed.every_std(offset) * factor).abs()
-    return [Own(*own) for own in zip(weight, spread, totals, errors, strict=True)]
+    return [_ConvGradients(*own) for own in zip(weight, spread, totals, errors, strict=True)]
 
 
 def _multiplied(
@@ -292,7 +265,7 @@ def _multiplied(
 
 
 def _reports(
-    spans: Spans, stage: Stage, found: list[Entered], value: Tensor, opened: Tensor
+    spans: Spans, stage: Stage, found: list[_Entered], value: Tensor, opened: Tensor
 ) -> tuple[LayerReport, LayerReport]:
     """How well the derivative by the output is known, and how well the input is."""
     m, device = spans.combinations, value.device
@@ -315,27 +288,10 @@ def _reports(
 def factor_below(
     network: Network, node: int, estimate: Estimate, cotangent: Cotangent, gradients: Gradients
 ) -> tuple[Tensor, Tensor]:
-    """The factor of a map and of the derivative by the network's last node.
+    """The factor f (N,), with its sign, of a map and of the derivative by the network's last node.
 
-    Parameters
-    ----------
-    network : Network
-        The model, as far as it is read.
-    node : int
-        The map.
-    estimate : Estimate
-        X', (N, C, H, W), and its errors.
-    cotangent : Cotangent
-        The derivative by the last node, divided by f.
-    gradients : dict of str to Tensor
-        Name → (N, *parameter shape).
-
-    Returns
-    -------
-    factor : Tensor
-        f, (N,), with its sign.
-    error : Tensor
-        (N,), relative; infinite where nothing tells the factor.
+    Of the estimate X' of a map and the cotangent by the last node, divided by f. The relative error
+    (N,) is infinite where nothing determines the factor.
     """
     does = network.nodes[node].does
     best = torch.ones_like(cotangent.relative_std)

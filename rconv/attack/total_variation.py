@@ -35,22 +35,9 @@ def fill(
 ) -> tuple[Tensor, Tensor]:
     """The image of the family image + basis · z with the least total variation in the range.
 
-    Parameters
-    ----------
-    image : Tensor
-        (B, C, H, W), float64: one image, or those of a batch.
-    basis : np.ndarray
-        (B·C·H·W, r), orthonormal.
-    value_range : tuple of float
-        Of the pixels.
-
-    Returns
-    -------
-    image : Tensor
-        (B, C, H, W).
-    error : Tensor
-        (), root mean square to expect of its error, in the unit of the pixels: the distance to
-        the choice of a second prior.
+    The image (B, C, H, W) is one image or those of a batch, the basis (B·C·H·W, r) orthonormal.
+    Also returns the root mean square to expect of its error, in the unit of the pixels: the
+    distance to the choice of a second prior.
     """
     low, high = value_range
     start = image.flatten().cpu().numpy()
@@ -80,21 +67,9 @@ def total_variation(
 ) -> Tensor:
     """Sum over the pixels of the size of the differences to the right and below, all channels.
 
-    Parameters
-    ----------
-    image : Tensor
-        (..., C, H, W).
-    smoothing : float
-        Differences below it count by their square.
-    colour : float
-        Weight of what differs from channel to channel, against what all have in common.
-    power : float
-        Of the sizes; 1 for total variation proper.
-
-    Returns
-    -------
-    Tensor
-        ().
+    Differences of an image (..., C, H, W) below `smoothing` count by their square. What differs
+    from channel to channel is weighted by `colour` against what all have in common. `power` is that
+    of the sizes; 1 for total variation proper.
     """
     right = _squares(image[..., 1:] - image[..., :-1], colour)
     below = _squares(image[..., 1:, :] - image[..., :-1, :], colour)

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rconv.attack.backward import BackwardState
+from rconv.attack.estimate import Cotangent, Estimate
 from rconv.attack.head import HeadInput, head_input
+from rconv.attack.map_problem import ConvData
+from rconv.attack.plan import make_plan
 from rconv.baselines.matching import Replay, squared_norm
 from rconv.baselines.result import BaselineResult, Run
 from rconv.equations.conv_system import conv_system
@@ -143,18 +147,23 @@ def _run(
     """The recursion from one candidate for the head's input, and how well it explains image n."""
     value, cotangent = head.value[candidate], head.cotangent[candidate]
     label = int(cotangent.argmin() if len(cotangent) > 1 else cotangent[0] < 0)
-    solutions, back = [], cotangent @ network.head.weight
-    for stage in reversed(network.stages):
-        y = value.reshape(1, *stage.geometry.output)
-        output = stage.activation.inverse(y)
-        back = back.reshape(y.shape) * stage.activation.derivative(y)
-        if not output.isfinite().all():
-            value = value.new_full(replay.input_shape, torch.nan)
+    solutions, last = [], network.nodes[-1].shape
+    end = _exact(value.reshape(1, *last))
+    back = Cotangent((cotangent @ network.head.weight).reshape(1, *last), value.new_zeros(1))
+    state = BackwardState(network, make_plan(network, "hybrid"), end, back, {})
+
+    def data(stage: Stage) -> dict[str, Tensor]:
+        gradient = replay.named[f"{stage.name}.weight"][n : n + 1].double()
+        return {"gradient": gradient, "relative_std": value.new_zeros(1)}
+
+    for node in state.unsolved():
+        (layer,) = state.problem(node, data).layers
+        if not layer.output.all:  # beyond the range of the activation
+            state.maps[0] = _exact(value.new_full((1, *replay.input_shape), torch.nan))
             break
-        weight_gradient = replay.named[f"{stage.name}.weight"][n : n + 1].double()
-        solutions.append(_solve(stage, output, back, weight_gradient))
-        value, back = solutions[-1].value, stage.transpose(back)
-    image = value.reshape(1, *replay.input_shape).to(replay.dtype)
+        solutions.append(_solve(layer))
+        state.maps[node] = _exact(solutions[-1].value.reshape(1, *network.nodes[node].shape))
+    image = state.maps[0].value.to(replay.dtype)
     observed = replay.observed[n]
     target = torch.tensor([label], device=replay.device)
     objective = float(replay.squared_distance(image, target, observed).detach())
@@ -163,11 +172,15 @@ def _run(
     return run, solutions
 
 
-def _solve(stage: Stage, output: Tensor, back: Tensor, weight_gradient: Tensor) -> Solution:
-    """Least squares over all rows of one convolution: `output` (1, D, Ho, Wo), `back` its Ō."""
-    known = output if stage.bias is None else output - stage.bias[:, None, None]
-    # Equations as they come: R-GAP gives neither rows nor the two kinds a weight.
-    return solve_dense(conv_system(stage, back, weight_gradient[0], known), tolerance=0.0)
+def _solve(layer: ConvData) -> Solution:
+    """Least squares over all rows of one convolution, as they come: none has a weight."""
+    known = layer.cotangent.value, layer.gradient[0], layer.offset_free.value
+    return solve_dense(conv_system(layer.stage, *known), tolerance=0.0)
+
+
+def _exact(value: Tensor) -> Estimate:
+    """A map without an error: R-GAP knows none."""
+    return Estimate.whole(value, value.new_zeros(value.shape[:2]))
 
 
 def _with_layers(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from rconv.equations.windows import residue_classes, tiles, window_index
-from rconv.linalg.operator import select, shared
+from rconv.linalg.operator import Part, select, shared
 from rconv.model.geometry import Geometry
 
 WRITTEN_OUT = 2**27
@@ -26,22 +26,10 @@ WRITTEN_OUT = 2**27
 def gradient_matrix(
     cotangent: Tensor, geometry: Geometry, block: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
-    """Gradient constraints' matrix A, one per sample.
+    """Gradient constraints' matrix A of each Ō (N, D, Ho, Wo): (N, D·kh·kw, H·W).
 
-    Parameters
-    ----------
-    cotangent : Tensor
-        Ō, (N, D, Ho, Wo), derivative of the loss by the convolution's output.
-    geometry : Geometry
-        The convolution's shapes.
-    block : tuple[Tensor, Tensor] | None
-        Offsets (m,) and pixels (n,), for these rows and columns only.
-
-    Returns
-    -------
-    Tensor
-        (N, D·kh·kw, H·W), or (N, D·m, n); entry [n, (d, t), q] is Ō[n, d, p] for the
-        position p that multiplies pixel q with kernel offset t, else 0.
+    Entry [n, (d, t), q] is Ō[n, d, p] for the position p that multiplies pixel q with kernel offset
+    t, else 0. With a block of offsets (m,) and pixels (n,), it is (N, D·m, n).
     """
     n, d = cotangent.shape[:2]
     window = window_index(geometry)
@@ -56,76 +44,6 @@ def gradient_rhs(weight_gradient: Tensor) -> Tensor:
     """∂ℓ/∂W (N, D, C, kh, kw) as right-hand sides (N, D·kh·kw, C) of `gradient_matrix`."""
     n, d, c = weight_gradient.shape[:3]
     return weight_gradient.reshape(n, d, c, -1).transpose(2, 3).reshape(n, -1, c)
-
-
-@dataclass(frozen=True)
-class ClassPart:
-    """The gradient constraints of one residue class; see `rconv.linalg.operator.Part`.
-
-    Parameters
-    ----------
-    operator : ConvGradient
-        Of all classes.
-    offsets, pixels : Tensor, int64
-        (m',) kernel offsets and (p',) pixels that meet.
-    """
-
-    operator: "ConvGradient"
-    offsets: Tensor
-    pixels: Tensor
-
-    @cached_property
-    def matrix(self) -> Tensor:
-        """(N, D·m', B·p')."""
-        return self.operator.matrix_of((self.offsets, self.pixels))
-
-    @property
-    def index(self) -> Tensor:
-        """(B·p', C)."""
-        g = self.operator.geometry
-        samples = torch.arange(self.operator.samples)[:, None, None] * g.unknowns
-        channels = torch.arange(g.input[0]) * g.pixels
-        return (samples + self.pixels[:, None] + channels).reshape(-1, g.input[0])
-
-    def take(self, rows: Tensor) -> Tensor:
-        """(N, D·kh·kw, c) → (N, D·m', c)."""
-        own = rows.reshape(len(rows), -1, self.operator.geometry.offsets, rows.shape[2])
-        return own[:, :, self.offsets.to(rows.device)].flatten(1, 2)
-
-
-@dataclass(frozen=True)
-class TiledPart:
-    """All gradient constraints where windows tile the input: ∂ℓ/∂W = Ōᵀ U.
-
-    U, (L, C·kh·kw), has a window in each row, and all its columns share the matrix Ōᵀ.
-
-    Parameters
-    ----------
-    operator : ConvGradient
-        With these windows.
-    """
-
-    operator: "ConvGradient"
-
-    @property
-    def matrix(self) -> Tensor:
-        """Ō, (N, D, B·L)."""
-        return self.operator.cotangent.flatten(3).transpose(1, 2).flatten(2)
-
-    @property
-    def index(self) -> Tensor:
-        """(B·L, C·kh·kw)."""
-        g, samples = self.operator.geometry, self.operator.samples
-        places = torch.arange(samples * g.unknowns).reshape(
-            samples, g.input[0], g.output[1], g.kernel[0], g.output[2], g.kernel[1]
-        )
-        return places.permute(0, 2, 4, 1, 3, 5).reshape(samples * g.positions, -1)
-
-    def take(self, rows: Tensor) -> Tensor:
-        """(N, D·kh·kw, C) → (N, D, C·kh·kw)."""
-        g = self.operator.geometry
-        own = rows.expand(-1, -1, g.input[0]).reshape(len(rows), -1, g.offsets, g.input[0])
-        return own.transpose(2, 3).flatten(2)
 
 
 @dataclass(frozen=True)
@@ -200,14 +118,41 @@ class ConvGradient:
         """Of some of the N systems."""
         return replace(self, cotangent=select(self.cotangent, where))
 
-    def parts(self, *, alone: bool) -> list[ClassPart] | list[TiledPart]:
+    def parts(self, *, alone: bool) -> list[Part]:
         """Independent rows: residue classes, or all of them where the operator is not `alone`."""
         g = self.geometry
         if not alone:
-            return [ClassPart(self, torch.arange(g.offsets), torch.arange(g.pixels))]
-        if tiles(g):
-            return [TiledPart(self)]
-        return [ClassPart(self, *own) for own in residue_classes(g)]
+            return [self.part(torch.arange(g.offsets), torch.arange(g.pixels))]
+        return [self._tiled()] if tiles(g) else [self.part(*own) for own in residue_classes(g)]
+
+    def part(self, offsets: Tensor, pixels: Tensor) -> Part:
+        """The rows of m' kernel offsets and p' pixels that meet: (N, D·m', B·p')."""
+        g, samples = self.geometry, torch.arange(self.samples)[:, None, None]
+        channels = torch.arange(g.input[0]) * g.pixels
+        index = (samples * g.unknowns + pixels[:, None] + channels).reshape(-1, g.input[0])
+
+        def take(rows: Tensor) -> Tensor:
+            own = rows.reshape(len(rows), -1, g.offsets, rows.shape[2])
+            return own[:, :, offsets.to(rows.device)].flatten(1, 2)
+
+        return Part(index, lambda: self.matrix_of((offsets, pixels)), take)
+
+    def _tiled(self) -> Part:
+        """All rows where windows tile the input: ∂ℓ/∂W = Ōᵀ U.
+
+        U, (B·L, C·kh·kw), has a window in each row, and all its columns share the matrix Ōᵀ.
+        """
+        g, samples = self.geometry, self.samples
+        places = torch.arange(samples * g.unknowns).reshape(
+            samples, g.input[0], g.output[1], g.kernel[0], g.output[2], g.kernel[1]
+        )
+        index = places.permute(0, 2, 4, 1, 3, 5).reshape(samples * g.positions, -1)
+
+        def take(rows: Tensor) -> Tensor:
+            own = rows.expand(-1, -1, g.input[0]).reshape(len(rows), -1, g.offsets, g.input[0])
+            return own.transpose(2, 3).flatten(2)
+
+        return Part(index, lambda: self.cotangent.flatten(3).transpose(1, 2).flatten(2), take)
 
     @cached_property
     def matrix(self) -> Tensor:

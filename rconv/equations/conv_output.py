@@ -24,20 +24,10 @@ of side 128 took 21 s and 1.1 GB, over one of side 64 2.6 s and 0.2 GB."""
 
 
 def weight_matrix(weight: Tensor, geometry: Geometry) -> sparse.csr_matrix:
-    """Weight constraints' matrix M, sparse and the same for every image.
+    """Weight constraints' matrix M, sparse float64 (D·L, C·H·W), and the same for every image.
 
-    Parameters
-    ----------
-    weight : Tensor
-        W, (D, C, kh, kw).
-    geometry : Geometry
-        The convolution's shapes.
-
-    Returns
-    -------
-    sparse.csr_matrix
-        Float64 (D·L, C·H·W); entry [(d, p), (c, q)] is W[d, c, t] where the window of
-        position p has pixel q at offset t.
+    Entry [(d, p), (c, q)] is W[d, c, t], of W (D, C, kh, kw), where the window of position p has
+    pixel q at offset t.
     """
     d, c = weight.shape[:2]
     window = window_index(geometry).numpy()
@@ -54,19 +44,9 @@ def weight_matrix(weight: Tensor, geometry: Geometry) -> sparse.csr_matrix:
 def add_weight_gram(gram: Tensor, weight: Tensor, row_weight: Tensor, geometry: Geometry) -> None:
     """Add the Gram matrix of the weighted weight constraints, Mᵀ diag(row_weight²) M.
 
-    Sums over output positions the small product of each window with itself, so that the cost
-    is that of the windows and not of the matrix.
-
-    Parameters
-    ----------
-    gram : Tensor
-        (C·H·W, C·H·W), dense.
-    weight : Tensor
-        W, (D, C, kh, kw), in the precision of `gram`.
-    row_weight : Tensor
-        (D, L), weight of each equation.
-    geometry : Geometry
-        The convolution's shapes.
+    Sums over output positions the small product of each window with itself, so that the cost is
+    that of the windows and not of the matrix. `gram` (C·H·W, C·H·W) is dense, W (D, C, kh, kw) in
+    its precision, and the weight of each equation (D, L).
     """
     (d, c), (h, w) = weight.shape[:2], geometry.input[1:]
     kernel = weight.reshape(1, d, -1) * row_weight.T[:, :, None]

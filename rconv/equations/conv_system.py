@@ -40,11 +40,6 @@ def conv_system(
         Of the input.
     gradient_weight : Tensor
         Weight of the gradient rows, broadcasts to (1, D·kh·kw, C).
-
-    Returns
-    -------
-    System
-        N = 1, for the unknown vec(X), X (B, C, H, W).
     """
     by_gradient = ConvGradient(stage.geometry, cotangent[None])
     weight = weight[None] if weight.dim() else weight

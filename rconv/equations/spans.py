@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from rconv.equations.windows import window_index
-from rconv.linalg.fixed_space import preserved
 from rconv.linalg.solution import rank_floor
 from rconv.model.geometry import Geometry
 
@@ -30,6 +29,13 @@ TIED = 1e-6
 APART = 100.0
 """A map is told from the best one where its patches lose this many times as much of their square:
 ten times the residual, so that the error of one is no more than a tenth of the other."""
+
+SHIFT = 1e-9
+"""Eigenvalues are looked for from 1 + SHIFT downwards: far above the rounding of a factorisation,
+far below any distance from 1 that matters."""
+
+STEPS = 4
+"""Each divides a direction of eigenvalue 1 - d by 1 + d / SHIFT. At d = 1e-6, four by 1e12."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +109,8 @@ class Spans:
 
         Written in the space's own coordinates, m for each of m combinations, "make a map of the
         patches, and patches of the map" has the eigenvalue 1 where nothing is lost. That is a
-        matrix of m² rows, however many channels there are.
-
-        Parameters
-        ----------
-        basis : Tensor
-            (m, C, kh·kw), orthonormal rows of the space.
+        matrix of m² rows, however many channels there are. The space has the orthonormal rows
+        `basis` (m, C, kh·kw).
 
         Returns
         -------
@@ -145,3 +147,23 @@ def row_space(rows: Tensor, dimension: int) -> tuple[Tensor, int]:
     _, sizes, basis = torch.linalg.svd(rows.flatten(1), full_matrices=False)
     rank = int((sizes > sizes[:1] * rank_floor(0.0).to(sizes)).sum())
     return basis[:dimension].reshape(-1, *rows.shape[1:]), rank
+
+
+def preserved(matrix: Tensor, most: int = 32) -> tuple[Tensor, Tensor]:
+    """Eigenvalues next to 1 of a symmetric matrix (n, n) that has none above, and eigenvectors.
+
+    By inverse iteration on a block of at most `most` vectors: one Cholesky factorisation, some
+    twenty times faster than all eigenvectors of a matrix of thousands of rows. Returns 1 -
+    eigenvalue, ascending, and the orthonormal vectors as columns.
+    """
+    n = len(matrix)
+    identity = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
+    factor = torch.linalg.cholesky((1 + SHIFT) * identity - matrix)
+    generator = torch.Generator().manual_seed(0)
+    block = torch.randn(n, min(n, most), generator=generator, dtype=matrix.dtype)
+    block = torch.linalg.qr(block.to(matrix.device))[0]
+    for _ in range(STEPS):
+        block = torch.linalg.qr(torch.cholesky_solve(block, factor))[0]
+    # 1 - eigenvalue itself, whose rounding is that of the small difference.
+    losses, turn = torch.linalg.eigh(block.mT @ (block - matrix @ block))
+    return losses, block @ turn

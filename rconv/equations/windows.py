@@ -54,14 +54,10 @@ def residue_classes(geometry: Geometry) -> tuple[tuple[Tensor, Tensor], ...]:
     """Kernel offsets and input pixels that meet each other, and nothing outside their class.
 
     With stride s a pixel meets only the offsets of its own residue mod s, along each axis: the
-    gradient constraints fall apart into independent blocks, one per class.
-
-    Returns
-    -------
-    tuple[tuple[Tensor, Tensor], ...]
-        Pairs of int64 indices: offsets (m,) of the kh·kw, and pixels (n,) of the H·W.
-        Pixels that no offset meets are in none, nor are offsets that no pixel meets. One
-        pair with everything where nothing meets at all.
+    gradient constraints fall apart into independent blocks, one per class. Pairs of indices are
+    returned: offsets (m,) of the kh·kw, and pixels (n,) of the H·W. Pixels that no offset meets are
+    in none, nor are offsets that no pixel meets. One pair with everything where nothing meets at
+    all.
     """
     meets = window_index(geometry) < geometry.positions
     classes: dict[tuple[int, ...], list[int]] = {}
@@ -77,19 +73,9 @@ def residue_classes(geometry: Geometry) -> tuple[tuple[Tensor, Tensor], ...]:
 
 
 def window_slices(geometry: Geometry, axis: int) -> list[tuple[slice, slice]]:
-    """Along one axis, what each window has inside of the input.
+    """What each window has inside of the input along one axis, 0 for rows or 1 for columns.
 
-    Parameters
-    ----------
-    geometry : Geometry
-        The convolution's shapes.
-    axis : int
-        0 for rows, 1 for columns.
-
-    Returns
-    -------
-    list of tuple of slice
-        For each output coordinate the kernel offsets that meet a pixel, and these pixels.
+    For each output coordinate the kernel offsets that meet a pixel, and these pixels.
     """
     size, kernel = geometry.input[1 + axis], geometry.kernel[axis]
     step, found = geometry.dilation[axis], []

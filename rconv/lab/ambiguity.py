@@ -12,7 +12,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from rconv.equations.conv_gradient import gradient_matrix
-from rconv.linalg.chebyshev_center import ATTEMPTS
+from rconv.linalg.inequalities import ATTEMPTS
 from rconv.model.geometry import Stage
 
 ROUNDED = 1e-9

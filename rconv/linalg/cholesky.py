@@ -1,17 +1,18 @@
 """Cholesky factorisations of one normal matrix, and what they make of its inverse."""
 
+import ctypes
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
-from scipy.linalg import solve_triangular
+from scipy.linalg import cython_lapack, get_lapack_funcs, solve_triangular
 from scipy.linalg.lapack import dpstrf
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from rconv.linalg import lapack
 from rconv.linalg.solution import Spectrum
 
 ROUNDED = 64
@@ -20,6 +21,9 @@ more, as LAPACK has it: of singular matrices of any size the largest seen had 25
 
 MANY = 500
 """Columns from which a factorisation takes several threads, and much longer than to forbid it."""
+
+
+ROUTINES = {torch.float32: "spotrf", torch.float64: "dpotrf"}
 
 
 @dataclass(frozen=True)
@@ -107,23 +111,14 @@ def _factor(gram: Tensor) -> Tensor | None:
         return factor if info == 0 else None
     # Its threads would go on spinning beside PyTorch's: on two cores half of the time was lost.
     with threadpool_limits(1, "blas") if len(gram) > MANY else nullcontext():
-        return lapack.cholesky(gram)
+        return cholesky(gram)
 
 
 def range_factor(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pivoted Cholesky factorisation of a normal matrix, which may be singular.
+    """Pivoted Cholesky factorisation of a normal matrix (n, n), which may be singular.
 
-    Parameters
-    ----------
-    gram : np.ndarray
-        (n, n).
-
-    Returns
-    -------
-    factor : np.ndarray
-        F, (n, r), lower triangular and of full column rank r.
-    order : np.ndarray
-        (n,): F Fᵀ is `gram` with rows and columns in this order, up to rounding.
+    Returns F (n, r), lower triangular and of full column rank r, and the order (n,): F Fᵀ is the
+    matrix with rows and columns in this order, up to rounding.
     """
     floor = max(len(gram) / 2, ROUNDED) * np.finfo(float).eps * gram.diagonal().max(initial=0.0)
     packed, pivots, rank, _ = dpstrf(gram, lower=1, tol=floor)
@@ -131,20 +126,11 @@ def range_factor(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def null_space(gram: np.ndarray, weak: float = 0.0) -> np.ndarray:
-    """Orthonormal basis of the directions that a normal matrix does not know.
+    """Orthonormal basis (n, r) of the directions that a normal matrix (n, n) does not know.
 
-    Parameters
-    ----------
-    gram : np.ndarray
-        (n, n).
-    weak : float
-        Singular values up to this share of the largest count as zero, by an eigendecomposition,
-        which takes about ten times as long; 0 for those that are zero up to rounding.
-
-    Returns
-    -------
-    np.ndarray
-        (n, r), to about half the digits of float64.
+    To about half the digits of float64. Singular values up to the share `weak` of the largest count
+    as zero, by an eigendecomposition, which takes about ten times as long; by default those that
+    are zero up to rounding.
     """
     if weak:
         values, vectors = np.linalg.eigh(gram)
@@ -155,3 +141,40 @@ def null_space(gram: np.ndarray, weak: float = 0.0) -> np.ndarray:
     basis[order[:rank]] = -solve_triangular(factor[:rank].T, factor[rank:].T, lower=False)
     basis[order[rank:]] = np.eye(len(gram) - rank)
     return np.linalg.qr(basis)[0]
+
+
+def cholesky(gram: Tensor) -> Tensor | None:
+    """The lower factor of a positive definite matrix, by SciPy's LAPACK; None if singular.
+
+    SciPy's own wrapper holds Python's lock while it factors, so that two systems cannot be factored
+    side by side. Its LAPACK can be called without: its addresses are public, for Cython and for
+    ctypes, which gives the lock back. The matrix (n, n) is float32 or float64, contiguous, on the
+    CPU; what is above the diagonal of the factor is left as it was.
+    """
+    routine = _routine(ROUTINES[gram.dtype])
+    if routine is None:
+        columns = gram.numpy().T
+        packed, info = get_lapack_funcs(("potrf",), (columns,))[0](columns, lower=1, clean=0)
+        return torch.from_numpy(packed) if info == 0 else None
+    factor, size, info = gram.clone(), ctypes.c_int(len(gram)), ctypes.c_int()
+    # LAPACK sees the transpose of what lies row by row, and of its upper factor the lower one.
+    routine(b"U", size, factor.data_ptr(), size, info)
+    return factor if info.value == 0 else None
+
+
+@cache
+def _routine(name: str) -> Callable[..., None] | None:
+    """LAPACK's own, (triangle, n, matrix, n, info); None where integers are no C integers."""
+    capsule = cython_lapack.__pyx_capi__[name]
+    told = _pythonapi("PyCapsule_GetName", ctypes.c_char_p, ctypes.py_object)(capsule)
+    if told.count(b" int *") != 3:
+        return None
+    get = _pythonapi("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+    integer = ctypes.POINTER(ctypes.c_int)
+    kinds = ctypes.c_char_p, integer, ctypes.c_void_p, integer, integer
+    return ctypes.CFUNCTYPE(None, *kinds)(get(capsule, told))
+
+
+def _pythonapi(name: str, result: type, *kinds: type) -> Callable[..., object]:
+    """A function of Python's own interface for C."""
+    return ctypes.PYFUNCTYPE(result, *kinds)((name, ctypes.pythonapi))

@@ -26,31 +26,16 @@ MOST = 2**25
 
 
 def solve_columns(system: System, tolerance: Tensor) -> Solution:
-    """Solve a map's equations where no row meets two channels.
+    """Solve a map's equations, k = 1, where no row meets two channels; value (N, n, 1).
 
-    Parameters
-    ----------
-    system : System
-        N systems, k = 1.
-    tolerance : Tensor
-        (N,), relative error of the equations.
-
-    Returns
-    -------
-    Solution
-        With value (N, n, 1).
+    The tolerance (N,) is the relative error of the equations.
     """
-    entries = [b for b in system.used if isinstance(b.operator, Entries)]
-    if len(system.used) == 1 and not entries:
-        parts = system.parts()
-        if all(shared(own.weight) for part, _ in parts for own in part.blocks):
-            return _of_parts(system, parts, tolerance)
-    own = system.whitened()
-    entries = [b for b in own.used if isinstance(b.operator, Entries)]
-    parts = own.parts()
-    if not entries and all(shared(b.weight) for part, _ in parts for b in part.blocks):
-        return _of_parts(own, parts, tolerance)
-    each = range(len(system.blocks[0].rhs))
+    own = system if len(system.used) == 1 else system.whitened()
+    if not any(isinstance(b.operator, Entries) for b in system.used):
+        parts = own.parts()
+        if all(shared(b.weight) for part, _ in parts for b in part.blocks):
+            return _of_parts(own, parts, tolerance)
+    own, each = system.whitened(), range(len(system.blocks[0].rhs))
     return Solution.concatenate([_column_by_column(own.select([i]), tolerance[i]) for i in each])
 
 
@@ -120,12 +105,7 @@ def columns_of(part: System, entries: list[Rows], index: Tensor, cut: Tensor) ->
     index : Tensor
         (p, k), places of the unknowns.
     cut : Tensor
-        (k',), the columns.
-
-    Returns
-    -------
-    System
-        N = k' with one column each.
+        (k',), the columns; the result has N = k', of one column each.
     """
 
     def chosen(values: Tensor) -> Tensor:
@@ -142,19 +122,10 @@ def columns_of(part: System, entries: list[Rows], index: Tensor, cut: Tensor) ->
 
 
 def least_squares(system: System, tolerance: float | Tensor) -> Solution:
-    """Solve a batch of small dense systems.
+    """Solve a batch of small dense systems; value (N, n, k), of minimum norm if rank-deficient.
 
-    Parameters
-    ----------
-    system : System
-        Of matrices that are written out, and entries: N systems of n unknowns and k columns.
-    tolerance : float or Tensor
-        Relative error of A and b, one for all or (N,), which sets the `rank_floor`.
-
-    Returns
-    -------
-    Solution
-        With value (N, n, k); of minimum norm where the rank is short.
+    Of matrices that are written out, and entries: N systems of n unknowns and k columns. The
+    tolerance is the relative error of A and b, one for all or (N,), and sets the `rank_floor`.
     """
     gram = system.gram()
     factor, info = torch.linalg.cholesky_ex(gram)
@@ -178,18 +149,7 @@ def least_squares(system: System, tolerance: float | Tensor) -> Solution:
 
 
 def minimum_norm(system: System, tolerance: float | Tensor) -> Solution:
-    """`least_squares` by SVD: exact rank, solution of minimum norm, some 50 times slower.
-
-    Parameters
-    ----------
-    system, tolerance
-        As `least_squares` takes them.
-
-    Returns
-    -------
-    Solution
-        With value (N, n, k).
-    """
+    """`least_squares` by SVD: exact rank, solution of minimum norm, some 50 times slower."""
     rhs = system.rhs
     matrix = _written_out(system)
     floor = rank_floor(torch.as_tensor(tolerance).to(matrix)).reshape(-1, 1)
@@ -239,20 +199,11 @@ def _solution(
 
 
 def independent(parts: list[Solution], sizes: list[Tensor]) -> Solution:
-    """One solution from those of systems that share neither equation nor unknown.
+    """One solution, value (N, Σ n_i, k), of systems that share neither equation nor unknown.
 
-    Parameters
-    ----------
-    parts : list of Solution
-        Their solutions, values (N, n_i, k).
-    sizes : list of Tensor
-        (N,) each, norms of their right-hand sides.
-
-    Returns
-    -------
-    Solution
-        With value (N, Σ n_i, k), and the rank of all columns; its condition is the worst one, and
-        its amplification is for errors relative to each part's own right-hand side.
+    `sizes` are the norms (N,) of their right-hand sides. Its rank is that of all columns, its
+    condition the worst one, and its amplification is for errors relative to each part's own
+    right-hand side.
     """
     values = [part.value for part in parts]
     norms = torch.stack([value.flatten(1).norm(dim=1) for value in values])

@@ -30,7 +30,7 @@ MOST = 3_000
 
 
 @dataclass(frozen=True)
-class Strong:
+class _Strong:
     """A system's solution in the strong directions of its parts, and the weak directions.
 
     Parameters
@@ -38,8 +38,8 @@ class Strong:
     value, error : Tensor
         (n,), without any weak direction, and its standard deviation.
     places, directions : Tensor
-        (r, p): of each weak direction the unknowns that it moves, and how; of norm 1. Places
-        beyond a shorter direction are repeated with the entry 0.
+        (r, p): of each weak direction the unknowns that it moves, and how; of norm 1. Places beyond
+        a shorter direction are repeated with the entry 0.
     sizes, rhs : Tensor
         (r,): singular values, and what the parts say of the directions: size · z = rhs.
     condition : float
@@ -61,19 +61,10 @@ class Strong:
 
 
 def deflated(system: System, tolerance: float) -> Solution | None:
-    """Solve a system by its parts, and for their weak directions by all rows.
+    """Solve a system, N = k = 1, by its parts, and for their weak directions by all rows.
 
-    Parameters
-    ----------
-    system : System
-        N = k = 1, weighted by its errors.
-    tolerance : float
-        Relative noise of the equations.
-
-    Returns
-    -------
-    Solution or None
-        Value (1, n, 1). None where there are no weak directions, or too many.
+    The system is weighted by its errors; the tolerance is the relative noise of the equations. None
+    where there are no weak directions, or too many.
     """
     separate = tuple(b for b in system.used if not b.operator.couples)
     coupled = tuple(b for b in system.used if b.operator.couples)
@@ -96,7 +87,7 @@ def deflated(system: System, tolerance: float) -> Solution | None:
     )
 
 
-def _weak_rows(coupled: tuple[Rows, ...], strong: Strong, least: float) -> System:
+def _weak_rows(coupled: tuple[Rows, ...], strong: _Strong, least: float) -> System:
     """The equations of the weak directions: those of the parts, and the coupling ones."""
     matrices, rhs = [torch.diag(strong.sizes)], [strong.rhs]
     errors = [torch.full_like(strong.rhs, least)]
@@ -118,18 +109,10 @@ def _weak_rows(coupled: tuple[Rows, ...], strong: Strong, least: float) -> Syste
     return dense.weighted_against(least)
 
 
-def solve_strong(system: System) -> Strong | None:
-    """Solve the parts of a system in their strong directions.
+def solve_strong(system: System) -> _Strong | None:
+    """Solve the parts of a system, N = k = 1, of rows that meet one channel each.
 
-    Parameters
-    ----------
-    system : System
-        N = k = 1, of rows that meet one channel each.
-
-    Returns
-    -------
-    Strong or None
-        None where there are no rows but known entries.
+    In their strong directions; None where there are no rows but known entries.
     """
     entries = [b for b in system.used if isinstance(b.operator, Entries)]
     parts = []
@@ -154,12 +137,12 @@ def solve_strong(system: System) -> Strong | None:
     )
     sizes, rhs = (torch.cat([getattr(own, name) for own in found]) for name in ("sizes", "rhs"))
     least = min(own.condition for own in found)
-    return Strong(value, error, places, directions, sizes, rhs, (largest / least) ** 0.5)
+    return _Strong(value, error, places, directions, sizes, rhs, (largest / least) ** 0.5)
 
 
 def _strong_part(
     system: System, index: Tensor, values: Tensor, vectors: Tensor, floor: float
-) -> Strong:
+) -> _Strong:
     """One part's columns; its condition is the smallest strong eigenvalue."""
     values, vectors = (own.expand(len(index), *own.shape[1:]) for own in (values, vectors))
     # Below its rounding an eigenvalue is zero: the equation of its size would be of rounding alone.
@@ -178,4 +161,4 @@ def _strong_part(
     rhs = torch.where(sizes > 0, known[column, which] / torch.where(sizes > 0, sizes, 1.0), 0.0)
     least = float(values[strong].min()) if strong.any() else float(values.max().clamp(min=1e-300))
     directions = vectors.mT[column, which]
-    return Strong(x[..., 0], error, index[column], directions, sizes, rhs, least)
+    return _Strong(x[..., 0], error, index[column], directions, sizes, rhs, least)

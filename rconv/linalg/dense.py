@@ -23,22 +23,10 @@ alone looks like 1e3 and more, since it is some 1e-7 of the normal matrix."""
 
 
 def solve_dense(system: System, tolerance: float, *, budget: int = MAX_UNKNOWNS) -> Solution:
-    """Least squares over all rows of one system, as they are weighted.
+    """Least squares over all rows of one system, N = k = 1, as they are weighted.
 
-    Parameters
-    ----------
-    system : System
-        N = k = 1.
-    tolerance : float
-        Relative noise of the equations; directions that the rows see less than this do not
-        count towards the rank.
-    budget : int
-        Most unknowns that are taken.
-
-    Returns
-    -------
-    Solution
-        Value (1, n, 1); of minimum norm where the rank is short.
+    Value (1, n, 1); of minimum norm where the rank is short. Directions that the rows see less than
+    the tolerance, the relative noise of the equations, do not count towards the rank.
 
     Raises
     ------
@@ -87,19 +75,9 @@ def _refined(system: System, known: Inverse) -> tuple[Tensor, Tensor, tuple[str,
 
 
 def determines(system: System, tolerance: float) -> bool:
-    """Whether the rows determine the unknown; costs a fifth of `solve_dense` where they do not.
+    """Whether the rows, divided by their errors, determine the unknown of a system, N = k = 1.
 
-    Parameters
-    ----------
-    system : System
-        N = k = 1.
-    tolerance : float
-        As `solve_dense` takes it.
-
-    Returns
-    -------
-    bool
-        Whether the rank, each row divided by its own error, is full.
+    Costs a fifth of `solve_dense` where they do not.
     """
     system, limit = system.whitened(), 1 / _floor(tolerance)
     if _single(system, min(SURE_LIMIT, limit)) is not None:

@@ -41,20 +41,11 @@ has converged to 10 digits in some thousand unknowns."""
 def solve_iterative(system: System, samples: int = 1) -> Solution:
     """Weighted least squares, without a matrix.
 
-    Parameters
-    ----------
-    system : System
-        N = k = 1; its rows should be weighted by their errors.
-    samples : int
-        B: the unknown is that of so many samples, one after the other.
-
-    Returns
-    -------
-    Solution
-        One for each sample, value (B, n / B, 1); of minimum norm where the rank is short. The
-        rank is that of a random vector: a direction that is open is missed once in 100,000
-        times, and where several are, their number is right up to a factor. The condition is a
-        lower bound. The error is measured on a random one.
+    The system, N = k = 1, should be weighted by its errors; the unknown is that of B samples, one
+    after the other. One solution for each is returned, value (B, n / B, 1); of minimum norm where
+    the rank is short. The rank is that of a random vector: a direction that is open is missed once
+    in 100,000 times, and where several are, their number is right up to a factor. The condition is
+    a lower bound. The error is measured on a random one.
     """
     run = Runs(system)
     x, last, iterations, status = run.refined(system.rhs)

@@ -19,23 +19,10 @@ often it is raised by ten, from one step to the next, before a step counts as th
 def levenberg_marquardt(
     function: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, good: float = 0.0
 ) -> tuple[Tensor, float]:
-    """A local minimum of ‖f(x)‖.
+    """A local minimum of ‖f(x)‖: x (n,), and ‖f(x)‖.
 
-    Parameters
-    ----------
-    function : callable
-        x (n,) → f (m,), and its derivative (m, n).
-    start : Tensor
-        (n,), float64.
-    good : float
-        ‖f‖ below which a step that does not halve it is the last.
-
-    Returns
-    -------
-    x : Tensor
-        (n,).
-    float
-        ‖f(x)‖.
+    The function takes x and returns f (m,) and its derivative (m, n). A step that does not halve
+    ‖f‖ is the last where ‖f‖ is below `good`.
     """
     x, damping = start, DAMPING
     f, derivative = function(x)

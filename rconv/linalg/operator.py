@@ -4,6 +4,7 @@ The unknown x of N systems is (N, n, k): k columns share one matrix. Rows keep t
 the operator, (N, ...), in which right-hand sides, weights and standard deviations broadcast.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -42,22 +43,23 @@ class Operator(Protocol):
         """The operator of some of the N systems."""
 
 
-class Part(Protocol):
+@dataclass(frozen=True)
+class Part:
     """Rows and unknowns of an operator that meet nothing outside of the part.
 
-    Attributes
+    Parameters
     ----------
-    matrix : Tensor
-        (N, m, p), shared by k columns of unknowns.
     index : Tensor, int64
         (p, k), each unknown's place among the n.
+    make : callable
+        Makes its matrix, (N, m, p), which k columns of unknowns share.
+    take : callable
+        What belongs to the part of values shaped as the rows: (N, m, k), or (N, m, 1).
     """
 
-    matrix: Tensor
     index: Tensor
-
-    def take(self, rows: Tensor) -> Tensor:
-        """What belongs to the part of values shaped as the rows: (N, m, k), or (N, m, 1)."""
+    make: Callable[[], Tensor]
+    take: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

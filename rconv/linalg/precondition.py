@@ -32,7 +32,7 @@ that matters, and where there are no weight rows it is all there is of α."""
 
 
 @dataclass(frozen=True)
-class Block:
+class _Block:
     """Rows of one part of a system, taken apart into what they see.
 
     Parameters
@@ -50,7 +50,7 @@ class Block:
     sizes: Tensor
 
     @staticmethod
-    def of(matrix: Tensor, index: Tensor) -> "Block | None":
+    def of(matrix: Tensor, index: Tensor) -> "_Block | None":
         """From the rows (m, p); None where it would be too large."""
         wide = matrix.shape[0] < matrix.shape[1]
         if min(matrix.shape) > SIDE:
@@ -58,18 +58,18 @@ class Block:
         sizes, vectors = torch.linalg.eigh(matrix @ matrix.mT if wide else matrix.mT @ matrix)
         seen = sizes > sizes[-1:] * torch.finfo(sizes.dtype).eps * len(sizes)
         sizes, vectors = sizes[seen], vectors[:, seen]
-        return Block(index, matrix.mT @ (vectors * sizes.rsqrt()) if wide else vectors, sizes)
+        return _Block(index, matrix.mT @ (vectors * sizes.rsqrt()) if wide else vectors, sizes)
 
-    def shrunk(self, level: float) -> "Shrunk":
+    def shrunk(self, level: float) -> "_Shrunk":
         """What P⁻¹ changes, for α = level."""
         less = (1 + self.sizes / level).rsqrt() - 1
         if 2 * len(less) < len(self.directions):
-            return Shrunk(self.index, (self.directions * less).mT.contiguous(), self.directions)
-        return Shrunk(self.index, (self.directions * less) @ self.directions.mT)
+            return _Shrunk(self.index, (self.directions * less).mT.contiguous(), self.directions)
+        return _Shrunk(self.index, (self.directions * less) @ self.directions.mT)
 
 
 @dataclass(frozen=True)
-class Shrunk:
+class _Shrunk:
     """P⁻¹ less one on one part: symmetric, one matrix or two.
 
     Parameters
@@ -121,13 +121,13 @@ def preconditioner(system: System) -> Callable[[Tensor], Tensor]:
     return apply
 
 
-def _blocks(system: System) -> list[Block]:
+def _blocks(system: System) -> list[_Block]:
     """Those of the parts that there are, and that fit."""
     separate = tuple(b for b in system.used if not b.operator.couples)
     found = []
     for part, index in replace(system, blocks=separate).parts():
         rows = [(b.operator.values * _mean(b.weight))[0] for b in part.blocks]
-        found.append(Block.of(torch.cat(rows), index.to(system.rhs.device)))
+        found.append(_Block.of(torch.cat(rows), index.to(system.rhs.device)))
     return [block for block in found if block is not None and len(block.sizes)]
 
 

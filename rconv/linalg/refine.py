@@ -23,15 +23,9 @@ def refine(
     """Correct a batch of solutions until what the next correction would change is rounding.
 
     Corrections shrink by a constant factor, that of the last two: where the next one is expected
-    below the rounding, or one did not halve its predecessor, a solution is left as it is,
-    whatever the others of the batch need.
-
-    Parameters
-    ----------
-    correction : callable
-        Solutions (N, n, k) → what to add to them, of the same shape.
-    value : Tensor
-        (N, n, k), float64: the first solutions.
+    below the rounding, or one did not halve its predecessor, a solution is left as it is, whatever
+    the others of the batch need. The correction takes solutions (N, n, k) and returns what to add
+    to them.
 
     Returns
     -------

@@ -6,8 +6,6 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from rconv.linalg import batch
-
 PROBES = 4
 POWERS = 4
 CONDITION_LIMIT = 1e7
@@ -62,11 +60,11 @@ class Solution:
     def concatenate(solutions: list["Solution"]) -> "Solution":
         """Several solutions, one after the other."""
         parts = (tuple(getattr(s, f.name) for s in solutions) for f in fields(Solution))
-        return Solution(*map(batch.join, parts))
+        return Solution(*map(join, parts))
 
     def select(self, where: Tensor | list[int]) -> "Solution":
         """The solutions of some of the systems."""
-        return Solution(*(batch.index(getattr(self, f.name), where) for f in fields(Solution)))
+        return Solution(*(index(getattr(self, f.name), where) for f in fields(Solution)))
 
     def split(self) -> list["Solution"]:
         """The solutions one by one."""
@@ -87,7 +85,7 @@ class Solution:
         same = {f.name: getattr(self, f.name) for f in fields(Solution)}
         for name, own in same.items():
             each = [i for i in range(count) for _ in range(samples)]
-            same[name] = batch.index(own, each)
+            same[name] = index(own, each)
         same |= {"value": value, "rank": rank.repeat_interleave(samples)}
         same["amplification"] = same["amplification"] * growth
         return Solution(**(same | {"error": same["error"] * growth}))
@@ -95,7 +93,7 @@ class Solution:
     def replace(self, where: Tensor | int, other: "Solution") -> "Solution":
         """This solution with the systems at `where` taken from `other`."""
         return Solution(
-            *(batch.put(getattr(self, f.name), where, getattr(other, f.name))
+            *(put(getattr(self, f.name), where, getattr(other, f.name))
               for f in fields(Solution))
         )  # fmt: skip
 
@@ -111,16 +109,6 @@ def rank_floor(tolerance: float | Tensor) -> Tensor:
 
     Below the relative error `tolerance` of the equations a direction drowns in it; and the
     computation itself, in float64, leaves some 100 roundings.
-
-    Parameters
-    ----------
-    tolerance : float or Tensor
-        Any shape, 0 or more.
-
-    Returns
-    -------
-    Tensor
-        Shaped as `tolerance`.
     """
     tolerance = torch.as_tensor(tolerance, dtype=torch.float64)
     return tolerance.clamp(min=100 * torch.finfo(torch.float64).eps)
@@ -134,19 +122,8 @@ def root_mean_square(tensor: Tensor) -> Tensor:
 def largest_of_noise(deviation: Tensor, rows: int, columns: int) -> Tensor:
     """Largest singular value that errors have in a matrix, independent and of one size σ.
 
-    It is σ (√rows + √columns), in the limit of large matrices.
-
-    Parameters
-    ----------
-    deviation : Tensor
-        Standard deviation of the entries' errors, broadcasts to them; σ is its root mean square.
-    rows, columns : int
-        Of the matrix.
-
-    Returns
-    -------
-    Tensor
-        A number.
+    It is σ (√rows + √columns), in the limit of large matrices; σ is the root mean square of the
+    entries' standard deviations.
     """
     return deviation.square().mean().sqrt() * (rows**0.5 + columns**0.5)
 
@@ -157,10 +134,8 @@ class Spectrum:
 
     Parameters
     ----------
-    condition : Tensor
-        (N,), largest over smallest.
-    inverse_square : Tensor
-        (N,), mean of 1 / σ².
+    condition, inverse_square : Tensor
+        (N,), largest over smallest, and the mean of 1 / σ².
     """
 
     condition: Tensor
@@ -170,20 +145,11 @@ class Spectrum:
     def estimate(
         gram: Callable[[Tensor], Tensor], inverse: Callable[[Tensor], Tensor], like: Tensor
     ) -> "Spectrum":
-        """Power iteration on AᵀA and on its inverse, from a few random vectors.
+        """By power iteration on AᵀA and on its inverse, from a few random vectors.
 
-        Parameters
-        ----------
-        gram, inverse : Callable[[Tensor], Tensor]
-            (N, n, PROBES) → AᵀA, or its inverse, times the columns.
-        like : Tensor
-            (N, n), for shape, dtype and device.
-
-        Returns
-        -------
-        Spectrum
-            The condition is a lower bound, mostly within a factor of two, and
-            NaN or inf where the inverse has broken down.
+        Both take (N, n, PROBES); `like` (N, n) has their shape, dtype and device. The condition is
+        a lower bound, mostly within a factor of two, and NaN or inf where the inverse has broken
+        down.
         """
         generator = torch.Generator().manual_seed(0)
         start = torch.randn(like.shape[-1], PROBES, generator=generator, dtype=like.dtype)
@@ -211,3 +177,29 @@ def _power(operator: Callable[[Tensor], Tensor], v: Tensor) -> tuple[Tensor, Ten
     for _ in range(POWERS - 1):
         image = operator(image / image.norm(dim=1, keepdim=True))
     return image.norm(dim=1).amax(dim=1), mean
+
+
+def index(field: Tensor | tuple, where: Tensor | list[int]) -> Tensor | tuple:
+    """Some of the entries."""
+    if isinstance(field, tuple):
+        return tuple(field[i] for i in torch.as_tensor(where).tolist())
+    return field[where]
+
+
+def join(parts: tuple) -> Tensor | tuple:
+    """The entries of several batches, one after the other."""
+    if isinstance(parts[0], tuple):
+        return sum(parts, ())
+    return torch.cat(parts)
+
+
+def put(field: Tensor | tuple, where: Tensor | int, other: Tensor | tuple) -> Tensor | tuple:
+    """The entries with those at `where` taken from `other`, in order."""
+    if isinstance(field, tuple):
+        changed = list(field)
+        for i, entry in zip(torch.as_tensor(where).reshape(-1).tolist(), other, strict=True):
+            changed[i] = entry
+        return tuple(changed)
+    changed = field.clone()
+    changed[where] = other
+    return changed

@@ -11,9 +11,14 @@ What a system is made of decides, and how large it is:
 | larger | preconditioned LSMR (`iterative`) | 0.7 s for 9,408, dense 10 s |
 """
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from threading import Lock
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from rconv.linalg.columns import solve_columns
@@ -24,7 +29,6 @@ from rconv.linalg.operator import Entries
 from rconv.linalg.solution import Solution, root_mean_square
 from rconv.linalg.sparse import SparseFactor
 from rconv.linalg.system import System
-from rconv.linalg.threads import in_threads
 
 DENSE = {"one sample": MAX_UNKNOWNS, "several": 3_000}
 """Unknowns up to which a dense factorisation is taken. Of several samples it needs 0.1 s for 1,000
@@ -36,23 +40,20 @@ CLASS = 4_096
 """Unknowns of a column up to which rows of single channels are factored. A class of 3,136 pixels
 takes 0.5 s and 80 MB and serves all channels; LSMR would take 20 s for 160 of them."""
 
+MEMORY = 2 * 2**30
+"""Bytes that systems which are solved at the same time may take."""
+
+BYTES = 24
+"""Of a dense system for each entry of its normal matrix: the matrix and its factor, in single
+precision and then in double."""
+
+_ALONE = Lock()
+
 
 def solve(system: System, tolerance: Tensor, samples: int = 1) -> Solution:
-    """Solve N systems, each for the unknowns of B samples.
+    """Solve N systems, k = 1, each for the unknowns of B samples: value (N·B, n / B, 1).
 
-    Parameters
-    ----------
-    system : System
-        k = 1.
-    tolerance : Tensor
-        (N,), relative noise of the equations.
-    samples : int
-        B.
-
-    Returns
-    -------
-    Solution
-        One for every sample, value (N·B, n / B, 1).
+    The tolerance (N,) is the relative noise of the equations.
     """
     if not system.couples and _columns_fit(system):
         return solve_columns(system, tolerance).per_sample(samples)
@@ -124,3 +125,31 @@ def _factored(system: System, factor: SparseFactor) -> Solution:
     size = root_mean_square(rhs)
     noise = root_mean_square(std) / torch.where(size > 0, size, 1.0)
     return factor.solve(rhs, std, noise.clamp(max=1.0))
+
+
+def in_threads(
+    solve: Callable[[int], Solution], count: int, unknowns: int, device: torch.device
+) -> list[Solution]:
+    """Solve systems, as many at a time as PyTorch has threads and as memory holds.
+
+    Each call has one thread for its algebra. Elsewhere than on the CPU systems are solved one after
+    the other.
+    """
+    fit = int(MEMORY / (BYTES * unknowns**2))
+    threads = min(torch.get_num_threads(), count, fit)
+    if threads < 2 or device.type != "cpu":
+        return [solve(i) for i in range(count)]
+    with _one_thread_each(), ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(solve, range(count)))
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """PyTorch's and NumPy's own threads switched off, and on again."""
+    with _ALONE, threadpool_limits(1, "blas"):
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

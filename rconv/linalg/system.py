@@ -129,14 +129,8 @@ class System:
     ) -> "System":
         """Equations that are written out, A x = b, and known entries.
 
-        Parameters
-        ----------
-        matrix : Tensor
-            A, (N, m, n), or (1, m, n) for all.
-        rhs, std : Tensor
-            (N, m, k), and the standard deviation of its errors.
-        diagonal, known, known_std : Tensor, optional
-            (N, n, 1): weights of the entries, their values, and the error of both multiplied.
+        A is (N, m, n), or (1, m, n) for all; b (N, m, k). The diagonal (N, n, 1) has the weights of
+        the entries, `known` and `known_std` their values and the error of both multiplied.
         """
         blocks = [Rows(Matrix(matrix), rhs, std)]
         if diagonal is not None:
@@ -285,24 +279,15 @@ def _joined(blocks: list[Rows], parts: tuple[Part, ...]) -> tuple[System, Tensor
             own if own.dim() == 0 else part.take(own.expand(*block.rhs.shape[:-1], own.shape[-1]))
             for own in (block.std, block.weight)
         )
-        rows.append(Rows(Matrix(part.matrix), part.take(block.rhs), std, weight))
-    return System(tuple(rows), parts[0].matrix.shape[2]), parts[0].index
+        rows.append(Rows(Matrix(part.make()), part.take(block.rhs), std, weight))
+    return System(tuple(rows), len(parts[0].index)), parts[0].index
 
 
 def row_weights(std: Tensor, least: float | Tensor) -> Tensor:
     """Weights of rows: 1 for the least error, no less than 1 / `MAX_WEIGHT_RATIO` for others.
 
-    Parameters
-    ----------
-    std : Tensor
-        Error of each row, any shape.
-    least : float or Tensor
-        That of the best one, broadcasts to `std`; 0 where it is unknown.
-
-    Returns
-    -------
-    Tensor
-        Shaped as `std`; 1 where `least` is 0.
+    `std` is the error of each row, any shape; `least`, that of the best one, broadcasts to it.
+    Where it is 0, and so unknown, the weights are 1.
     """
     least = torch.as_tensor(least, dtype=std.dtype, device=std.device)
     weights = torch.where(least > 0, least / std.clamp(min=1e-300), 1.0)

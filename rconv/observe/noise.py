@@ -57,19 +57,10 @@ class Noise:
         return Noise(relative=info.eps / 2, absolute=info.smallest_normal * info.eps / 2)
 
     def select(self, index: Tensor | slice, gradients: Mapping[str, Tensor]) -> "Noise":
-        """The noise of some of the images.
+        """The noise of some of the images, whose gradients are among these of all.
 
-        Parameters
-        ----------
-        index : Tensor or slice
-            The images.
-        gradients : dict of str to Tensor
-            Name → (N, *parameter shape), of all images: tells which deviations have an axis N.
-
-        Returns
-        -------
-        Noise
-            With the deviations of these images; what is the same for all stays as it is.
+        Deviations with an axis N are those of these images; what is the same for all stays as it
+        is.
         """
         own = {
             name: torch.as_tensor(deviation, dtype=torch.float64)
@@ -82,21 +73,9 @@ class Noise:
         return replace(self, deviations=own)
 
     def deviation(self, name: str, gradient: Tensor, unit: Tensor | None = None) -> Tensor:
-        """Standard deviation of each entry's error.
+        """Standard deviation of each entry's error, shaped as the gradient and in its unit.
 
-        Parameters
-        ----------
-        name : str
-            The parameter.
-        gradient : Tensor
-            (N, *parameter shape), float64.
-        unit : Tensor, optional
-            (N,), what the gradients were divided by; 1 if not given.
-
-        Returns
-        -------
-        Tensor
-            Shaped as `gradient`, in its unit.
+        `unit` (N,) is what the gradients were divided by; 1 if it is not given.
         """
         shape = (-1, *[1] * (gradient.dim() - 1))
         unit = gradient.new_ones(len(gradient)) if unit is None else unit
@@ -113,18 +92,8 @@ class Noise:
         """Standard deviation of each entry's error as the equations weigh it.
 
         Rounding and added noise are of one size throughout a parameter: a client's sums round at
-        the size of their terms, which a small result does not tell. What `deviations` says is
-        each entry's own.
-
-        Parameters
-        ----------
-        name, gradient, unit
-            As `level` takes them.
-
-        Returns
-        -------
-        Tensor or None
-            Shaped as `gradient`, in its unit; None where one number, the level, says it all.
+        the size of their terms, which a small result does not determine. What `deviations` says is
+        each entry's own. None where one number, the level, says it all.
         """
         own = self._own_deviation(name, gradient)
         if own.numel() <= 1:
@@ -135,18 +104,7 @@ class Noise:
         return torch.hypot(common, own / unit.reshape(shape)).expand_as(gradient)
 
     def row_errors(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor:
-        """`rows`, written out where one number says it all.
-
-        Parameters
-        ----------
-        name, gradient, unit
-            As `level` takes them.
-
-        Returns
-        -------
-        Tensor
-            Shaped as `gradient`, in its unit.
-        """
+        """`rows`, written out where one number says it all."""
         own = self.rows(name, gradient, unit)
         if own is not None:
             return own
