@@ -43,7 +43,7 @@ def execute(app, env, docnames):
     cache = get_cache(config.execution_cache_path)
     pages = {path: read(path, env) for path in map(Path, map(env.doc2path, docnames))}
     stale = {path: page for path, page in pages.items() if page and not is_cached(page, cache)}
-    os.environ["RCONV_FIGURES"] = "html"  # see rconv.show.screen
+    os.environ["RCONV_FIGURES"] = "html"  # see rconv.show.responsive
     with ThreadPoolExecutor(CORES) as pool:
         running = {
             pool.submit(

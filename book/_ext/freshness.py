@@ -12,6 +12,7 @@ from pathlib import Path
 
 SOURCES = (
     "rconv/**/*.py",
+    "rconv/show/web/*",
     "rconv/**/*.html",
     "notebooks/*/*.py",
     "pyproject.toml",
