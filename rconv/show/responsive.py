@@ -97,7 +97,7 @@ def page(figure: Figure) -> str:
     Returns
     -------
     str
-        One element, which the book's extension `captions` gives its alternative text.
+        One element, which the book's extension `prose` gives its alternative text.
     """
     width, height = figure.get_size_inches()
     line = LINE if LINE < width <= MANY else width

@@ -1,10 +1,16 @@
-"""Sphinx extension: pages are executed side by side, before Sphinx reads them one by one.
+"""Sphinx extension: notebooks are executed side by side, and no number on any page is stale.
 
-What is executed here lies in the cache where MyST-NB looks for it. A page that fails is left to
-MyST-NB, which executes it again and shows the error. Sphinx writes pages side by side, too.
+MyST-NB's cache of executed notebooks looks at a notebook's own cells only, not at the package that
+they import nor at the results that they read. So it lies in a folder named by a hash of all of
+these. Notebooks that it does not hold are executed before Sphinx reads the pages one by one; one
+that fails is left to MyST-NB, which executes it again and shows the error. Since a page may quote a
+number that another page computed, all pages are written anew, side by side, as soon as one of them
+was read anew.
 """
 
+import hashlib
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -16,6 +22,35 @@ from sphinx.util import logging
 
 CORES = len(os.sched_getaffinity(0))
 LOG = logging.getLogger(__name__)
+
+SOURCES = (
+    "rconv/**/*.py",
+    "rconv/show/web/*",
+    "rconv/**/*.html",
+    "notebooks/*/*.py",
+    "pyproject.toml",
+    "results/*/*.json",
+    "book/records/*/*.json",
+)
+
+
+def digest(root):
+    """A short hash of the names and contents of all files that notebooks depend on."""
+    sha = hashlib.sha256()
+    for path in sorted(path for pattern in SOURCES for path in root.glob(pattern)):
+        content = path.read_bytes()
+        sha.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode() + content)
+    return sha.hexdigest()[:16]
+
+
+def choose_cache(app, config):
+    """Use the cache that belongs to the present sources, and remove those of earlier ones."""
+    caches = Path(app.outdir).parent / ".jupyter_cache"
+    current = caches / digest(Path(app.srcdir))
+    for old in caches.glob("*"):
+        if old != current:
+            shutil.rmtree(old)
+    config.nb_execution_cache_path = str(current)
 
 
 def read(path, env):
@@ -61,13 +96,22 @@ def execute(app, env, docnames):
                 LOG.info(f"{name}: Executed notebook in {result.time:.2f} seconds")
 
 
-def write_side_by_side(app, env):
-    """Let Sphinx write so; not read, since extensions keep what they read in one process."""
+def note_changes(app, env, added, changed, removed):
+    """Remember whether any page will be read anew."""
+    app.rconv_any_change = bool(added or changed or removed)
+    return []
+
+
+def rewrite_all(app, env):
+    """Have every page written if any was read, side by side; reading is done in one process."""
     app.parallel = CORES
+    return sorted(env.found_docs) if app.rconv_any_change else []
 
 
 def setup(app):
-    """Connect late: other extensions may still change the list."""
+    """Connect late, but for the cache: other extensions may still change the list of pages."""
+    app.connect("config-inited", choose_cache)
+    app.connect("env-get-outdated", note_changes, priority=900)
     app.connect("env-before-read-docs", execute, priority=900)
-    app.connect("env-updated", write_side_by_side)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    app.connect("env-updated", rewrite_all, priority=900)
+    return {"version": "2", "parallel_read_safe": True, "parallel_write_safe": True}
