@@ -57,17 +57,12 @@ def comparison(
 
     Parameters
     ----------
-    originals, reconstructions
+    originals, reconstructions : Tensor
         Axes (image N, channel C, row, column), values in [0, 1].
-    titles
-        A text above each column; ``None`` means none.
-    columns
+    titles : sequence of str, optional
+        A text above each column.
+    columns : int
         After that many images, three new rows begin.
-
-    Returns
-    -------
-    Figure
-        The picture; `save` writes it.
 
     Raises
     ------
@@ -100,19 +95,9 @@ def comparison(
 
 @mpl.rc_context(STYLE)
 def gallery(images: torch.Tensor, columns: int = 10) -> Figure:
-    """Draw images alone, where there is nothing to compare them with.
+    """Draw images, axes (image N, channel C, row, column), where there is nothing to compare.
 
-    Parameters
-    ----------
-    images
-        Axes (image N, channel C, row, column), values in [0, 1].
-    columns
-        After that many images, a new row begins.
-
-    Returns
-    -------
-    Figure
-        The picture; `save` writes it.
+    After so many `columns`, a new row begins.
     """
     width, rows = min(len(images), columns), math.ceil(len(images) / columns)
     figure = Figure((1.1 * width + 0.4, 1.3 * rows), layout="constrained")
@@ -125,22 +110,12 @@ def gallery(images: torch.Tensor, columns: int = 10) -> Figure:
 
 
 def picture_format(path: str | os.PathLike) -> str:
-    """Tell a picture's format by its suffix, such as ``png`` for ``x.PNG``.
-
-    Parameters
-    ----------
-    path : str or PathLike
-        The file.
-
-    Returns
-    -------
-    str
-        A format that matplotlib writes by itself (for pgf it needs LaTeX).
+    """The format that a file's suffix names, such as ``png`` for ``x.PNG``.
 
     Raises
     ------
     ValueError
-        If the suffix is unknown.
+        If it is none that matplotlib writes by itself (for pgf it needs LaTeX).
     """
     suffix = Path(path).suffix.lower().removeprefix(".")
     known = sorted({*FigureCanvasBase.get_supported_filetypes()} - {"pgf"})
@@ -153,18 +128,6 @@ def save(fig: Figure, path: str | os.PathLike) -> Path:
     """Write a figure, in the format of the suffix; the file is whole or absent.
 
     The same figure gives the same bytes as .png, .svg or .pdf: no date is written.
-
-    Parameters
-    ----------
-    fig : Figure
-        The figure.
-    path : str or PathLike
-        The file, with a suffix that matplotlib knows, such as .png, .svg or .pdf.
-
-    Returns
-    -------
-    Path
-        The file.
 
     Raises
     ------
@@ -186,22 +149,17 @@ def save(fig: Figure, path: str | os.PathLike) -> Path:
 
 
 def show_image(ax: Axes, image: torch.Tensor, title: str | None = None) -> Axes:
-    """Draw one image, its values clipped to [0, 1].
+    """Draw one image, its values clipped to [0, 1], on Axes, and return these.
 
     Parameters
     ----------
-    ax
+    ax : Axes
         Where to draw.
-    image
+    image : Tensor
         Axes (channel, row, column), 1 channel (grey) or 3 (RGB). Pixels that are not a number are
         drawn mid-grey.
-    title
+    title : str, optional
         Text above the image.
-
-    Returns
-    -------
-    Axes
-        The same `ax`.
 
     Raises
     ------
@@ -219,19 +177,14 @@ def show_error(
 
     Parameters
     ----------
-    ax
+    ax : Axes
         Where to draw.
-    image, reference
+    image, reference : Tensor
         Axes (channel, row, column). A pixel shows its largest error over the channels: black is
         0, the brightest colour is 1 / `scale` or more, and grey is not a number.
-    scale
-        The magnification. ``None`` means the largest power of ten that keeps every finite error
-        at or below the brightest colour.
-
-    Returns
-    -------
-    Axes
-        The same `ax`.
+    scale : float, optional
+        The magnification: otherwise the largest power of ten that keeps every finite error at or
+        below the brightest colour.
 
     Raises
     ------
@@ -252,23 +205,18 @@ def show_error(
 
 
 def show_map(ax: Axes, feature_map: torch.Tensor, title: str | None = None) -> Axes:
-    """Draw one feature map, one filter's output.
+    """Draw one feature map, one filter's output, of any values.
 
     Parameters
     ----------
-    ax
+    ax : Axes
         Where to draw.
-    feature_map
-        Axes (row, column), any values. Without a negative value the colours run from 0 to the
-        largest value (viridis); otherwise white is 0, red positive and blue negative, to the
-        largest magnitude. Grey is not a number.
-    title
+    feature_map : Tensor
+        Axes (row, column). Without a negative value the colours run from 0 to the largest value
+        (viridis); otherwise white is 0, red positive and blue negative, to the largest magnitude.
+        Grey is not a number.
+    title : str, optional
         Text above the map.
-
-    Returns
-    -------
-    Axes
-        The same `ax`.
 
     Raises
     ------
@@ -290,25 +238,9 @@ def show_map(ax: Axes, feature_map: torch.Tensor, title: str | None = None) -> A
 def show_numbers(ax: Axes, values: torch.Tensor, title: str | None = None) -> Axes:
     """Draw a small matrix with its entries written into the cells.
 
-    Parameters
-    ----------
-    ax
-        Where to draw.
-    values
-        Axes (row, column). Cells are tinted pale red where positive and pale blue where negative,
-        to the largest magnitude; a cell that is not a number stays empty.
-    title
-        Text above the matrix.
-
-    Returns
-    -------
-    Axes
-        The same `ax`.
-
-    Raises
-    ------
-    ValueError
-        If there are not exactly two axes.
+    Cells are tinted pale red where positive and pale blue where negative, to the largest magnitude;
+    a cell that is not a number stays empty. The values have the axes (row, column), and a
+    ValueError says if they have not.
     """
     if values.ndim != 2:
         raise ValueError(f"a matrix has axes (row, column), not {tuple(values.shape)}")
