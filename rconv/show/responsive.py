@@ -69,8 +69,8 @@ TAG, LONG = r"<[^>]*>", r"(?<![\w.])(\d\d+\.\d|\d\.\d{2})\d+"
 
 MARKS = r'<g( clip-path="[^"]*")?>\n((?:<use [^>]*/>\n){2,})</g>'
 MARKED = (
-    r'<path d="M([^"]*)"( clip-path="[^"]*") style="(fill: none[^"]*)"/>\n<g\2>\n'
-    r'(<marker.*?</marker>)\n<path d="M([^"]*)" style="fill: none; marker: ([^"]*)"/>\n</g>\n'
+    r'<path d="([^"]*)"( clip-path="[^"]*") style="(fill: none[^"]*)"/>\n<g\2>\n'
+    r'(<marker.*?</marker>)\n<path d="([^"]*)" style="fill: none; marker: ([^"]*)"/>\n</g>\n'
 )
 NUMBER = r"-?[\d.]+"
 MARK = r'<use href="#(\S+)" x="(\S+)" y="(\S+)"( style="[^"]*")?/>'
@@ -198,9 +198,9 @@ def cleaned(svg: str) -> str:
     for pattern, text in CLEANED:
         svg = re.sub(pattern, text, svg, flags=re.DOTALL)
     svg = re.sub(TAG, lambda tag: re.sub(LONG, r"\1", tag[0]), svg)
-    svg = re.sub(r' d="(?:M [^"A-Z]*(?:L [^"A-Z]*)+)+"', _straight, svg)
-    svg = re.sub(MARKED, _marked, _ungrouped(re.sub(MARKS, _marks, svg)))
-    return re.sub(r' d="(M[\d.\s\-Mz]+)"', _steps, svg)
+    svg = _ungrouped(re.sub(MARKS, _marks, svg))
+    svg = re.sub(r' d="(M[\d.\s\-MLz]+)"', _steps, svg)
+    return re.sub(MARKED, _marked, svg)
 
 
 def _named(svg: str) -> str:
@@ -229,11 +229,6 @@ def _classed(svg: str) -> str:
     return svg.replace(">", f"><style>{rules}</style>", 1) if rules else svg
 
 
-def _straight(path: re.Match) -> str:
-    """A line, without a letter for each of its points."""
-    return re.sub(r"\s*\n(?:L )?", " ", path[0]).replace("M ", "M").replace(' "', '"')
-
-
 def _steps(path: re.Match) -> str:
     """Lines by the steps from point to point.
 
@@ -245,9 +240,9 @@ def _steps(path: re.Match) -> str:
         numbers = [round(unit * float(n)) for n in re.findall(NUMBER, line)]
         points = list(zip(numbers[::2], numbers[1::2], strict=True))
         pairs = zip(points, [place, *points], strict=False)
-        told = [f"{(x - u) / unit:g} {(y - v) / unit:g}" for (x, y), (u, v) in pairs]
+        steps = [f"{(x - u) / unit:g} {(y - v) / unit:g}" for (x, y), (u, v) in pairs]
         place = points[0] if "z" in line else points[-1]
-        parts.append("m" + " ".join(told) + "z" * ("z" in line))
+        parts.append("m" + " ".join(steps) + "z" * ("z" in line))
     return f' d="{"".join(parts)}"'
 
 
@@ -256,7 +251,7 @@ def _marked(found: re.Match) -> str:
     line, clip, style, marker, marks, place = found.groups()
     if line != marks:
         return found[0]
-    return f'{marker}\n<path d="M{line}"{clip} style="{style}; marker: {place}"/>\n'
+    return f'{marker}\n<path d="{line}"{clip} style="{style}; marker: {place}"/>\n'
 
 
 def _marks(found: re.Match) -> str:
