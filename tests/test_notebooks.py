@@ -65,7 +65,7 @@ def test_cells_are_short(path):
 @each_notebook
 def test_what_is_drawn_is_drawn_for_the_page(path):
     code = "\n".join(code_cells(path))
-    assert "plt.subplots" not in code or "%load_ext rconv.show.screen" in code
+    assert "plt.subplots" not in code or "%load_ext rconv.show.responsive" in code
 
 
 @each_notebook

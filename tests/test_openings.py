@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from rconv.lab.openings import openings
-from rconv.show import openings as shown
+from rconv.show import charts, tables
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +41,11 @@ def test_unknown_layers_are_refused():
 
 
 def test_tables_and_figures_show_every_width(records):
-    rows = shown.width_rows(records)
+    rows = tables.WIDTHS.rows(records)
     assert [row[0] for row in rows] == [4, 3, 1] and all(len(r) == 9 for r in rows)
     assert all(row[1] == 2 and row[2] <= row[3] for row in rows)
     fig, ax = plt.subplots()
-    shown.show_widths(ax, records)
+    charts.show_widths(ax, records)
     drawn = sum(len(line.get_xdata()) for line in ax.lines)
     open_ones = sum(not r["full_rank"] for r in records)
     assert drawn == 2 * open_ones + len(records) - open_ones
@@ -54,8 +54,8 @@ def test_tables_and_figures_show_every_width(records):
 
 def test_calibration_counts_what_is_within_a_factor():
     cases = [{"error": e, "expected_error": 1.0} for e in (0.01, 0.2, 5.0, 50.0)]
-    assert shown.calibration_row("some", cases) == ("some", 4, 2, 1)
+    assert tables.CALIBRATION.rows({"some": cases}) == [("some", 4, 2, 1)]
     fig, ax = plt.subplots()
-    shown.show_calibration(ax, [*cases, {"error": 0.0, "expected_error": 1.0}], "some")
+    charts.show_calibration(ax, [*cases, {"error": 0.0, "expected_error": 1.0}], "some")
     assert len(ax.lines[0].get_xdata()) == 4
     plt.close(fig)

@@ -9,17 +9,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rconv.show.figures import (
-    comparison,
-    save,
-    show_error,
-    show_image,
-    show_map,
-    show_psnr,
-    show_shares,
-    show_sweep,
-)
-from rconv.show.panels import show_numbers
+from rconv.show.charts import show_psnr, show_shares, show_sweep
+from rconv.show.figures import comparison, save, show_error, show_image, show_map, show_numbers
 
 WHITE = (1, 1, 1, 1)
 

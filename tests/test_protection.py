@@ -5,7 +5,7 @@ import torch
 
 from rconv.data import datasets
 from rconv.lab.protection import grey, protect
-from rconv.show import protection as shown
+from rconv.show.comparison_tables import ACCURACIES, by_defence, first_without
 
 FILTERS = (6, 16, 12, 6)
 
@@ -82,30 +82,30 @@ def made(strength, gains, attacker="auto", seeds=1):
 
 
 def test_the_median_is_a_true_one_and_the_best_stands_beside_it():
-    (group,) = shown.groups(made(0.1, [1.0, 2.0, 4.0, 60.0]))
+    (group,) = by_defence(made(0.1, [1.0, 2.0, 4.0, 60.0]))
     assert group.median("gain").value == 3.0
     assert group.best("gain") == 60.0 and group.exact == 1
 
 
 def test_draws_of_one_image_are_one_image():
-    (group,) = shown.groups(made(0.1, [0.0, 0.0, 9.0, 5.0, 5.0, 5.0], seeds=3))
+    (group,) = by_defence(made(0.1, [0.0, 0.0, 9.0, 5.0, 5.0, 5.0], seeds=3))
     found = group.median("gain")
     assert (found.value, found.clusters, found.count) == (2.5, 2, 6)
 
 
 def test_a_strength_suffices_when_the_strongest_attacker_gets_nothing():
-    found = shown.groups(
+    found = by_defence(
         made(1e-3, [-5.0, -4.0, 8.0])
         + made(1e-2, [-5.0, -4.0, -3.0])
         + made(1e-2, [-9.0, -9.0, 1.0], attacker="paper")
         + made(1e-1, [-9.0, -9.0, None])
     )
-    assert shown.first_without(found, 0.0, best=False) == 1e-3
-    assert shown.first_without(found, 0.0, best=True) == 1e-1
-    assert shown.first_without(found, -20.0, best=True) is None
+    assert first_without(found, 0.0, best=False) == 1e-3
+    assert first_without(found, 0.0, best=True) == 1e-1
+    assert first_without(found, -20.0, best=True) is None
 
 
 def test_accuracies_are_averaged_over_the_seeds():
     shared = {"kind": "training", "defence": "clip", "strength": 1.0, "epsilon": 2.34}
-    rows = shown.accuracy_rows([{**shared, "accuracy": a} for a in (0.5, 0.8)])
+    rows = ACCURACIES.rows([{**shared, "accuracy": a} for a in (0.5, 0.8)])
     assert rows == [("clipping and noise σ", "1", "2.3", 2, "65", "50", "80")]

@@ -38,7 +38,7 @@ def test_the_reference_lists_every_module_once_below_its_wing(reference, tmp_pat
     names = (".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files)
     modules = {name.removesuffix(".__init__") for name in names} - {"rconv"}
     assert len(every) == len(set(every)) and set(every) == modules
-    assert [names[0] for names in listed.values()] == list(reference.wings())
+    assert [names[0] for names in listed.values()] == list(reference.subpackages())
     assert listed["01_linalg"][0] == "rconv.linalg" and "rconv.attack.head" in every
     assert all(name.startswith(names[0]) for names in listed.values() for name in names)
     assert all(re.findall(r"^# ", text, re.M) == ["# "] for text in pages.values())

@@ -6,7 +6,8 @@ from matplotlib.figure import Figure
 
 from rconv.lab import study, trace
 from rconv.lab.entrants import AUTO, DLG, IDLG, INVERTING, METHODS, OPTIMISED, PAPER, RGAP
-from rconv.show import charts, versus
+from rconv.show import charts
+from rconv.show.comparison_tables import ATTACKS, by_attack, decibels, interval, shared
 
 FEW = {DLG: {"iterations": 2}, IDLG: {"iterations": 2}, INVERTING: {"iterations": 2}}
 
@@ -43,14 +44,14 @@ def records():
 
 
 def test_every_attack_meets_every_other_on_the_same_pairs(records):
-    together = versus.shared(records)
+    together = shared(records)
     for method in METHODS:
         own = {(r["seed"], r["index"]) for r in together if r["method"] == method}
         assert own == {(0, 0), (1, 1)}
 
 
 def test_the_closed_forms_get_more_images_and_both_dtypes(records):
-    counts = {key: len(own) for key, own in versus.groups(records).items()}
+    counts = {key: len(own) for key, own in by_attack(records).items()}
     assert {key[0]: n for key, n in counts.items() if key[1] == "float64"} == {
         PAPER: 2, AUTO: 4, RGAP: 4
     }  # fmt: skip
@@ -59,10 +60,10 @@ def test_the_closed_forms_get_more_images_and_both_dtypes(records):
 
 
 def test_a_row_for_every_attack_and_dtype(records):
-    rows = versus.rows(records)
+    rows = ATTACKS.rows(records)
     assert [row[0] for row in rows] == [PAPER] * 2 + [AUTO] * 2 + [RGAP] * 2 + list(OPTIMISED)
-    assert all(len(row) == len(versus.HEADER) for row in rows)
-    named = [dict(zip(versus.HEADER, row, strict=True)) for row in rows]
+    assert all(len(row) == len(ATTACKS.header) for row in rows)
+    named = [dict(zip(ATTACKS.header, row, strict=True)) for row in rows]
     (ours,) = (row for row in named if row["attack"] == AUTO and row["dtype"] == "float64")
     assert ours["n"] == "4 in 2" and ours["MSE < 10⁻⁶"] == "4 of 4"
     assert ours["explains the gradients"] == "4 of 4"
@@ -77,7 +78,7 @@ def record(seed, psnr, **changes):
 
 def test_what_is_no_number_is_the_worst():
     records = [record(0, None, gradient_residual=None), record(1, 10.0), record(2, 20.0)]
-    (row,) = versus.rows(records)
+    (row,) = ATTACKS.rows(records)
     assert row[2:] == (
         "3 in 3", "0 of 3", "0 of 3", "10.0 [–, 20.0]", "–", "10.0", "0.500", "2"
     )  # fmt: skip
@@ -101,12 +102,12 @@ def test_progress_has_a_line_per_image_and_one_name_per_attack():
 
 
 def test_one_model_has_no_interval():
-    assert versus.interval(versus.decibels([record(0, 10.0), record(0, 20.0)])) == "15.0"
+    assert interval(decibels([record(0, 10.0), record(0, 20.0)])) == "15.0"
 
 
 def test_pairs_that_one_attack_lacks_are_left_out():
     records = [record(0, 1.0), record(1, 1.0), record(1, 2.0, method=AUTO)]
-    assert {r["seed"] for r in versus.shared(records)} == {1}
+    assert {r["seed"] for r in shared(records)} == {1}
 
 
 def test_the_prior_is_tried_on_the_images_it_is_given():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "book" / "_ext"))
-stylesheet = pytest.importorskip("stylesheet")
+slim = pytest.importorskip("slim")
 
 
 @pytest.mark.parametrize(
@@ -28,13 +28,13 @@ stylesheet = pytest.importorskip("stylesheet")
     ],
 )
 def test_only_rules_of_absent_classes_go(css, left):
-    assert stylesheet.purge(css, {"a", "c", "a-1/2"}) == left
+    assert slim.purge(css, {"a", "c", "a-1/2"}) == left
 
 
 def test_with_all_words_every_rule_stays():
     theme = pytest.importorskip("pydata_sphinx_theme")
     path = Path(theme.__file__).parent / "theme/pydata_sphinx_theme/static/styles"
     css = (path / "pydata-sphinx-theme.css").read_text()
-    names = {name.replace("\\", "") for name in stylesheet.CLASS.findall(css)}
-    whole = stylesheet.COMMENT.sub("", css)
-    assert "".join(stylesheet.purge(css, names).split()) == "".join(whole.split())
+    names = {name.replace("\\", "") for name in slim.CLASS.findall(css)}
+    whole = slim.COMMENT.sub("", css)
+    assert "".join(slim.purge(css, names).split()) == "".join(whole.split())

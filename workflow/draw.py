@@ -98,10 +98,10 @@ class Shell(InteractiveShell):
 
 def execute(notebook: nbformat.NotebookNode) -> None:
     """Run the cells here: a process for each page would import PyTorch 44 times."""
-    os.environ["RCONV_FIGURES"] = "html"  # see rconv.show.screen
+    os.environ["RCONV_FIGURES"] = "html"  # see rconv.show.responsive
     shell = Shell.instance()
     shell.run_line_magic("reset_selective", "-f .")
-    shell.extension_manager.load_extension("rconv.show.screen")
+    shell.extension_manager.load_extension("rconv.show.responsive")
     for cell in notebook.cells:
         if cell.cell_type == "code":
             with chdir(NOTEBOOKS), capture_output() as captured:

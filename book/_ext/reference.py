@@ -1,54 +1,52 @@
-"""Sphinx extension: the reference, written from the package as it is.
+r"""Sphinx extension: the reference, written from the package as it is.
 
-A page for every wing, in the order in which the package's docstring names them: its own docstring
-and its modules. They lie in `book/api`, and nothing has to be listed by hand. Each name leads to
-its source in the repository.
+A page for every subpackage, in the order in which the package's docstring names them: its own
+docstring and its modules. They lie in `book/api`, and nothing has to be listed by hand. Each name
+leads to its source in the repository. Plain text stays plain in docstrings: outside backticks,
+neither the lone asterisk of (N, \*shape) nor the bars of \|x\| mean what they mean in
+reStructuredText.
 """
 
-import ast
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 import re
 from pathlib import Path
 
+import rconv  # its face alone, which imports nothing
+
 FOLDER = Path("book", "api")
+MARKED = re.compile(r"(``.+?``|`.+?`)")
 
 
-def wings():
-    """Wing → its modules, in the docstring's order; what it does not name comes last.
-
-    The package is not imported: a build without a change would wait for it.
-    """
-    package = importlib.util.find_spec("rconv")
-    said = ast.get_docstring(ast.parse(Path(package.origin).read_text(encoding="utf-8")))
-    found = {w.name: w for w in pkgutil.iter_modules(package.submodule_search_locations, "rconv.")}
-    named = (f"rconv.{name}" for name in re.findall(r"`rconv\.(\w+)`", said))
+def subpackages():
+    """Subpackage → its modules, in the docstring's order; what it does not name comes last."""
+    found = {part.name: part for part in pkgutil.iter_modules(rconv.__path__, "rconv.")}
+    named = re.findall(r"`(rconv\.\w+)`", rconv.__doc__)
     names = dict.fromkeys([*named, *sorted(found)])
     return {name: list(modules(found[name])) for name in names if "._" not in name}
 
 
-def modules(wing):
-    """Names of the modules inside a wing, none where the wing is a single file."""
-    if wing.ispkg:
-        folder = [f"{wing.module_finder.path}/{wing.name.rpartition('.')[2]}"]
-        inside = pkgutil.iter_modules(folder, f"{wing.name}.")
+def modules(part):
+    """Names of the modules inside a subpackage, none where it is a single file."""
+    if part.ispkg:
+        folder = str(Path(part.module_finder.path, part.name.rpartition(".")[2]))
+        inside = pkgutil.iter_modules([folder], f"{part.name}.")
         yield from (module.name for module in inside if "._" not in module.name)
 
 
 def section(level, name):
-    """Markdown of one wing or module."""
+    """Markdown of one subpackage or module."""
     return f"\n{'#' * level} `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n"
 
 
 def write(folder):
-    """Write the pages that changed, and remove those of wings that are gone."""
+    """Write the pages that changed, and remove those of subpackages that are gone."""
     folder.mkdir(exist_ok=True)
     pages = {
-        folder / f"{number:02}_{wing.rpartition('.')[2]}.md": section(1, wing)
+        folder / f"{number:02}_{part.rpartition('.')[2]}.md": section(1, part)
         + "".join(section(2, name) for name in inside)
-        for number, (wing, inside) in enumerate(wings().items(), 1)
+        for number, (part, inside) in enumerate(subpackages().items(), 1)
     }
     for old in set(folder.glob("*.md")) - set(pages):
         old.unlink()
@@ -81,9 +79,25 @@ def connect(app, config):
     config.linkcode_resolve = source(theme["repository_url"], theme["repository_branch"])
 
 
+def plain(line):
+    """The line with the characters escaped that it does not use as markup."""
+    parts = MARKED.split(line)
+    lone = sum(part.count("*") for part in parts[::2]) == 1
+    parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
+    if lone:
+        parts[::2] = [part.replace("*", r"\*") for part in parts[::2]]
+    return "".join(parts)
+
+
+def process_docstring(app, what, name, obj, options, lines):
+    """Rewrite one docstring in place."""
+    lines[:] = [plain(line) for line in lines]
+
+
 def setup(app):
     """Write the pages now: the table of contents is read next."""
     write(Path(app.srcdir) / FOLDER)
     app.setup_extension("sphinx.ext.linkcode")
     app.connect("config-inited", connect)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    app.connect("autodoc-process-docstring", process_docstring, priority=400)  # napoleon has 500
+    return {"version": "2", "parallel_read_safe": True, "parallel_write_safe": True}

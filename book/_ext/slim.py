@@ -8,16 +8,18 @@ match something; the notebooks to download are without outputs, as in the reposi
 are slim already stay as they are.
 """
 
+import base64
+import hashlib
+import io
 import logging
+import os
 import re
 from pathlib import Path
 
 import minify_html
 import nbformat
 from fontTools import subset
-from launch import POINT
-from pictures import INLINE, PICTURE, slim_inline, slim_pictures
-from stylesheet import purge
+from PIL import Image
 
 ALPHABETS = {
     "Fraktur": {"mathfrak", "frak"},
@@ -44,6 +46,108 @@ SLIM = "<!doctype html><"
 WORD = re.compile(r"[\w-]+")
 PLAIN = re.compile(r'<span class="(?:n|p|w|pre)">([^<]*)</span>')
 """Names, punctuation and spaces in code look as what is around them."""
+
+PICTURE = re.compile(r"[\w-]+\.png\b")
+INLINE = re.compile(r"data:image/png;base64,\s*([A-Za-z0-9+/=\s]+)")
+
+INSIDE = 2_000
+"""Bytes from which a picture is a file of its own, a quarter smaller: in a page it is base64."""
+
+STRING = r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'"""
+COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+TOKEN = re.compile(rf"{STRING}|[{{}};]|[^{{}};\"']+")
+NESTED = re.compile(rf"{STRING}|\[[^]]*\]|\((?:[^()]|\([^()]*\))*\)")
+CLASS = re.compile(r"\.((?:\\.|[\w-])+)")
+GROUPS = ("@media", "@supports", "@layer", "@container")
+"""At-rules whose block holds rules again."""
+
+
+def webp(png):
+    """The same pixels in half the bytes."""
+    packed = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        image.convert("RGBA").save(packed, "WEBP", lossless=True, quality=50, method=3)
+    return packed.getvalue()
+
+
+def slim_inline(path, images):
+    """What stands for a picture in the page itself: a file, or less of the same."""
+
+    def change(found):
+        png = base64.b64decode(found[1])
+        packed = webp(png)
+        if len(packed) > INSIDE:
+            name = f"{hashlib.sha1(packed).hexdigest()}.webp"
+            (images / name).write_bytes(packed)
+            return os.path.relpath(images / name, path.parent)
+        kinds = {"webp": packed, "png": png}
+        kind = min(kinds, key=lambda name: len(kinds[name]))
+        return f"data:image/{kind};base64,{base64.b64encode(kinds[kind]).decode()}"
+
+    return change
+
+
+def slim_pictures(images):
+    """WebP for PNG; returns what pages should say now for each."""
+    for path in images.glob("*.png"):
+        slim = path.with_suffix(".webp")
+        if not slim.exists():  # the name is a hash of the content
+            slim.write_bytes(webp(path.read_bytes()))
+        path.unlink()
+    return {f"{path.stem}.png": path.name for path in images.glob("*.webp")}
+
+
+def blocks(css):
+    """(what stands before a block, the block's text) of each; no block where there is only `;`."""
+    depth, head, body = 0, [], []
+    for token in TOKEN.findall(css):
+        if token == "}":
+            depth -= 1
+            if depth == 0:
+                yield "".join(head).strip(), "".join(body)
+                head, body = [], []
+                continue
+        if depth:
+            body.append(token)
+        elif token == ";":
+            yield "".join(head).strip(), None
+            head = []
+        elif token != "{":
+            head.append(token)
+        depth += token == "{"
+
+
+def may_match(selector, words):
+    """Whether all classes that a selector needs are among the words."""
+    plain = NESTED.sub("", selector)
+    return all(name.replace("\\", "") in words for name in CLASS.findall(plain))
+
+
+def selectors(head):
+    """The selectors of a rule: parts between commas that stand in no parentheses."""
+    hidden = NESTED.sub(lambda found: found[0].replace(",", "\0"), head)
+    return [part.replace("\0", ",") for part in hidden.split(",")]
+
+
+def purge(css, words):
+    """The stylesheet without the rules that match nothing in pages of these words.
+
+    A theme brings the whole of Bootstrap and the names of two thousand icons. A rule stays if every
+    class of one of its selectors is a word somewhere in the pages or their scripts; what stands in
+    parentheses, as in `:not(.x)`, decides nothing.
+    """
+    kept = []
+    for head, body in blocks(COMMENT.sub("", css)):
+        if body is None:
+            kept.append(f"{head};")
+        elif head.startswith(GROUPS):
+            inner = purge(body, words)
+            kept += [f"{head}{{{inner}}}"] if inner else []
+        elif head.startswith("@"):
+            kept.append(f"{head}{{{body}}}")
+        elif used := [part for part in selectors(head) if may_match(part, words)]:
+            kept.append(f"{','.join(used)}{{{body}}}")
+    return "".join(kept)
 
 
 def remove(static):
@@ -104,21 +208,6 @@ def without_outputs(text):
     return nbformat.writes(notebook, indent=0) + "\n"
 
 
-def offer_one(app, pagename, templatename, context, doctree):
-    """A page with code is downloaded as a notebook; its Markdown stands behind the pencil.
-
-    The notebook of a point of the grid stands behind its rocket.
-    """
-    less = set()
-    if context.get("ipynb_source"):
-        less.add("download-source-button")
-    if POINT.fullmatch(pagename):
-        less |= {"download-source-button", "download-notebook-button"}
-    for group in context.get("header_buttons", []):
-        if group.get("label") == "download-buttons":
-            group["buttons"] = [b for b in group["buttons"] if b["label"] not in less]
-
-
 def slim(app, exception):
     """All of it, once everything is written."""
     if exception is not None or app.builder.format != "html":
@@ -158,6 +247,5 @@ def slim(app, exception):
 
 def setup(app):
     """Run after all extensions that copy files."""
-    app.connect("html-page-context", offer_one, priority=900)
     app.connect("build-finished", slim, priority=900)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    return {"version": "2", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-"""Draw what records say of many images: Axes in, Axes out."""
+"""Draw what records say of many images; functions take Axes, draw on them and return them."""
 
 import math
 from collections.abc import Sequence
@@ -7,37 +7,32 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 
-from rconv.lab.records import SUCCESS
-from rconv.show.panels import INK, MAP_COLOURS, NOT_A_NUMBER, PAPER
+from rconv.lab.cells import rate
+from rconv.lab.records import SUCCESS, Record, value
+from rconv.lab.sent import SENT
+from rconv.lab.success import INITIALISATIONS
+from rconv.show.comparison_tables import STARTS, find
+from rconv.show.figures import BLUE, GREEN, INK, MAP_COLOURS, NOT_A_NUMBER, ORANGE, PAPER, TITLE
+
+BAR = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
+"""The line of a success, or of what a layer has."""
+
+EXACT = 100.0
+"""PSNR in dB beyond which figures make no difference."""
 
 
-def show_psnr(ax: Axes, records: Sequence[dict], label: str | None = None, **style: Any) -> Axes:
+def show_psnr(ax: Axes, records: Sequence[Record], label: str | None = None, **style: Any) -> Axes:
     """Draw the PSNR of the records' images, sorted, as one curve over their share.
 
-    Parameters
-    ----------
-    ax
-        Where to draw.
-    records
-        Records with the key ``psnr``, in dB; None stands for a value that is not finite. It
-        counts as the worst, and has no point.
-    label
-        The curve's name in a legend.
-    style
-        Passed on to ``Axes.plot``.
-
-    Returns
-    -------
-    Axes
-        The same axes.
+    A PSNR that is not finite, None in the record, counts as the worst and has no point. `label`
+    is the curve's name in a legend; `style` goes to ``Axes.plot``.
     """
-    values = sorted(r["psnr"] if r["psnr"] is not None else -math.inf for r in records)
+    values = sorted(value(r["psnr"], -math.inf) for r in records)
     share = [100 * (n + 0.5) / len(values) for n in range(len(values))]
     ax.plot(share, values, marker=".", markersize=4, linewidth=1, label=label, **style)
     if not ax.get_xlabel():
-        ax.axhline(-10 * math.log10(SUCCESS), color="black", linewidth=0.8, linestyle=":")
-        ax.set_xlabel("images (%), worst first")
-        ax.set_ylabel("PSNR (dB)")
+        ax.axhline(-10 * math.log10(SUCCESS), **BAR)
+        ax.set(xlabel="images (%), worst first", ylabel="PSNR (dB)")
     return ax
 
 
@@ -52,13 +47,13 @@ def show_shares(
 
     Parameters
     ----------
-    ax
+    ax : Axes
         Where to draw.
-    shares
+    shares : nested sequence of float
         Axes (row, column), in [0, 1]; not a number where there is none, drawn grey.
-    rows, columns
+    rows, columns : sequence of str
         Their names.
-    title
+    title : str, optional
         Text above the matrix.
 
     Returns
@@ -81,74 +76,104 @@ def show_shares(
     return ax
 
 
-def show_sweep(ax: Axes, records: Sequence[dict], title: str | None = None) -> Axes:
+def show_sweep(ax: Axes, records: Sequence[Record], title: str | None = None) -> Axes:
     """Draw one layer's success and generic rank against its number of filters.
 
-    Parameters
-    ----------
-    ax
-        Where to draw.
-    records
-        Of `rconv.lab.sweep.sweep`, all of one layer: points are shares of images, lines shares of
-        the unknowns, and each kind of constraints has a colour.
-    title
-        Text above the axes.
-
-    Returns
-    -------
-    Axes
-        The same `ax`.
+    The records are those of `rconv.lab.sweep.sweep` for one layer. Points are shares of images,
+    lines shares of the unknowns, and each kind of constraints has a colour.
     """
     for number, kind in enumerate(dict.fromkeys(r["constraints"] for r in records)):
         own = [r for r in records if r["constraints"] == kind]
         widths = [r["width"] for r in own]
-        colour = ("#D55E00", "#0072B2")[number % 2]
+        colour = (ORANGE, BLUE)[number % 2]
         rank = [r["rank"] / r["unknowns"] for r in own]
         success = [r["successes"] / r["images"] for r in own]
         ax.plot(widths, rank, "--", color=colour, linewidth=1, label=f"{kind}: rank")
         marker = {"marker": "ox"[number % 2], "linestyle": "", "markersize": 6}
         ax.plot(widths, success, color=colour, label=f"{kind}: success", **marker)
-    ax.axvline(records[0]["usual"], color="black", linewidth=0.8, linestyle=":")
-    ax.set_xlabel("filters")
-    ax.set_ylim(-0.05, 1.05)
-    if title is not None:
-        ax.set_title(title, fontsize=9)
+    ax.axvline(records[0]["usual"], **BAR)
+    ax.set(xlabel="filters", ylim=(-0.05, 1.05))
+    return _titled(ax, title)
+
+
+def show_progress(ax: Axes, records: Sequence[Record], title: str | None = None) -> Axes:
+    """Draw the PSNR of attacks against their CPU time: a line per image, ending in its answer.
+
+    The records are those of `rconv.lab.comparison.compare`; their key ``curve`` holds the points
+    (CPU seconds with the preparation, PSNR in dB), a single one for attacks in closed form.
+    """
+    for number, method in enumerate(dict.fromkeys(r["method"] for r in records)):
+        look = {"color": f"C{number}", "linewidth": 0.8, "alpha": 0.8}
+        label = method
+        for curve in (r["curve"] for r in records if r["method"] == method and r["curve"]):
+            seconds, decibels = zip(*curve, strict=True)
+            ax.plot(seconds, decibels, **look)
+            end = seconds[-1], decibels[-1], "osdv^x"[number % 6]
+            ax.plot(*end, **look, markersize=5, label=label)
+            label = None
+    ax.axhline(-10 * math.log10(SUCCESS), **BAR)
+    ax.set(xscale="log", xlabel="CPU seconds", ylabel="PSNR (dB)")
+    return _titled(ax, title)
+
+
+def show_rates(ax: Axes, records: Sequence[Record], method: str, title: str | None = None) -> Axes:
+    """Draw a method's rates against what is sent, with their intervals.
+
+    The records are cells of one network, made by `rconv.lab.success`. Each initialisation has a
+    colour and stands a little aside.
+    """
+    for number, start in enumerate(INITIALISATIONS):
+        cells = [(x, find(records, start, sent, method)) for x, sent in enumerate(SENT)]
+        known = [(x, *rate(r)) for x, r in cells if r is not None and r["refusal"] is None]
+        places = [x + 0.2 * (number - 1) for x, *_ in known]
+        # A rate of exactly 0 or 1 may lie a rounding error outside its interval.
+        bars = [
+            [max(0.0, share - low) for _, share, low, _ in known],
+            [max(0.0, high - share) for _, share, _, high in known],
+        ]
+        style = {"fmt": "osd"[number], "capsize": 3, "markersize": 5}
+        style["color"] = (BLUE, ORANGE, GREEN)[number]
+        ax.errorbar(places, [share for _, share, *_ in known], bars, label=STARTS[start], **style)
+    ax.set_xticks(range(len(SENT)), [sent.replace("weights, ", "") for sent in SENT], rotation=30)
+    ax.set(xlim=(-0.5, len(SENT) - 0.5), ylim=(-0.04, 1.04))
+    return _titled(ax, title)
+
+
+def show_widths(ax: Axes, records: Sequence[Record]) -> Axes:
+    """Draw the PSNR of every image against the filters, without the prior and with it.
+
+    The records are those of `rconv.lab.openings.openings`.
+    """
+    open_ones = [r for r in records if not r["full_rank"]]
+    closed = [r for r in records if r["full_rank"]]
+    kinds = (
+        (open_ones, "least", "x", "minimum norm", -0.12, {"alpha": 0.7}),
+        (open_ones, "psnr", "o", "prior", 0.12, {"alpha": 0.7}),
+        (closed, "psnr", "^", "determined", 0.0, {"color": "black"}),
+    )
+    for own, key, marker, label, shift, look in kinds:
+        if own:
+            widths = [r["width"] + shift for r in own]
+            psnr = [min(value(r[key], EXACT), EXACT) for r in own]
+            ax.plot(widths, psnr, marker, markersize=4, label=label, **look)
+    ax.set(xlabel="filters", ylabel="PSNR (dB)")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.legend(fontsize=9)
     return ax
 
 
-def show_progress(ax: Axes, records: Sequence[dict], title: str | None = None) -> Axes:
-    """Draw the PSNR of attacks against their CPU time: a line per image, ending in its answer.
+def show_calibration(ax: Axes, records: Sequence[Record], label: str) -> Axes:
+    """Draw the true relative error against the expected one, on logarithmic axes.
 
-    Parameters
-    ----------
-    ax
-        Where to draw.
-    records
-        Of `rconv.lab.comparison.compare`. Their key ``curve`` holds the points (CPU seconds with
-        the preparation, PSNR in dB), a single one for attacks in closed form.
-    title
-        Text above the axes.
-
-    Returns
-    -------
-    Axes
-        The same `ax`.
+    The records have the keys "error" and "expected_error"; an error of 0 has no point.
     """
-    methods = list(dict.fromkeys(r["method"] for r in records))
-    for number, method in enumerate(methods):
-        look = {"color": f"C{number}", "linewidth": 0.8, "alpha": 0.8}
-        label = method
-        for record in records:
-            if record["method"] == method and record["curve"]:
-                seconds, decibels = zip(*record["curve"], strict=True)
-                marker = "osdv^x"[number % 6]
-                ax.plot(seconds, decibels, **look)
-                ax.plot(seconds[-1], decibels[-1], marker, **look, markersize=5, label=label)
-                label = None
-    ax.axhline(-10 * math.log10(SUCCESS), color="black", linewidth=0.8, linestyle=":")
-    ax.set_xscale("log")
-    ax.set_xlabel("CPU seconds")
-    ax.set_ylabel("PSNR (dB)")
+    known = [r for r in records if r["error"]]
+    ax.plot([r["expected_error"] for r in known], [r["error"] for r in known], ".", label=label)
+    ax.set(xscale="log", yscale="log", xlabel="expected error", ylabel="true error")
+    return ax
+
+
+def _titled(ax: Axes, title: str | None) -> Axes:
     if title is not None:
-        ax.set_title(title, fontsize=9)
+        ax.set_title(title, fontsize=TITLE)
     return ax

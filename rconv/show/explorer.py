@@ -1,21 +1,28 @@
 """A figure that one plays with: two settings as a map to click, and what each cell's image is.
 
-Every frame is computed beforehand and lies in one picture inside the HTML. A cell's colour is what
-its reconstruction is worth, which needs the truth; the two bars beside it are the attacker's.
+Every frame is computed beforehand and lies in one picture inside the HTML. A cell's colour is the
+PSNR of its reconstruction, which needs the truth; the two bars beside it are the attacker's.
 """
 
 import math
 from collections.abc import Sequence
 
+import matplotlib as mpl
 import torch
 
 from rconv.lab import metrics
-from rconv.show import play
-from rconv.show.explorer_parts import TRUSTED, Shown, card, head, scale
+from rconv.show import interactive
+from rconv.show.figures import MAP_COLOURS
 from rconv.show.numbers import scientific
 
 DIGITS = 16
 """Decimal digits of double precision: a certificate of 10⁻¹⁶ fills its bar."""
+
+BEST = 120.0
+"""dB of the brightest colour: errors of a millionth, far below what a screen can show."""
+
+TRUSTED = "the only image"
+"""The verdict where the attacker has no doubt."""
 
 
 def explorer(
@@ -65,28 +72,34 @@ def explorer(
     ValueError
         If the shapes, sliders, methods and doubts do not fit together.
     """
-    wanted = (*(len(texts) for texts in sliders.values()), len(methods))
+    shape = (*(len(texts) for texts in sliders.values()), len(methods))
     ragged = {(len(doubts), len(column), len(cell)) for column in doubts for cell in column}
     given = {ranks.shape, certificates.shape} | ragged
-    if len(sliders) != 2 or frames.shape != wanted + original.shape or given != {wanted}:
+    if len(sliders) != 2 or frames.shape != shape + original.shape or given != {shape}:
         raise ValueError(
             f"{tuple(frames.shape)} frames, an image of {tuple(original.shape)}, and ranks, "
-            f"certificates and doubts of {given} do not fit sliders and methods of {wanted}"
+            f"certificates and doubts of {given} do not fit sliders and methods of {shape}"
         )
     seen = frames.detach().cpu().double().nan_to_num(0.5).clamp(0, 1)
     truth = original.detach().cpu().double()
     psnr = metrics.psnr(seen.flatten(0, 2), truth.expand_as(seen).flatten(0, 2), data_range=1.0)
-    told = [doubt for column in doubts for cell in column for doubt in cell]
-    each = zip(psnr, ranks.flatten(), certificates.flatten(), told, strict=True)
+    reasons = [doubt for column in doubts for cell in column for doubt in cell]
+    each = zip(psnr, ranks.flatten(), certificates.flatten(), reasons, strict=True)
     facts = [_fact(*map(float, numbers), truth.numel(), doubt) for *numbers, doubt in each]
-    shown = Shown(psnr.reshape(wanted), facts, wanted, start)
-    sprite = play.png(seen.permute(0, 4, 1, 2, 5, 3).flatten(2, 4).flatten(0, 1))
-    cards = "".join(card(shown, m, method, sliders) for m, method in enumerate(methods))
-    cards = f'<div class="cards" style="--sprite: url({sprite})">{cards}</div>'
-    data = {"facts": facts, "shape": wanted, "methods": list(methods), "trusted": TRUSTED}
-    label = f"{' and '.join(sliders)}: a map of what is reconstructed"
-    body = head(truth, sliders, start) + cards + scale()
-    return play.figure("explorer", label, body, "", data)
+    (across, columns), (down, rows) = sliders.items()
+    return interactive.figure(
+        "explorer",
+        f"{across} and {down}: a map of what is reconstructed",
+        "",
+        {"facts": facts, "shape": shape, "methods": list(methods), "trusted": TRUSTED},
+        **{"across": across, "columns": columns, "down": down, "rows": rows, "start": start},
+        original=interactive.png(truth.clamp(0, 1).permute(1, 2, 0)),
+        sprite=interactive.png(seen.permute(0, 4, 1, 2, 5, 3).flatten(2, 4).flatten(0, 1)),
+        size=f"{100 * shape[1] * shape[2]}% {100 * shape[0]}%",
+        cards=[_card(m, methods[m], psnr.reshape(shape), facts, start) for m in range(shape[2])],
+        colours=[_colour(x / 8) for x in range(9)],
+        best=f"{BEST:.0f}",
+    )
 
 
 def _fact(psnr: float, rank: float, certificate: float, unknowns: int, doubt: str) -> tuple:
@@ -100,3 +113,29 @@ def _fact(psnr: float, rank: float, certificate: float, unknowns: int, doubt: st
         round(max(digits / DIGITS, 0.0), 4),
         f"in doubt: {scientific(doubt)}" if doubt else TRUSTED,
     )
+
+
+def _card(
+    method: int, name: str, psnr: torch.Tensor, facts: Sequence[tuple], start: tuple[int, int]
+) -> dict:
+    """One method's map by rows, and what its chosen cell holds."""
+    columns, rows, methods = psnr.shape
+
+    def fact(column: int, row: int) -> tuple:
+        return facts[(column * rows + row) * methods + method]
+
+    def cell(column: int, row: int) -> dict:
+        colour = _colour(float(psnr[column, row, method]) / BEST)
+        return {"colour": colour, "trusted": fact(column, row)[-1] == TRUSTED}
+
+    at = (start[1] * methods + method, rows * methods), (start[0], columns)
+    return {
+        "method": name,
+        "cells": [[cell(i, j) for i in range(columns)] for j in range(rows)],
+        "chosen": fact(*start),
+        "position": " ".join(f"{100 * place / max(count - 1, 1):g}%" for place, count in at),
+    }
+
+
+def _colour(share: float) -> str:
+    return mpl.colors.to_hex(mpl.colormaps[MAP_COLOURS](share))

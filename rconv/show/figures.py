@@ -1,8 +1,8 @@
-"""Figures of images and their reconstructions.
+"""Pictures of images, errors and feature maps, and the style that all figures share.
 
-A file has an opaque white background and black text; on a page, `rconv.show.screen` draws them in
-the page's colours, as a cell's last value. Nothing here goes through pyplot: figures need no screen
-and leave no global state behind.
+A file has an opaque white background and black text; on a page, `rconv.show.responsive` draws
+figures in the page's colours, as a cell's last value. Nothing here goes through pyplot: figures
+need no screen and leave no global state behind.
 """
 
 import io
@@ -10,32 +10,43 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from rconv.files import replacing
-from rconv.show.charts import show_psnr, show_shares, show_sweep
-from rconv.show.panels import show_error, show_image, show_map
 
-__all__ = [
-    "comparison",
-    "gallery",
-    "picture_format",
-    "save",
-    "show_error",
-    "show_image",
-    "show_map",
-    "show_psnr",
-    "show_shares",
-    "show_sweep",
-]
+STYLE = {
+    **{"font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9},
+    **{"xtick.labelsize": 9, "ytick.labelsize": 9},
+    **{"figure.facecolor": "white", "text.color": "black", "axes.labelcolor": "black"},
+    **{"image.interpolation": "none", "image.composite_image": False, "svg.image_inline": True},
+    **{"svg.fonttype": "none", "svg.hashsalt": "rconv"},
+}
+"""Matplotlib's settings for all figures. On a page text stays text, and pixels are stored as they
+are: the browser draws both sharply."""
+
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+"""Of Okabe and Ito, which the colour-blind distinguish too."""
+
+ERROR_COLOURS, MAP_COLOURS, SIGNED_MAP_COLOURS = "magma", "viridis", "RdBu_r"
+NOT_A_NUMBER = "0.6"
+"""The grey of what is not a number, in errors, feature maps and matrices."""
+
+INK, PAPER = "0.01", "0.99"
+"""Text on a picture: not quite black and white, which a page in the dark exchanges."""
+
+TITLE = 9
+"""Points of the text above a picture or a panel."""
 
 ROWS = ("original", "reconstruction", "error")
 
 
+@mpl.rc_context(STYLE)
 def comparison(
     originals: torch.Tensor,
     reconstructions: torch.Tensor,
@@ -46,17 +57,12 @@ def comparison(
 
     Parameters
     ----------
-    originals, reconstructions
+    originals, reconstructions : Tensor
         Axes (image N, channel C, row, column), values in [0, 1].
-    titles
-        A text above each column; ``None`` means none.
-    columns
+    titles : sequence of str, optional
+        A text above each column.
+    columns : int
         After that many images, three new rows begin.
-
-    Returns
-    -------
-    Figure
-        The picture; `save` writes it.
 
     Raises
     ------
@@ -70,7 +76,7 @@ def comparison(
     if titles is not None and len(titles) != count:
         raise ValueError(f"{len(titles)} titles for {count} images")
     width, bands = min(count, columns), math.ceil(count / columns)
-    figure = Figure((1.1 * width + 0.4, 3.9 * bands), facecolor="white", layout="constrained")
+    figure = Figure((1.1 * width + 0.4, 3.9 * bands), layout="constrained")
     grid = figure.subplots(3 * bands, width, squeeze=False)
     for ax in grid.flat:
         ax.set_visible(False)
@@ -83,27 +89,18 @@ def comparison(
         for row, ax in enumerate((top, middle, bottom)):
             ax.set_visible(True)
             if column == 0:
-                ax.set_ylabel(ROWS[row], fontsize=9, color="black")
+                ax.set_ylabel(ROWS[row], fontsize=TITLE)
     return figure
 
 
+@mpl.rc_context(STYLE)
 def gallery(images: torch.Tensor, columns: int = 10) -> Figure:
-    """Draw images alone, where there is nothing to compare them with.
+    """Draw images, axes (image N, channel C, row, column), where there is nothing to compare.
 
-    Parameters
-    ----------
-    images
-        Axes (image N, channel C, row, column), values in [0, 1].
-    columns
-        After that many images, a new row begins.
-
-    Returns
-    -------
-    Figure
-        The picture; `save` writes it.
+    After so many `columns`, a new row begins.
     """
     width, rows = min(len(images), columns), math.ceil(len(images) / columns)
-    figure = Figure((1.1 * width + 0.4, 1.3 * rows), facecolor="white", layout="constrained")
+    figure = Figure((1.1 * width + 0.4, 1.3 * rows), layout="constrained")
     for n, ax in enumerate(figure.subplots(rows, width, squeeze=False).flat):
         if n < len(images):
             show_image(ax, images[n])
@@ -113,22 +110,12 @@ def gallery(images: torch.Tensor, columns: int = 10) -> Figure:
 
 
 def picture_format(path: str | os.PathLike) -> str:
-    """Tell a picture's format by its suffix, such as ``png`` for ``x.PNG``.
-
-    Parameters
-    ----------
-    path : str or PathLike
-        The file.
-
-    Returns
-    -------
-    str
-        A format that matplotlib writes by itself (for pgf it needs LaTeX).
+    """The format that a file's suffix names, such as ``png`` for ``x.PNG``.
 
     Raises
     ------
     ValueError
-        If the suffix is unknown.
+        If it is none that matplotlib writes by itself (for pgf it needs LaTeX).
     """
     suffix = Path(path).suffix.lower().removeprefix(".")
     known = sorted({*FigureCanvasBase.get_supported_filetypes()} - {"pgf"})
@@ -142,18 +129,6 @@ def save(fig: Figure, path: str | os.PathLike) -> Path:
 
     The same figure gives the same bytes as .png, .svg or .pdf: no date is written.
 
-    Parameters
-    ----------
-    fig : Figure
-        The figure.
-    path : str or PathLike
-        The file, with a suffix that matplotlib knows, such as .png, .svg or .pdf.
-
-    Returns
-    -------
-    Path
-        The file.
-
     Raises
     ------
     ValueError
@@ -163,7 +138,7 @@ def save(fig: Figure, path: str | os.PathLike) -> Path:
     suffix = picture_format(path)
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
     picture = io.BytesIO()  # not the file: some of matplotlib's writers pass over a full disk
-    with mpl.rc_context({"svg.hashsalt": "rconv"}):
+    with mpl.rc_context({"svg.hashsalt": STYLE["svg.hashsalt"]}):
         fig.savefig(picture, format=suffix, dpi=150, metadata=undated, facecolor="white")
     try:
         with replacing(path) as file:
@@ -171,3 +146,142 @@ def save(fig: Figure, path: str | os.PathLike) -> Path:
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror or error}") from error
     return path
+
+
+def show_image(ax: Axes, image: torch.Tensor, title: str | None = None) -> Axes:
+    """Draw one image, its values clipped to [0, 1], on Axes, and return these.
+
+    Parameters
+    ----------
+    ax : Axes
+        Where to draw.
+    image : Tensor
+        Axes (channel, row, column), 1 channel (grey) or 3 (RGB). Pixels that are not a number are
+        drawn mid-grey.
+    title : str, optional
+        Text above the image.
+
+    Raises
+    ------
+    ValueError
+        If the image has another shape.
+    """
+    pixels = _image(image).clamp(0, 1).nan_to_num(0.5).permute(1, 2, 0)
+    return _drawn(ax, pixels, title, cmap="gray", vmin=0, vmax=1)
+
+
+def show_error(
+    ax: Axes, image: torch.Tensor, reference: torch.Tensor, *, scale: float | None = None
+) -> Axes:
+    """Draw the absolute error of one image, magnified; the title states the magnification.
+
+    Parameters
+    ----------
+    ax : Axes
+        Where to draw.
+    image, reference : Tensor
+        Axes (channel, row, column). A pixel shows its largest error over the channels: black is
+        0, the brightest colour is 1 / `scale` or more, and grey is not a number.
+    scale : float, optional
+        The magnification: otherwise the largest power of ten that keeps every finite error at or
+        below the brightest colour.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or the scale is not positive and finite.
+    """
+    if image.shape != reference.shape:
+        shapes = f"{tuple(image.shape)} and {tuple(reference.shape)}"
+        raise ValueError(f"an image and its reference have different shapes, {shapes}")
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"the error's magnification is {scale}: it must be positive and finite")
+    error = (_image(image) - _image(reference)).abs().amax(dim=0)
+    title = f"error × {scale:g}" if scale else None
+    if scale is None:
+        scale, title = _magnification(error)
+    colours = mpl.colormaps[ERROR_COLOURS].with_extremes(bad=NOT_A_NUMBER)
+    return _drawn(ax, error * scale, title, cmap=colours, vmin=0, vmax=1)
+
+
+def show_map(ax: Axes, feature_map: torch.Tensor, title: str | None = None) -> Axes:
+    """Draw one feature map, one filter's output, of any values.
+
+    Parameters
+    ----------
+    ax : Axes
+        Where to draw.
+    feature_map : Tensor
+        Axes (row, column). Without a negative value the colours run from 0 to the largest value
+        (viridis); otherwise white is 0, red positive and blue negative, to the largest magnitude.
+        Grey is not a number.
+    title : str, optional
+        Text above the map.
+
+    Raises
+    ------
+    ValueError
+        If there are not exactly two axes.
+    """
+    if feature_map.ndim != 2:
+        raise ValueError(f"a feature map has axes (row, column), not {tuple(feature_map.shape)}")
+    values = feature_map.detach().cpu().double()
+    finite = values[values.isfinite()]
+    limit = float(finite.abs().max()) if finite.numel() else 0.0
+    signed = bool((finite < 0).any())
+    colours = mpl.colormaps[SIGNED_MAP_COLOURS if signed else MAP_COLOURS]
+    colours = colours.with_extremes(bad=NOT_A_NUMBER)
+    low, high = -limit if signed else 0.0, limit or 1.0
+    return _drawn(ax, values, title, cmap=colours, vmin=low, vmax=high)
+
+
+def show_numbers(ax: Axes, values: torch.Tensor, title: str | None = None) -> Axes:
+    """Draw a small matrix with its entries written into the cells.
+
+    Cells are tinted pale red where positive and pale blue where negative, to the largest magnitude;
+    a cell that is not a number stays empty. The values have the axes (row, column), and a
+    ValueError says if they have not.
+    """
+    if values.ndim != 2:
+        raise ValueError(f"a matrix has axes (row, column), not {tuple(values.shape)}")
+    values = values.detach().cpu().double()
+    limit = float(values.nan_to_num().abs().max()) or 1.0
+    # Twice the limit keeps the tint pale under black figures.
+    _drawn(ax, values, title, cmap=SIGNED_MAP_COLOURS, vmin=-2 * limit, vmax=2 * limit)
+    for row, numbers in enumerate(values.tolist()):
+        for column, number in enumerate(numbers):
+            if not math.isnan(number):
+                ax.text(column, row, f"{number:g}", ha="center", va="center", color=INK)
+    rows, columns = values.shape
+    grid = {"colors": "0.7", "linewidth": 0.5}
+    ax.hlines([row - 0.5 for row in range(rows + 1)], -0.5, columns - 0.5, **grid)
+    ax.vlines([column - 0.5 for column in range(columns + 1)], -0.5, rows - 0.5, **grid)
+    return ax
+
+
+def _magnification(error: torch.Tensor) -> tuple[float, str]:
+    """Return the power of ten that brings the largest finite error below 1, and a title."""
+    finite = error[error.isfinite()]
+    if finite.numel() == 0:
+        return 1.0, "error not a number"
+    if finite.max() == 0:
+        return 1.0, "error 0"
+    exponent = min(math.floor(-math.log10(finite.max())), 300)  # 10^-300 is as good as equal
+    return 10.0**exponent, rf"error $\times\,10^{{{exponent}}}$"
+
+
+def _image(image: torch.Tensor) -> torch.Tensor:
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"an image has axes (1 or 3, row, column), not {tuple(image.shape)}")
+    return image.detach().cpu().double()
+
+
+def _drawn(ax: Axes, values: torch.Tensor, title: str | None, **colours: Any) -> Axes:
+    """Draw pixels as they are, without ticks and lines around them."""
+    ax.imshow(values.numpy(), interpolation="none", **colours)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+    if title is not None:
+        ax.set_title(title, fontsize=TITLE)
+    return ax

@@ -27,14 +27,8 @@ def glue(name: str, value: Any) -> None:
     Quoted as ``{glue:text}`name``` in the same page, ``{glue:text}`file.md::name``` from another
     one, with a format behind it where the value is a number: ``{glue:text}`name:.1f```. A figure
     that stands above the cells that make it is quoted by the directive ``{glue:} name``. What
-    MyST-NB's own function of this name does, without Sphinx behind it.
-
-    Parameters
-    ----------
-    name : str
-        Unique within its page.
-    value : number, str or HTML
-        What the text shows; in a string, numbers as `rconv.show.numbers` writes them.
+    MyST-NB's own function of this name does, without Sphinx behind it; numbers in a string are
+    written as `rconv.show.numbers` writes them.
     """
     from IPython.display import display
 
@@ -49,19 +43,9 @@ def glue(name: str, value: Any) -> None:
 def results(notebook: str) -> dict[tuple[str, str], list[Record]]:
     """Records of all points of the grid that were run with one of the parameterised notebooks.
 
-    Those that this machine's grid has written, and for every other point those that the
-    repository keeps.
-
-    Parameters
-    ----------
-    notebook : str
-        Its name: a folder of `FRESH` and of `KEPT`.
-
-    Returns
-    -------
-    dict
-        (dataset, architecture) → records, sorted by name. Where there are none, the page says
-        what to run.
+    Those that this machine's grid has written, and for every other point those that the repository
+    keeps: (dataset, architecture) → records, sorted by name. Where there are none, the page says
+    what to run.
     """
     kept = {_point(path): archive.read(path).records for path in _files(KEPT, notebook)}
     own = {_point(path): json.loads(path.read_text()) for path in _files(FRESH, notebook)}
@@ -74,18 +58,7 @@ def results(notebook: str) -> dict[tuple[str, str], list[Record]]:
 
 
 def origin(notebook: str) -> str:
-    """Where `results` of a notebook come from, in Markdown: fresh, or kept since when.
-
-    Parameters
-    ----------
-    notebook : str
-        As in `results`.
-
-    Returns
-    -------
-    str
-        One paragraph, for a page to display.
-    """
+    """Where `results` of a notebook come from, in Markdown: fresh, or kept since when."""
     here = {_point(path) for path in _files(FRESH, notebook)}
     kept: dict[tuple[str, str, str], list] = {}
     for path in _files(KEPT, notebook):

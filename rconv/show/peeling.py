@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from html import escape
 
 import matplotlib as mpl
 import torch
@@ -10,9 +9,9 @@ from torch import Tensor
 
 from rconv.attack.report import LayerReport
 from rconv.linalg.solution import relative
-from rconv.show import play
+from rconv.show import interactive
+from rconv.show.figures import MAP_COLOURS, SIGNED_MAP_COLOURS
 from rconv.show.numbers import scientific
-from rconv.show.panels import MAP_COLOURS, SIGNED_MAP_COLOURS
 
 BEST = 1e-16
 """Relative error at which an error's bar is empty, that of rounding; it is full at 1."""
@@ -57,18 +56,16 @@ def peeling(layers: Sequence[LayerReport], truth: Sequence[Tensor]) -> str:
             for n, (layer, error) in enumerate(zip(layers, errors, strict=True), 1)
         ),
     ]
-    names = ["nothing yet", *(f"{n} of {last}, {own.name}" for n, own in enumerate(layers, 1))]
-    steps = play.controls(play.slider("step", "Undone", names, last, steps=True))
-    panels = "".join(
-        _panel(n, layer.name, maps[0], error, n == last)
-        for n, (layer, maps, error) in enumerate(zip(layers, found, errors, strict=True), 1)
-    )
-    return play.figure(
+    return interactive.figure(
         "peeling",
         "The attack undoes one layer after the other, down to the image",
-        f'{steps}<ol class="peels" style="--peels: {last}">{panels}</ol>',
         said[-1],
         {"said": said},
+        names=["nothing yet", *(f"{n} of {last}, {own.name}" for n, own in enumerate(layers, 1))],
+        panels=[
+            _panel(layer.name, maps[0], error, n == last)
+            for n, (layer, maps, error) in enumerate(zip(layers, found, errors, strict=True), 1)
+        ],
     )
 
 
@@ -81,26 +78,21 @@ def _said(step: int, layer: LayerReport, error: float, image: bool) -> str:
     )
 
 
-def _panel(step: int, layer: str, found: Tensor, error: float, image: bool) -> str:
-    """A layer that is known and, below it, its input, which this step finds."""
-    size = " × ".join(map(str, found.shape))
-    shown = "image" if image else f"input of {layer}"
-    share = 1 - math.log(max(min(error, 1.0), BEST)) / math.log(BEST)
-    return (
-        f'<li class="done{" now" if image else ""}">'
-        f'<button type="button" data-step="{step}" disabled>{escape(layer)}</button>'
-        f'<div class="found"><img class="pixelated" alt="The {escape(shown)}, as found" '
-        f'src="{_picture(found, image)}"></div>'
-        f'<div class="facts"><span>{"image" if image else "map"} {size}</span>'
-        f'<div class="error"><div class="bar" aria-hidden="true"><i style="width: {share:.1%}">'
-        f"</i></div>error {scientific(f'{error:.0e}')}</div></div></li>"
-    )
+def _panel(layer: str, found: Tensor, error: float, image: bool) -> dict:
+    """What the template draws of a layer and its input."""
+    return {
+        "layer": layer,
+        "picture": _picture(found, image),
+        "size": " × ".join(map(str, found.shape)),
+        "share": 1 - math.log(max(min(error, 1.0), BEST)) / math.log(BEST),
+        "error": scientific(f"{error:.0e}"),
+    }
 
 
 def _picture(maps: Tensor, image: bool) -> str:
     """The image; or channels in a square as nearly as may be, in the colours of feature maps."""
     if image:
-        return play.png(maps.clamp(0, 1).permute(1, 2, 0))
+        return interactive.png(maps.clamp(0, 1).permute(1, 2, 0))
     columns = math.ceil(math.sqrt(len(maps)))
     rows = math.ceil(len(maps) / columns)
     _, height, width = maps.shape
@@ -111,4 +103,4 @@ def _picture(maps: Tensor, image: bool) -> str:
     limit, signed = float(maps.abs().max()) or 1.0, bool((whole < 0).any())
     colours = mpl.colormaps[SIGNED_MAP_COLOURS if signed else MAP_COLOURS]
     scaled = (whole / limit + 1) / 2 if signed else whole / limit
-    return play.png(torch.tensor(colours.with_extremes(bad=(0, 0, 0, 0))(scaled.numpy())))
+    return interactive.png(torch.tensor(colours.with_extremes(bad=(0, 0, 0, 0))(scaled.numpy())))

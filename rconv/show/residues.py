@@ -8,7 +8,7 @@ import torch
 from rconv.audit.ranks import matrix_rank
 from rconv.equations.conv_gradient import gradient_matrix
 from rconv.model.geometry import Geometry
-from rconv.show import play
+from rconv.show import interactive
 
 COLOURS = (
     "#0072B2", "#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#D55E00", "#F0E442", "#8C6BB1",
@@ -48,26 +48,21 @@ def residues(
         for j, kernel in enumerate(kernels)
         for k, stride in enumerate(strides)
     }
-    sides = [[str(n) for n in own] for own in (sizes, kernels, strides, filters)]
-    chosen = play.controls(
-        play.choice("size", "Image", [f"{n} × {n}" for n in sides[0]], start[0]),
-        play.choice("kernel", "Kernel", [f"{n} × {n}" for n in sides[1]], start[1]),
-        play.choice("stride", "Stride", sides[2], start[2]),
-        play.slider("filters", "Filters", sides[3], start[3], steps=True),
-    )
-    data = {"settings": settings, "filters": list(filters), "classes": len(COLOURS), "scale": SCALE}
-    own = settings[",".join(map(str, start[:3]))]
-    body = (
-        f'{chosen}<div class="grids">{_grid("pixels", own["size"], own)}'
-        f"{_grid('offsets', own['kernel'], own)}{_shares(own, start[3], filters)}</div>"
-        f"{_bars(own, start[3], filters)}"
-    )
-    return play.figure(
+    chosen = settings[",".join(map(str, start[:3]))]
+    return interactive.figure(
         "residues",
         "Residue classes of pixels and offsets, and the rank of the equations",
-        body,
-        own["said"][start[3]],
-        data,
+        chosen["said"][start[3]],
+        {"settings": settings, "filters": filters, "classes": len(COLOURS), "scale": SCALE},
+        **{"chosen": chosen, "start": start, "stride": chosen["stride"]},
+        sizes=[f"{n} × {n}" for n in sizes],
+        kernels=[f"{n} × {n}" for n in kernels],
+        strides=list(map(str, strides)),
+        filters=list(map(str, filters)),
+        classes=_classes(chosen, start[3], filters[start[3]]),
+        equations=filters[start[3]] * chosen["kernel"] ** 2,
+        unknowns=chosen["size"] ** 2,
+        rank=sum(chosen["ranks"][start[3]]),
     )
 
 
@@ -134,63 +129,11 @@ def _said(equations: int, unknowns: int, rank: int) -> str:
     return f"{equations} equations for {unknowns} unknowns: {count}. Rank {rank}: {told}."
 
 
-def _grid(name: str, side: int, own: dict) -> str:
-    """A square of places; its pattern is one period of the residue classes."""
-    shift = -own["padding"] if name == "pixels" else 0
-    tile = "".join(
-        f'<rect data-class="{k}" x="{k % own["stride"] + 0.04}" y="{k // own["stride"] + 0.04}" '
-        f'width=".92" height=".92" fill="{colour}"/>'
+def _classes(chosen: dict, place: int, filters: int) -> list[dict]:
+    """Colour of each class, and its offsets, equations, pixels and rank; none where it is empty."""
+    known = zip(chosen["offsets"], chosen["pixels"], chosen["ranks"][place], strict=True)
+    numbers = [(offsets, offsets * filters, pixels, rank) for offsets, pixels, rank in known]
+    return [
+        {"colour": colour, "numbers": numbers[k] if k < len(numbers) else None}
         for k, colour in enumerate(COLOURS)
-    )
-    size = f'width="{own["stride"]}" height="{own["stride"]}"'
-    title = "Pixels" if name == "pixels" else "Offsets"
-    return (
-        f'<div class="{name}"><b class="title">{title}</b><svg viewBox="0 0 {side} {side}" '
-        f'role="img" aria-label="{title}, coloured by residue class"><defs>'
-        f'<pattern id="rconv-{name}" patternUnits="userSpaceOnUse" x="{shift}" y="{shift}" {size}>'
-        f'{tile}</pattern></defs><rect class="area" width="{side}" height="{side}" '
-        f'fill="url(#rconv-{name})"/></svg></div>'
-    )
-
-
-def _shares(own: dict, chosen: int, filters: Sequence[int]) -> str:
-    """Each class counted for itself."""
-    lines = []
-    for k, colour in enumerate(COLOURS):
-        known = k < own["stride"] ** 2
-        texts = _line(own, k, chosen, filters) if known else [""] * 4
-        cells = "".join(f"<span>{text}</span>" for text in texts)
-        lines.append(
-            f'<li{"" if known else " hidden"}><i style="background: {colour}"></i>{cells}</li>'
-        )
-    heads = ("offsets", "equations", "pixels", "rank")
-    head = "".join(f"<span>{text}</span>" for text in heads)
-    return f'<ol class="shares"><li class="muted"><i></i>{head}</li>{"".join(lines)}</ol>'
-
-
-def _line(own: dict, k: int, chosen: int, filters: Sequence[int]) -> list[int]:
-    """Offsets, equations, pixels and rank of one class."""
-    offsets, pixels = own["offsets"][k], own["pixels"][k]
-    return [offsets, offsets * filters[chosen], pixels, own["ranks"][chosen][k]]
-
-
-def _bars(own: dict, chosen: int, filters: Sequence[int]) -> str:
-    """Equations and rank against the unknowns, the rank in the colours of its classes."""
-    unknowns, rank = own["size"] ** 2, sum(own["ranks"][chosen])
-    equations = filters[chosen] * own["kernel"] ** 2
-    parts = []
-    for k, colour in enumerate(COLOURS):
-        known = k < own["stride"] ** 2
-        pixels, told = (own["pixels"][k], own["ranks"][chosen][k]) if known else (0, 0)
-        parts.append(
-            f'<div style="width: {100 * pixels / unknowns:g}%"><i style="background: {colour}; '
-            f'width: {100 * told / max(pixels, 1):g}%"></i></div>'
-        )
-    return (
-        '<div class="totals"><span>equations</span><div class="track"><i class="count" '
-        f'style="width: {min(100, SCALE * equations / unknowns):g}%"></i></div>'
-        f'<b class="counted">{equations}</b><span>unknowns</span><div class="track">'
-        f'<i style="width: {SCALE}%"></i></div><b class="unknown">{unknowns}</b>'
-        f'<span>rank</span><div class="track"><div class="told" style="width: {SCALE}%">'
-        f'{"".join(parts)}</div></div><b class="ranked">{rank}</b></div>'
-    )
+    ]

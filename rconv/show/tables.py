@@ -1,165 +1,79 @@
-"""What a list of records says, as rows for a table, and as Markdown for a page."""
+"""Tables of records: columns that are computed from groups of records, and Markdown for a page."""
 
 import math
 import re
 import statistics
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import groupby
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from rconv.lab import hunt
 from rconv.lab.intervals import rate_interval
 from rconv.lab.records import Record, open_directions, value, won
 from rconv.show.numbers import scientific
 
-QUALITY_HEADER = (
-    "activation",
-    "constraints",
-    "dtype",
-    "success",
-    "unique",
-    "MSE median",
-    "MSE worst",
-    "PSNR median",
-    "gain median",
-    "SSIM median",
-    "ms / image",
-)
-FAILURE_HEADER = ("activation", "constraints", "dtype", "images", "why")
-SWEEP_HEADER = (
-    "layer",
-    "has",
-    "paper's: predicted from",
-    "all images from",
-    "auto: predicted from",
-    "all images from",
-)
-RANK_HEADER = ("layer", "unknowns", "gradient rows", "weight rows", "rank", "condition", "from")
+Group = Any
+"""What one row is computed from; for most tables a list of records."""
 
 
-def setting(record: Record) -> tuple[str, ...]:
-    """What distinguishes the lines of a quality table."""
-    return record["activation"], str(record["constraints"]), record["dtype"]
+@dataclass(frozen=True)
+class Table:
+    """A kind of table: one row for each group, one cell for each column.
 
-
-def quality_rows(records: Sequence[Record]) -> list[tuple]:
-    """One row per setting, in the order of the records; see `QUALITY_HEADER`.
-
-    Success counts the images with MSE below `SUCCESS`, above the interval of their rate in percent;
-    where a value is not finite, it counts as the worst.
+    Parameters
+    ----------
+    groups : callable
+        Takes what the table is made of, and returns the groups in the order of the rows.
+    columns : dict
+        Name of each column → what computes its cell from a group.
     """
-    rows = []
-    for key, group in groupby(records, setting):
-        own = list(group)
-        errors = [value(r["mse"], float("inf")) for r in own]
-        rows.append(
-            (
-                *key,
-                success(own),
-                sum(r["unique"] for r in own),
-                f"{statistics.median(errors):.0e}",
-                f"{max(errors):.0e}",
-                f"{median(own, 'psnr'):.0f}",
-                f"{median(own, 'gain'):.0f}",
-                f"{median(own, 'ssim'):.4f}",
-                f"{1e3 * statistics.median(r['seconds'] for r in own):.0f}",
-            )
-        )
-    return rows
 
+    groups: Callable[[Any], Iterable[Group]]
+    columns: dict[str, Callable[[Group], Any]]
 
-def success(records: Sequence[Record]) -> str:
-    """How many were reconstructed, above the interval of the rate over images, in percent.
+    @property
+    def header(self) -> tuple[str, ...]:
+        """The names of the columns."""
+        return tuple(self.columns)
 
-    An image that was attacked through several networks is one draw, with several outcomes.
-    """
-    images: dict[int, list[Record]] = {}
-    for record in records:
-        images.setdefault(record["index"], []).append(record)
-    counts = [won(own) for own in images.values()], [len(own) for own in images.values()]
-    low, high = rate_interval(*counts)
-    return f"{won(records)} of {len(records)}<br>{100 * low:.0f} to {100 * high:.0f} %"
+    def rows(self, source: Any) -> list[tuple]:
+        """The cells of every group."""
+        return [tuple(c(group) for c in self.columns.values()) for group in self.groups(source)]
 
-
-def failure_rows(records: Sequence[Record]) -> list[tuple]:
-    """One row per setting and reason of failure, with the number of images; the most first.
-
-    The attack's own doubt is the reason, without its numbers, which differ from image to image.
-    """
-    lost = Counter((*setting(r), _kind(r["doubt"])) for r in records if not won([r]))
-    return [(*key, count, why) for (*key, why), count in lost.most_common()]
-
-
-def _kind(doubt: str) -> str:
-    short = re.sub(" has rank .*", " is short of rank", doubt or "the attack had no doubt")
-    return re.sub(r"\b\d\S*", "…", short)
-
-
-def median(records: Iterable[Record], key: str) -> float:
-    """Median of a quality of which more is better; what is not finite counts as the worst."""
-    return statistics.median(value(r[key], float("-inf")) for r in records)
-
-
-def sweep_rows(records: Sequence[Record]) -> list[tuple]:
-    """One row per layer of a `rconv.lab.sweep`, in the order of the records; see `SWEEP_HEADER`."""
-    rows = []
-    for layer in dict.fromkeys(r["layer"] for r in records):
-        own = [r for r in records if r["layer"] == layer]
-        found: list[int | str] = []
-        for kind in dict.fromkeys(r["constraints"] for r in own):
-            of_kind = [r for r in own if r["constraints"] == kind]
-            found.append(_first_width(r for r in of_kind if r["predicted"]))
-            found.append(_first_width(r for r in of_kind if r["successes"] == r["images"]))
-        rows.append((layer, own[0]["usual"], *found))
-    return rows
-
-
-def _first_width(records: Iterable[Record]) -> int | str:
-    return min((r["width"] for r in records), default="–")
-
-
-def rank_rows(records: Sequence[Record]) -> list[tuple]:
-    """One row per layer over all records, from the head down; see `RANK_HEADER`."""
-    rows = []
-    for layers in zip(*(r["layers"] for r in records), strict=True):
-        conditions = [value(layer["condition"], float("inf")) for layer in layers]
-        rows.append(
-            (
-                layers[0]["name"],
-                layers[0]["unknowns"],
-                span(layer["gradient_rows"] for layer in layers),
-                span(layer["weight_rows"] for layer in layers),
-                span(layer["rank"] for layer in layers),
-                f"{statistics.median(conditions):.0f}",
-                ", ".join(sorted({layer["constraints"] for layer in layers})),
-            )
-        )
-    return rows
-
-
-def explain(record: Record) -> str:
-    """Why this image came out as it did, in one sentence, from its own record."""
-    if not record.get("layers"):
-        return record["doubt"] or "full rank in every layer"
-    short = [layer for layer in record["layers"] if open_directions(layer) > 0]
-    if not short:
-        return (
-            f"full rank in every layer; condition up to "
-            f"{max(value(x['condition'], float('inf')) for x in record['layers']):.0e}"
-        )
-    worst = max(short, key=open_directions)
-    if worst["rank"] == 0:
-        return "the gradients are zero: the softmax is saturated at the right class"
-    return (
-        f"{worst['name']} has rank {worst['rank']} of {worst['unknowns']} "
-        f"({worst['constraints']} constraints)"
-    )
+    def markdown(self, source: Any) -> str:
+        """The whole table for a page."""
+        return markdown(self.header, self.rows(source))
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table, its numbers as `rconv.show.numbers` writes them."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(scientific("| " + " | ".join(map(str, line)) + " |") for line in lines)
+
+
+def grouped(
+    records: Iterable[Record], key: Callable[[Record], Hashable]
+) -> dict[Any, list[Record]]:
+    """Key → its records, in the order in which the keys occur first."""
+    found: dict[Any, list[Record]] = {}
+    for record in records:
+        found.setdefault(key(record), []).append(record)
+    return found
+
+
+def first(key: str) -> Callable[[Sequence[Record]], Any]:
+    """A column of what all records of a group share."""
+    return lambda own: own[0][key]
+
+
+def typical(key: str, spec: str) -> Callable[[Sequence[Record]], str]:
+    """A column of medians of a quality, see `median`."""
+    return lambda own: format(median(own, key), spec)
+
+
+def median(records: Iterable[Record], key: str) -> float:
+    """Median of a quality of which more is better; what is not finite counts as the worst."""
+    return statistics.median(value(r[key], -math.inf) for r in records)
 
 
 def decibel(psnr: float | None) -> str:
@@ -174,6 +88,181 @@ def span(numbers: Iterable[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
+def setting(record: Record) -> tuple[str, ...]:
+    """What distinguishes the rows of `QUALITY`."""
+    return record["activation"], str(record["constraints"]), record["dtype"]
+
+
+def success(records: Sequence[Record]) -> str:
+    """How many were reconstructed, above the interval of the rate over images, in percent.
+
+    An image that was attacked through several networks is one draw, with several outcomes.
+    """
+    images = grouped(records, lambda r: r["index"]).values()
+    low, high = rate_interval([won(own) for own in images], [len(own) for own in images])
+    return f"{won(records)} of {len(records)}<br>{100 * low:.0f} to {100 * high:.0f} %"
+
+
 def worst(records: Sequence[Record], count: int) -> list[Record]:
     """The records of largest error, worst first."""
-    return sorted(records, key=lambda r: -value(r["mse"], float("inf")))[:count]
+    return sorted(records, key=_error, reverse=True)[:count]
+
+
+def explain(record: Record) -> str:
+    """Why this image came out as it did, in one sentence, from its own record."""
+    if not record.get("layers"):
+        return record["doubt"] or "full rank in every layer"
+    short = [layer for layer in record["layers"] if open_directions(layer) > 0]
+    if not short:
+        condition = max(value(layer["condition"], math.inf) for layer in record["layers"])
+        return f"full rank in every layer; condition up to {condition:.0e}"
+    layer = max(short, key=open_directions)
+    if layer["rank"] == 0:
+        return "the gradients are zero: the softmax is saturated at the right class"
+    return (
+        f"{layer['name']} has rank {layer['rank']} of {layer['unknowns']} "
+        f"({layer['constraints']} constraints)"
+    )
+
+
+def _error(record: Record) -> float:
+    return value(record["mse"], math.inf)
+
+
+def _failures(records: Sequence[Record]) -> list[list[Record]]:
+    """Images that were lost by setting and diagnostic, the most first.
+
+    Diagnostics are compared without their numbers, which differ from image to image.
+    """
+    lost = (r for r in records if not won([r]))
+    kinds = grouped(lost, lambda r: (setting(r), _kind(r["doubt"])))
+    return sorted(kinds.values(), key=len, reverse=True)
+
+
+def _kind(doubt: str) -> str:
+    short = re.sub(" has rank .*", " is short of rank", doubt or "the attack had no doubt")
+    return re.sub(r"\b\d\S*", "…", short)
+
+
+def _fewest(
+    constraints: str, enough: Callable[[Record], bool]
+) -> Callable[[Sequence[Record]], int | str]:
+    """A column of the fewest filters that are enough, with one kind of constraints."""
+
+    def cell(own: Sequence[Record]) -> int | str:
+        widths = (r["width"] for r in own if r["constraints"] == constraints and enough(r))
+        return min(widths, default="–")
+
+    return cell
+
+
+def _predicted(record: Record) -> bool:
+    return record["predicted"]
+
+
+def _succeeded(record: Record) -> bool:
+    return record["successes"] == record["images"]
+
+
+def _psnr_with_worst(key: str) -> Callable[[Sequence[Record]], str]:
+    """A column of the median PSNR with the worst; None stands for an exact image."""
+
+    def cell(own: Sequence[Record]) -> str:
+        numbers = [value(r[key], math.inf) for r in own]
+        return f"{statistics.median(numbers):.0f} ({min(numbers):.0f})"
+
+    return cell
+
+
+QUALITY = Table(
+    lambda records: grouped(records, setting).values(),
+    {
+        "activation": first("activation"),
+        "constraints": lambda own: str(own[0]["constraints"]),
+        "dtype": first("dtype"),
+        "success": success,
+        "unique": lambda own: sum(r["unique"] for r in own),
+        "MSE median": lambda own: f"{statistics.median(map(_error, own)):.0e}",
+        "MSE worst": lambda own: f"{max(map(_error, own)):.0e}",
+        "PSNR median": typical("psnr", ".0f"),
+        "gain median": typical("gain", ".0f"),
+        "SSIM median": typical("ssim", ".4f"),
+        "ms / image": lambda own: f"{1e3 * statistics.median(r['seconds'] for r in own):.0f}",
+    },
+)
+"""One row per setting: how many images were reconstructed, and how good all of them are.
+
+What is not finite counts as the worst.
+"""
+
+FAILURES = Table(
+    _failures,
+    {
+        "activation": first("activation"),
+        "constraints": lambda own: str(own[0]["constraints"]),
+        "dtype": first("dtype"),
+        "images": len,
+        "why": lambda own: _kind(own[0]["doubt"]),
+    },
+)
+"""One row per setting and reason, with the number of images that failed."""
+
+SWEEP = Table(
+    lambda records: grouped(records, lambda r: r["layer"]).values(),
+    {
+        "layer": first("layer"),
+        "has": first("usual"),
+        "paper's: predicted from": _fewest("paper", _predicted),
+        "paper's: all images from": _fewest("paper", _succeeded),
+        "auto: predicted from": _fewest("auto", _predicted),
+        "auto: all images from": _fewest("auto", _succeeded),
+    },
+)
+"""One row per layer of a `rconv.lab.sweep`: the filters it has, and the fewest that suffice."""
+
+RANKS = Table(
+    lambda records: zip(*(r["layers"] for r in records), strict=True),
+    {
+        "layer": first("name"),
+        "unknowns": first("unknowns"),
+        "gradient rows": lambda layers: span(layer["gradient_rows"] for layer in layers),
+        "weight rows": lambda layers: span(layer["weight_rows"] for layer in layers),
+        "rank": lambda layers: span(layer["rank"] for layer in layers),
+        "condition": lambda layers: format(
+            statistics.median(value(layer["condition"], math.inf) for layer in layers), ".0f"
+        ),
+        "from": lambda layers: ", ".join(sorted({layer["constraints"] for layer in layers})),
+    },
+)
+"""One row per layer over all records, from the head down."""
+
+WIDTHS = Table(
+    lambda records: grouped(
+        sorted(records, key=lambda r: -r["width"]), lambda r: r["width"]
+    ).values(),
+    {
+        "filters": first("width"),
+        "images": len,
+        "by equations": lambda own: sum(r["by_rank"] for r in own),
+        "with signs": lambda own: sum(r["full_rank"] for r in own),
+        "open": lambda own: f"{statistics.median(r['open'] for r in own):.0f}",
+        "flat (dB)": _psnr_with_worst("flat"),
+        "minimum norm (dB)": _psnr_with_worst("least"),
+        "prior (dB)": _psnr_with_worst("psnr"),
+        "seconds": lambda own: f"{statistics.median(r['seconds'] for r in own):.1f}",
+    },
+)
+"""One row per number of filters of `rconv.lab.openings`, the most first."""
+
+CALIBRATION = Table(
+    lambda named: named.items(),
+    {
+        "images": lambda item: item[0],
+        "cases": lambda item: len(item[1]),
+        "within a factor of 10": lambda item: sum(hunt.near(r) for r in item[1]),
+        "expected too little": lambda item: sum(
+            r["error"] > hunt.FACTOR * r["expected_error"] for r in item[1]
+        ),
+    },
+)
+"""Name → records: how often the expected error is of the true one's size."""

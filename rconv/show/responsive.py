@@ -1,6 +1,6 @@
 """Figures on a page: sharp on any screen, in the page's colours, in panels that a phone stacks.
 
-``%load_ext rconv.show.screen`` in a notebook shows each figure as panels, one per column of
+``%load_ext rconv.show.responsive`` in a notebook shows each figure as panels, one per column of
 pictures, per plot and per legend, each an SVG of its own: as many stand side by side as fit. Black
 and white are those of the page, which may be dark; all other colours, and pictures, stay what they
 are. Where a panel is too wide for a phone, the figure is drawn a second time, narrower.
@@ -9,10 +9,12 @@ A PNG comes with it, for programs that show no HTML. Where the environment says 
 as for pages of the book, none does.
 """
 
+import hashlib
 import io
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from rconv.show.svg import cleaned, joined
+from rconv.show.figures import STYLE
 
 LINE = 7.0
 """Inches, 672 CSS pixels: the text column on a desk. Figures of up to `MANY` are drawn to fit it;
@@ -41,13 +43,6 @@ SHRINK = 0.92
 """A panel may shrink to this before the next one moves below it. Text has 9 points, 12 CSS pixels,
 or more, and stays above 11."""
 
-STYLE = {
-    **{"font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9, "xtick.labelsize": 9},
-    **{"ytick.labelsize": 9, "image.interpolation": "none", "svg.fonttype": "none"},
-    **{"image.composite_image": False, "svg.image_inline": True},
-}
-"""Text stays text, and pixels are stored as they are: the browser draws both sharply."""
-
 MARGIN = 0.05
 """Inches around a panel."""
 
@@ -55,6 +50,30 @@ PARTS = re.compile(
     r'^  <g id="panel(\d+)">$.*?^  </g>\n|^ <defs>\n  <clipPath.*?^ </defs>\n', re.M | re.S
 )
 """Axes and legends in matplotlib's SVG, and the rectangles that bound lines, at its end."""
+
+CLEANED = (
+    (r'<path d="[^"]*" style="fill: none"/>', ""),  # neither filled nor drawn
+    (r'font-family: [^;"]*;? ?|<!--.*?-->| transform="rotate\(-0 [^"]*"|xlink:', ""),
+    (r'<g id="[^"]*"', "<g"),
+    (r"\s*\n\s*", "\n"),
+    ("#000000", "currentColor"),
+    ("#ffffff", "var(--pst-color-background, #fff)"),
+)
+"""What a page does not need or has better: names, fonts, white space; its own black and white."""
+
+SEVERAL = 3
+"""Elements of one style from which a rule is shorter."""
+
+TAG, LONG = r"<[^>]*>", r"(?<![\w.])(\d\d+\.\d|\d\.\d{2})\d+"
+"""Coordinates stand in tags, and need a tenth of a point. What is between tags is read."""
+
+MARKS = r'<g( clip-path="[^"]*")?>\n((?:<use [^>]*/>\n){2,})</g>'
+MARKED = (
+    r'<path d="([^"]*)"( clip-path="[^"]*") style="(fill: none[^"]*)"/>\n<g\2>\n'
+    r'(<marker.*?</marker>)\n<path d="([^"]*)" style="fill: none; marker: ([^"]*)"/>\n</g>\n'
+)
+NUMBER = r"-?[\d.]+"
+MARK = r'<use href="#(\S+)" x="(\S+)" y="(\S+)"( style="[^"]*")?/>'
 
 
 def load_ipython_extension(shell: Any) -> None:
@@ -78,7 +97,7 @@ def page(figure: Figure) -> str:
     Returns
     -------
     str
-        One element, which the book's extension `captions` gives its alternative text.
+        One element, which the book's extension `prose` gives its alternative text.
     """
     width, height = figure.get_size_inches()
     line = LINE if LINE < width <= MANY else width
@@ -137,7 +156,7 @@ def _drawn(figure: Figure, panels: Sequence[tuple[list[Artist], Bbox]]) -> str:
         for artist in panel:
             artist.set_gid(f"panel{number}")
     file = io.StringIO()
-    with mpl.rc_context({**STYLE, "svg.hashsalt": "rconv"}):
+    with mpl.rc_context(STYLE):
         figure.savefig(file, format="svg", transparent=True, dpi=192)
     parts: dict[int, str] = {}
     for part in PARTS.finditer(file.getvalue()):  # the frames of lines go with the first panel
@@ -145,7 +164,7 @@ def _drawn(figure: Figure, panels: Sequence[tuple[list[Artist], Bbox]]) -> str:
         parts[number] = parts.get(number, "") + cleaned(part[0])
     height = figure.get_figheight()
     boxes = {n: box for n, (_, box) in enumerate(panels) if n in parts}  # some draw nothing
-    return joined("".join(_svg(box, height, parts[n]) for n, box in boxes.items()))
+    return _classed(_named("".join(_svg(box, height, parts[n]) for n, box in boxes.items())))
 
 
 def _place(ax: Axes) -> Any:
@@ -172,3 +191,93 @@ def _svg(box: Bbox, height: float, content: str) -> str:
     style = f"flex: {width:.1f} 1 {SHRINK * width:.1f}pt; max-width: {width:.1f}pt"
     view = f"{x:.2f} {y:.2f} {width:.2f} {high:.2f}"
     return f'<svg style="{style}" viewBox="{view}" fill="currentColor">\n{content}</svg>'
+
+
+def cleaned(svg: str) -> str:
+    """Elements of matplotlib's SVG as a page needs them: the same picture, a third as long."""
+    for pattern, text in CLEANED:
+        svg = re.sub(pattern, text, svg, flags=re.DOTALL)
+    svg = re.sub(TAG, lambda tag: re.sub(LONG, r"\1", tag[0]), svg)
+    svg = _ungrouped(re.sub(MARKS, _marks, svg))
+    svg = re.sub(r' d="(M[\d.\s\-MLz]+)"', _steps, svg)
+    return re.sub(MARKED, _marked, svg)
+
+
+def _named(svg: str) -> str:
+    """With short names, which differ between drawings and are the same whenever it is drawn."""
+    own = "r" + hashlib.sha1(svg.encode()).hexdigest()[:6]
+    names = dict.fromkeys(re.findall(r' id="([^"]+)"', svg))
+    short = {name: f"{own}-{number}" for number, name in enumerate(names)}
+    return re.sub(r'( id="|href="#|url\(#)([^")]+)', lambda found: found[1] + short[found[2]], svg)
+
+
+def _classed(svg: str) -> str:
+    """With a class for each style that several elements have, its rule in the first panel."""
+    styled = r'(<(?!svg)\w+[^>]*) style="([^"]*)"'
+    styles = Counter(style for _, style in re.findall(styled, svg))
+    names = {
+        style: "s" + hashlib.sha1(style.encode()).hexdigest()[:6]
+        for style, count in styles.items()
+        if count >= SEVERAL
+    }
+
+    def named(tag: re.Match) -> str:
+        return f'{tag[1]} class="{names[tag[2]]}"' if tag[2] in names else tag[0]
+
+    rules = "".join(f".{name}{{{style.strip('; ')}}}" for style, name in names.items())
+    svg = re.sub(styled, named, svg)
+    return svg.replace(">", f"><style>{rules}</style>", 1) if rules else svg
+
+
+def _steps(path: re.Match) -> str:
+    """Lines by the steps from point to point.
+
+    In tenths of a point, as LONG has it, or hundredths where all is small.
+    """
+    parts, place = [], (0, 0)
+    unit = 100 if max(abs(float(n)) for n in re.findall(NUMBER, path[0])) < 10 else 10
+    for line in path[1].split("M")[1:]:
+        numbers = [round(unit * float(n)) for n in re.findall(NUMBER, line)]
+        points = list(zip(numbers[::2], numbers[1::2], strict=True))
+        pairs = zip(points, [place, *points], strict=False)
+        steps = [f"{(x - u) / unit:g} {(y - v) / unit:g}" for (x, y), (u, v) in pairs]
+        place = points[0] if "z" in line else points[-1]
+        parts.append("m" + " ".join(steps) + "z" * ("z" in line))
+    return f' d="{"".join(parts)}"'
+
+
+def _marked(found: re.Match) -> str:
+    """A line and the marks at its points, as one path."""
+    line, clip, style, marker, marks, place = found.groups()
+    if line != marks:
+        return found[0]
+    return f'{marker}\n<path d="{line}"{clip} style="{style}; marker: {place}"/>\n'
+
+
+def _marks(found: re.Match) -> str:
+    """A line of marks, as one path: several at a tenth of a point are one."""
+    uses = re.findall(MARK, found[2])
+    kinds = {(name, style) for name, _, _, style in uses}
+    if len(kinds) > 1 or len(uses) != found[2].count("<use"):
+        return found[0]
+    ((name, style),) = kinds
+    own = f"{name}{hashlib.sha1(style.encode()).hexdigest()[:4]}"
+    places = dict.fromkeys(f"{float(x):.1f} {float(y):.1f}" for _, x, y, _ in uses)
+    return (
+        f'<g{found[1] or ""}>\n<marker id="{own}" markerUnits="userSpaceOnUse" overflow="visible">'
+        f'<use href="#{name}"{style}/></marker>\n'
+        f'<path d="M{" ".join(places)}" style="fill: none; marker: url(#{own})"/>\n</g>'
+    )
+
+
+def _ungrouped(svg: str) -> str:
+    """Without groups that say nothing."""
+    says: list[bool] = []
+
+    def kept(tag: re.Match) -> str:
+        if tag[0] == "</g>":
+            return tag[0] if says.pop() else ""
+        says.append(tag[0] != "<g>")
+        return tag[0] if says[-1] else ""
+
+    return re.sub(r"\s*\n\s*", "\n", re.sub(r"<g\b[^>]*>|</g>", kept, svg))

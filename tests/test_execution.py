@@ -12,7 +12,7 @@ EXTENSIONS = Path(__file__).parents[1] / "book" / "_ext"
 CONF = f"""
 import sys
 sys.path.insert(0, {str(EXTENSIONS)!r})
-extensions = ["myst_nb", "ahead"]
+extensions = ["myst_nb", "execution"]
 nb_execution_mode = "cache"
 nb_execution_excludepatterns = ["left*"]
 nb_execution_show_tb = True

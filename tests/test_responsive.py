@@ -7,9 +7,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from rconv.show.figures import comparison, show_image, show_map
-from rconv.show.screen import PHONE, SHRINK, STYLE, page
-from rconv.show.svg import cleaned
+from rconv.show.figures import STYLE, comparison, show_image, show_map
+from rconv.show.responsive import PHONE, SHRINK, cleaned, page
 
 
 @pytest.fixture(autouse=True)
@@ -180,8 +179,3 @@ def test_what_panels_share_is_defined_in_one_of_them():
 )
 def test_straight_lines_are_written_as_steps(path, expected):
     assert cleaned(f'<path d="{path}" style="stroke: red"/>').count(f' d="{expected}"') == 1
-
-
-def test_letters_of_one_height_are_one_word_that_places_each():
-    letters = "".join(f'<tspan x="{x}" y="1" style="a">{c}</tspan>\n' for x, c in ((0, 1), (5, 0)))
-    assert '<tspan x="0 5" y="1" style="a">10</tspan>' in cleaned(f"<text>\n{letters}</text>")

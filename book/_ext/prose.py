@@ -1,13 +1,21 @@
-"""Sphinx extension: figures and tables are numbered, and pictures have alternative texts.
+"""Sphinx extension: what pages write as plain text becomes captions, and numbers like 7·10⁻⁷.
 
 A page writes the caption as the paragraph behind a cell, or a table, which begins with *Figure.*
 or *Table.*, so that Jupyter shows it too. Here it becomes a caption with a number, below what it
 speaks of. Drawings inside the page, which are no `<img>`, take over the cell's `mystnb.image.alt`.
+Numbers that the text quotes with a format are written as Python does by MyST-NB; those that a
+notebook glues as text, and those of tables, have their powers of ten already.
 """
 
 from html import escape
+from pathlib import Path
+from runpy import run_path
 
 from docutils import nodes
+
+# The file alone: with its package PyTorch would come, in every build.
+NUMBERS = Path(__file__).parents[2] / "rconv" / "show" / "numbers.py"
+scientific = run_path(str(NUMBERS))["scientific"]
 
 DRAWN = '<div class="rconv-figure" role="img"'
 
@@ -73,6 +81,14 @@ def describe(app, doctree, docname):
             raw.children = [nodes.Text(raw.astext().replace(DRAWN, f'{DRAWN} aria-label="{alt}"'))]
 
 
+def write_numbers(app, doctree, docname):
+    """Rewrite what was pasted into the text."""
+    for pasted in doctree.findall(nodes.inline):
+        if "pasted-text" in pasted["classes"]:
+            for text in list(pasted.findall(nodes.Text)):
+                text.parent.replace(text, nodes.Text(scientific(text.astext())))
+
+
 def setup(app):
     """Connect to the events; the numbers are Sphinx's own."""
     app.add_enumerable_node(
@@ -85,4 +101,5 @@ def setup(app):
     )
     app.connect("doctree-read", number)
     app.connect("doctree-resolved", describe)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
+    app.connect("doctree-resolved", write_numbers)
+    return {"version": "2", "parallel_read_safe": True, "parallel_write_safe": True}
