@@ -18,7 +18,7 @@ def label(entry):
 
 
 class AuthorYearLabels(BaseLabelStyle):
-    """Labels that are told apart."""
+    """Labels that differ."""
 
     def format_labels(self, sorted_entries):
         labels = [label(entry) for entry in sorted_entries]

@@ -120,7 +120,7 @@ def show_rates(ax: Axes, records: Sequence[Record], method: str, title: str | No
     """Draw a method's rates against what is sent, with their intervals.
 
     The records are cells of one network, made by `rconv.lab.success`. Each initialisation has a
-    colour and stands a little aside.
+    colour and is shifted a little.
     """
     for number, start in enumerate(INITIALISATIONS):
         cells = [(x, find(records, start, sent, method)) for x, sent in enumerate(SENT)]

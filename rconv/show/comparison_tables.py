@@ -99,7 +99,7 @@ STARTS = {"uniform": "±0.5, the paper's", "default": "PyTorch's", "trained": "P
 
 
 def find(records: Sequence[Record], start: str, sent: str, method: str) -> Record | None:
-    """The cell of an initialisation, a way of sending and a method; None where it was left out."""
+    """The cell of an initialisation, a kind of message and a method; None where it was left out."""
     wanted = {"initialisation": start, "sent": sent, "method": method}
     return next((r for r in records if wanted.items() <= r.items()), None)
 
@@ -128,7 +128,7 @@ RATES = Table(
         **{method: _rate(method) for method in success.METHODS},
     },
 )
-"""One row per initialisation and way of sending, a column per method.
+"""One row per initialisation and kind of message, a column per method.
 
 A cell has the successes, their number and their share's interval in percent; "refuses" where the
 method does not take the network; a dash where nothing was tried.

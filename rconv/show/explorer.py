@@ -1,4 +1,4 @@
-"""A figure that one plays with: two settings as a map to click, and what each cell's image is.
+"""An interactive figure: two settings as a map to click, and what each cell's image is.
 
 Every frame is computed beforehand and lies in one picture inside the HTML. A cell's colour is the
 PSNR of its reconstruction, which needs the truth; the two bars beside it are the attacker's.

@@ -1,4 +1,4 @@
-"""Figures that one plays with: what they share, and how their templates become HTML.
+"""Interactive figures: what they share, and how their templates become HTML.
 
 A figure is written whole: Python computes every number and sentence of all its states, and the
 template draws the first one, which is what a reader without scripts sees. The script beside it only

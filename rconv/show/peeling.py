@@ -1,4 +1,4 @@
-"""A figure that one plays with: the recursion peels a network layer by layer, down to the image."""
+"""An interactive figure: the recursion undoes a network layer by layer, down to the image."""
 
 import math
 from collections.abc import Sequence
@@ -16,10 +16,9 @@ from rconv.show.numbers import scientific
 BEST = 1e-16
 """Relative error at which an error's bar is empty, that of rounding; it is full at 1."""
 
-
-WAYS = {"head": "the gradients", "gradient": "gradient constraints",
+EQUATIONS = {"head": "the gradients", "gradient": "gradient constraints",
         "weight": "weight constraints", "hybrid": "hybrid constraints"}  # fmt: skip
-"""What tells a layer's input, by the name in its report."""
+"""Which equations determine a layer's input, by the name in its report."""
 
 
 def peeling(layers: Sequence[LayerReport], truth: Sequence[Tensor]) -> str:
@@ -70,9 +69,9 @@ def peeling(layers: Sequence[LayerReport], truth: Sequence[Tensor]) -> str:
 
 
 def _said(step: int, layer: LayerReport, error: float, image: bool) -> str:
-    way = WAYS.get(layer.constraints[0], layer.constraints[0])
+    equations = EQUATIONS.get(layer.constraints[0], layer.constraints[0])
     return (
-        f"Step {step}: {way} of {layer.name} give {'the image' if image else 'its input'}. "
+        f"Step {step}: {equations} of {layer.name} give {'the image' if image else 'its input'}. "
         f"Rank {int(layer.rank)} of {layer.unknowns} unknowns, "
         f"relative error {scientific(f'{error:.0e}')}."
     )

@@ -1,4 +1,4 @@
-"""A figure that one plays with: residue classes in colour, and the rank beside the count."""
+"""An interactive figure: residue classes in colour, and the rank beside the count."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ COLOURS = (
     "#0072B2", "#E69F00", "#56B4E9", "#CC79A7", "#009E73", "#D55E00", "#F0E442", "#8C6BB1",
     "#999999",
 )  # fmt: skip
-"""Of residue classes: those of Okabe and Ito, told apart by the colour-blind too, and two more."""
+"""Of residue classes: Okabe and Ito's, which the colour-blind distinguish too, and two more."""
 
 SCALE = 70
 """Percent of a bar that the unknowns take: more equations than these are seen to be more."""
@@ -121,12 +121,12 @@ def _said(equations: int, unknowns: int, rank: int) -> str:
     """Whether the count suffices, and whether the rank does."""
     count = "enough by the count" if equations >= unknowns else "too few by the count"
     left = unknowns - rank
-    told = (
+    answer = (
         "the generic rank is full"
         if not left
         else f"{left} {'directions stay' if left > 1 else 'direction stays'} open"
     )
-    return f"{equations} equations for {unknowns} unknowns: {count}. Rank {rank}: {told}."
+    return f"{equations} equations for {unknowns} unknowns: {count}. Rank {rank}: {answer}."
 
 
 def _classes(chosen: dict, place: int, filters: int) -> list[dict]:

@@ -1,4 +1,4 @@
-"""A figure that one plays with: a window slides over the image, and the rows of A fill."""
+"""An interactive figure: a window slides over the image, and the rows of A fill."""
 
 import torch
 

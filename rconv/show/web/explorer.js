@@ -29,10 +29,10 @@ play("explorer", ({ data, all, one, form, choose }) => {
     }
     const said = all(".chosen").map((card, m) => {
       const fact = data.facts[(column * rows + row) * methods + m];
-      const [psnr, rank, told, certificate, digits, verdict] = fact;
+      const [psnr, rank, share, certificate, digits, verdict] = fact;
       const texts = { psnr, rank, certificate, verdict };
       for (const [name, text] of Object.entries(texts)) one(`.${name}`, card).textContent = text;
-      one(".told", card).style.width = `${100 * told}%`;
+      one(".share", card).style.width = `${100 * share}%`;
       one(".digits", card).style.width = `${100 * digits}%`;
       one(".verdict", card).classList.toggle("doubt", verdict !== data.trusted);
       const text = `${data.methods[m]}: ${psnr}, ${rank}, ${certificate}, ${verdict}`;

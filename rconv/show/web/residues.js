@@ -1,4 +1,4 @@
-// The chosen layer's classes, and how many of each one's pixels its equations tell.
+// The chosen layer's classes, and the rank of each one's equations.
 play("residues", ({ data, all, one }) => {
   const percent = (part, whole) => `${(100 * part) / Math.max(whole, 1)}%`;
 
@@ -26,19 +26,19 @@ play("residues", ({ data, all, one }) => {
     grid("offsets", own.kernel, 0, own);
     for (let k = 0; k < data.classes; k++) {
       const known = k < own.stride ** 2;
-      const [pixels, offsets, told] = known ? [own.pixels[k], own.offsets[k], ranks[k]] : [0, 0, 0];
+      const [pixels, offsets, rank] = known ? [own.pixels[k], own.offsets[k], ranks[k]] : [0, 0, 0];
       for (const tile of all(`[data-class="${k}"]`)) {
         tile.style.display = known ? "" : "none";
-        tile.style.fillOpacity = told === pixels ? 1 : 0.2 + (0.4 * told) / pixels;
+        tile.style.fillOpacity = rank === pixels ? 1 : 0.2 + (0.4 * rank) / pixels;
       }
       const line = all(".shares li:not(.muted)")[k];
-      const texts = [offsets, offsets * filters, pixels, told];
+      const texts = [offsets, offsets * filters, pixels, rank];
       line.hidden = !known;
-      line.classList.toggle("open", told < pixels);
+      line.classList.toggle("open", rank < pixels);
       all("span", line).forEach((span, n) => (span.textContent = texts[n]));
-      const part = all(".told > div")[k];
+      const part = all(".ranks > div")[k];
       part.style.width = percent(pixels, unknowns);
-      one("i", part).style.width = percent(told, pixels);
+      one("i", part).style.width = percent(rank, pixels);
     }
     one(".count").style.width = `${Math.min(100, (data.scale * equations) / unknowns)}%`;
     one(".counted").textContent = equations;
