@@ -2,7 +2,7 @@
 
 Ō = Ȳ · a'(O) with a' written in Y (R-CONV's key observation). Where the derivative jumps at
 Y = 0, a rounding error can pick the wrong side; the gradient of the convolution's bias, the
-sum of Ō over the positions, tells which.
+sum of Ō over the positions, decides.
 """
 
 import torch

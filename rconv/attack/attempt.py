@@ -187,7 +187,7 @@ def _systematic(
 
 
 def _labels(model: nn.Module, head: Head | Entry, images: Tensor, start: Start) -> Tensor:
-    """Classes told by the logit gradients; -1 where the head does not end in logits."""
+    """Classes from the logit gradients; -1 where the head does not end in logits."""
     if start.labels is not None:
         return start.labels
     if head.logits is None:

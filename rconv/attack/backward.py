@@ -224,7 +224,7 @@ def backward_pass(
     plans : sequence of LayerPlan
         One per convolution, in the order of the forward pass.
     start : Start
-        What the entry point tells, of M systems of B samples each.
+        What the entry point determines, of M systems of B samples each.
     solve : callable
         Solves the problem of a map.
 

@@ -8,7 +8,8 @@ with one row for each sample in Z (B, K) and in Ṽ (B, n + 1), its features and
 has a 1 at each label.
 G = C R of rank B, with orthonormal rows R (B, n + 1), leaves one B × B matrix open, Ṽ = Q R. It
 must satisfy Qᵀ Z = Cᵀ and put a 1 at the end of every row: B (K - 1) + B equations for B²
-unknowns. A head without a bias, and one sample, is the equation of `rconv.attack.head.scales`.
+unknowns. A head without a bias, and one sample, is the equation in
+`rconv.attack.head.scales`.
 
 What the noise does to features and cotangents is measured: gradients with random errors of its
 size are disaggregated again.
@@ -199,7 +200,7 @@ def _starts(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Labels (B,) and starts for them, the likeliest first.
 
-    The mean of the samples' probabilities is told by labels and bias gradient. All are first
+    The mean of the samples' probabilities follows from labels and bias gradient. All are first
     taken for alike, then, and at once where two have one label, for more and more unlike.
     """
     batch, classes = equations.sides.shape
@@ -253,7 +254,7 @@ def required_for_batches(network: Network, batch: int | None) -> None:
 
 
 def permits_batches(network: Network) -> bool:
-    """Whether two images or more can be told apart in a network, as `required_for_batches` says."""
+    """Whether two images or more can be separated in a network, as `required_for_batches` says."""
     try:
         required_for_batches(network, 2)
     except (UnsupportedModelError, ValueError):
@@ -262,7 +263,7 @@ def permits_batches(network: Network) -> bool:
 
 
 def batch_size(head: Head, clients: Observed) -> int:
-    """Samples of one client's batch, as the rank of its head's gradient tells; at least 1."""
+    """Samples of one client's batch, from the rank of its head's gradient; at least 1."""
     return max(1, head_rank(*head_gradient(head, with_roundings(clients))))
 
 

@@ -64,7 +64,7 @@ class EntryPoint:
         return max(1, CHUNK_BYTES // max(sizes, default=CHUNK_BYTES))
 
     def start(self, model: nn.Module, clients: Observed, batch: int = 1) -> Start:
-        """What the gradients tell of the network's last node.
+        """What the gradients determine of the network's last node.
 
         Takes the shared model, clients as they were sent (one where the batch is larger than 1),
         and B, the samples of each.

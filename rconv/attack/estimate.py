@@ -145,7 +145,7 @@ class Cotangent:
 
 @dataclass(frozen=True)
 class Start:
-    """What an entry point tells of a network's last node: M systems of B samples each.
+    """What an entry point determines of a network's last node: M systems of B samples each.
 
     Parameters
     ----------

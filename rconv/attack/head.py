@@ -2,7 +2,7 @@
 
 ∂ℓ/∂V = z̄ vᵀ and ∂ℓ/∂c = z̄ (R-CONV, "fully connected layer"; Phong et al., 2018). With a bias,
 v follows by least squares over all rows, each entry of a row weighted by its own noise where that
-is told. Without a bias, only the direction of v is known, and the loss itself gives the scale,
+is known. Without a bias, only the direction of v is known, and the loss itself gives the scale,
 provided that this Linear is the last layer.
 """
 
@@ -41,9 +41,9 @@ class HeadInput:
         (M,), ‖∂ℓ/∂V - z̄ vᵀ‖ / ‖∂ℓ/∂V‖: not small where a step saw several images. Without a bias,
         the mismatch of cross-entropy where that is larger.
     known : Tensor
-        (M,), bool, False where the gradients are zero and tell nothing.
+        (M,), bool, False where the gradients are zero and reveal nothing.
     error : Tensor or None
-        (M, n), standard deviation of each value where every gradient's own noise is told.
+        (M, n), standard deviation of each value where the noise of every entry is declared.
     """
 
     value: Tensor

@@ -112,7 +112,7 @@ class Reconstruction:
     layers : tuple of LayerReport
         From the head down to the first convolution.
     labels : Tensor
-        (N,), int64, class of each image as told by the gradients; -1 where they do not tell.
+        (N,), int64, class of each image as the gradients reveal it; -1 where they do not.
     gradient_residual : Tensor
         (N,), ‖g(x̂) - g‖ / ‖g‖ of the gradients recomputed from the reconstruction: the
         certificate.
@@ -123,7 +123,7 @@ class Reconstruction:
     twins : Tensor
         (N,), int64, other images that explain the gradients as well.
     revealed_noise : Tensor
-        (N,), relative: what the certificate shows beyond the noise that was told; 0 for nothing.
+        (N,), relative: what the certificate shows beyond the declared noise; 0 for nothing.
     systematic_error : Tensor
         (N,), relative error that the image would have if what the known noise does not explain
         were no noise, but a trace of several similar images or of several steps; at most 1.
@@ -132,7 +132,7 @@ class Reconstruction:
     growth : Tensor
         (N,), expected error of the image per relative noise of the gradients.
     assumed : Tensor
-        (N,), bool, whether the image rests on an assumption that nothing in the gradients tells.
+        (N,), bool, whether the image rests on an assumption that nothing in the gradients confirms.
     doubts : tuple of str
         N reasons to doubt the image, "" for none.
     """
@@ -157,7 +157,7 @@ class Reconstruction:
 
     @property
     def guess(self) -> Tensor:
-        """(N, C, H, W), the part of the images that a prior chose and no equation tells."""
+        """(N, C, H, W), the part of the images that a prior chose and no equation determines."""
         return self.layers[-1].guess.reshape(self.images.shape)
 
     @property

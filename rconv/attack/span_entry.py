@@ -44,7 +44,7 @@ class _ConvGradients:
     spread : Tensor
         Of its entries; broadcasts to it.
     total : Tensor or None
-        (D,): Ō summed over the positions, where an offset's gradient tells it.
+        (D,): Ō summed over the positions, where an offset's gradient determines it.
     total_spread : Tensor
         Of its entries; broadcasts to it.
     """
@@ -87,11 +87,11 @@ class _Entered:
         (): ratio of the extreme singular values of G that the needed rank has, and the share of
         its norm beyond them.
     open : int
-        Directions of X that are not told, the factor among them if it is not.
+        Directions of X that are not determined; the factor may be one.
     losses : Tensor
         Of `Spans.within`.
     scaled : bool
-        Whether the factor is told.
+        Whether the factor is determined.
     """
 
     value: Tensor
@@ -118,7 +118,7 @@ def enter(spans: Spans, own: _ConvGradients) -> _Entered:
     if rank < m:
         return _nothing(spans, own, rank, rest)
     if m < len(sizes):
-        # What is left of G beyond the rank that it can have is noise, told or not.
+        # What is left of G beyond the rank that it can have is noise, declared or not.
         more = (sizes[m] / _largest(own, sizes)).clamp(min=1.0)
         own = replace(own, spread=own.spread * more, total_spread=own.total_spread * more)
     x, o, losses, scaled = _solve(spans, own)
@@ -171,7 +171,7 @@ def _largest(own: _ConvGradients, sizes: Tensor) -> Tensor:
 
 
 def _solve(spans: Spans, own: _ConvGradients) -> tuple[Tensor, Tensor, Tensor, bool]:
-    """X and Ō, what `Spans.within` says, and whether the factor is told; else X has the norm 1."""
+    """X and Ō, what `Spans.within` says, and whether the factor is known; else X has the norm 1."""
     basis, _ = row_space(own.gradient, spans.combinations)
     x, losses = spans.within(basis)
     x = x / x.norm().clamp(min=1e-300)
@@ -188,7 +188,7 @@ def _solve(spans: Spans, own: _ConvGradients) -> tuple[Tensor, Tensor, Tensor, b
 
 
 def from_spans(network: Network, spans: Spans, clients: Observed) -> Start:
-    """Start from a convolution's own gradients, which tell its input.
+    """Start from a convolution's own gradients, which determine its input.
 
     The network ends at the convolution, or at a sum that its output is added to; clients are as
     they were sent.

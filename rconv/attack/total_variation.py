@@ -26,8 +26,8 @@ STEPS = 200
 
 SECOND = {"smoothing": 1e-2, "colour": 1.0, "power": 1.3}
 """Another prior, which prefers softer edges and does not know that colours change together. How
-far its choice lies from the first one tells the error: 0.03 to 6 times that distance in digits and
-photographs of which a tenth to three quarters is open."""
+far its choice lies from the first one estimates the error: 0.03 to 6 times that distance in digits
+and photographs of which a tenth to three quarters is open."""
 
 
 def fill(

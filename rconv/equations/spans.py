@@ -27,7 +27,7 @@ TIED = 1e-6
 """Share of the positions' own sum below which combinations are known to sum to zero."""
 
 APART = 100.0
-"""A map is told from the best one where its patches lose this many times as much of their square:
+"""A map differs from the best one where its patches lose this many times as much of their square:
 ten times the residual, so that the error of one is no more than a tenth of the other."""
 
 SHIFT = 1e-9

@@ -1,6 +1,6 @@
 """Equations that are known by their products alone, solved by LSMR (Fong and Saunders, 2011).
 
-No matrix is stored. What a factorisation would tell of rank and noise is told by further runs on
+No matrix is stored. What a factorisation would show of rank and noise is found by further runs on
 random numbers: rows made of a random vector, whose solution from zero lacks what the equations do
 not see of it; and rows of nothing but random errors.
 """
@@ -26,7 +26,7 @@ CORRECTION = 1e-6
 """Of the second run: what is left of the rows is partly rounding, and no x explains that."""
 
 COARSE = 1e-4
-"""Of a last correction, and of runs that tell a size: of the error, or of the weakest direction."""
+"""Of a last correction, and of runs that estimate a size: that of an error or a weak direction."""
 
 ITERATIONS = 10_000
 """At most, of one run. What has not converged by then is not corrected, and counts as open. A

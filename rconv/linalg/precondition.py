@@ -1,7 +1,7 @@
 """A right preconditioner for systems that are known by their products.
 
-Rows that fall into parts, one matrix for all channels, are taken as they are; all others count as
-what their normal matrix is on the average, α times one:
+Rows that fall into parts, with one matrix for all channels or one for each, are taken as they are;
+all others count as what their normal matrix is on the average, α times one:
 
     PᵀP = GᵀG + α.
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rconv.linalg.operator import Entries
+from rconv.linalg.operator import Entries, shared
 from rconv.linalg.system import System
 
 SIDE = 3_200
@@ -122,15 +122,27 @@ def preconditioner(system: System) -> Callable[[Tensor], Tensor]:
 
 
 def _blocks(system: System) -> list[_Block]:
-    """Those of the parts that there are, and that fit."""
+    """Those of the parts that there are, and that fit.
+
+    Columns whose weights differ, as where entries are missing, have a block each, if that costs no
+    more than a large one; else all have that of their mean weights.
+    """
     separate = tuple(b for b in system.used if not b.operator.couples)
     found = []
     for part, index in replace(system, blocks=separate).parts():
-        rows = [(b.operator.values * _mean(b.weight))[0] for b in part.blocks]
-        found.append(_Block.of(torch.cat(rows), index.to(system.rhs.device)))
+        count, rows = index.shape[1], sum(b.operator.values.shape[1] for b in part.blocks)
+        alike = all(shared(b.weight) for b in part.blocks)
+        few = count * min(rows, len(index)) ** 3 <= SIDE**3
+        for c in range(count) if few and not alike else (slice(None),):
+            matrices = [(b.operator.values * _weight(b.weight, c))[0] for b in part.blocks]
+            place = index[:, c].reshape(len(index), -1).to(system.rhs.device)
+            found.append(_Block.of(torch.cat(matrices), place))
     return [block for block in found if block is not None and len(block.sizes)]
 
 
-def _mean(weight: Tensor) -> Tensor:
-    """Weights of rows, of which an approximation needs no more than the mean over the columns."""
-    return weight if weight.dim() == 0 else weight.mean(dim=-1, keepdim=True)
+def _weight(weight: Tensor, column: int | slice) -> Tensor:
+    """Weights of the rows of one column, or their mean over all."""
+    if shared(weight):
+        return weight
+    own = weight[..., column]
+    return own[..., None] if isinstance(column, int) else own.mean(dim=-1, keepdim=True)

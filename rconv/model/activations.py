@@ -46,7 +46,7 @@ class Activation:
 
     @property
     def invertible(self) -> bool:
-        """Whether every output tells its input."""
+        """Whether every output determines its input."""
         return not self.flat
 
 
@@ -147,7 +147,7 @@ def _unplus(beta: float, threshold: float, y: Tensor) -> Tensor:
 
 
 def input_noise(activation: Activation, y: Tensor, margin: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Input of the activation where the output tells it, and how much each entry is worth.
+    """Input of the activation where the output determines it, and the weight of each entry.
 
     An error δ of y is an error δ / a'(o) of o, so that a'(o) is the weight of the equation
     "o equals this value" in a least-squares fit. Saturated outputs carry next to nothing, and
@@ -168,7 +168,7 @@ def input_noise(activation: Activation, y: Tensor, margin: float | Tensor) -> tu
     o : Tensor
         The input, finite everywhere, meaningful where the weight is positive; shaped as y.
     weight : Tensor
-        a'(o) in [0, ∞), zero where y does not tell o; shaped as y.
+        a'(o) in [0, ∞), zero where y does not determine o; shaped as y.
     """
     inside = (y > activation.low + margin) & (y < activation.high - margin)
     bounded = torch.where(inside, y, _inner_value(activation))

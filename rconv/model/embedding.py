@@ -76,7 +76,7 @@ class _Finder:
     def told_by(
         self, total: fx.Node, tokens: object, added: object
     ) -> tuple[str, Embedding] | None:
-        """What a sum of the two tells; None where it is not one of an output and something else."""
+        """What a sum of the two shows; None where it is not one of an output and something else."""
         if not isinstance(tokens, fx.Node) or not isinstance(added, fx.Node):
             return None
         convolution = self._convolution(tokens)

@@ -20,7 +20,7 @@ class Head:
     last : bool
         Whether the loss follows directly.
     logits : str or None
-        Name of the Linear that makes the logits, whose gradients tell the label; None where
+        Name of the Linear that makes the logits, whose gradients reveal the label; None where
         something other than LogSoftmax follows it.
     """
 
@@ -65,7 +65,7 @@ class Entry:
     name : str
         The convolution's name.
     embedding : Embedding or None
-        What tells the derivative of the loss by its output; None where its own gradients must.
+        What determines the derivative of the loss by its output; None where its own gradients must.
     logits : str or None
         Name of the Linear with a bias that the model ends in, whose gradient is the derivative of
         the loss by the logits; without an embedding it may be None.

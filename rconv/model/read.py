@@ -31,7 +31,7 @@ def read(model: nn.Module, input_shape: Sequence[int]) -> Network:
     """Read a model into the maps from its image to its first Linear, in float64.
 
     Where these are not all known, it is read as far as a convolution whose output's derivative
-    something else tells; what lies above is not needed.
+    something else determines; what lies above is not needed.
 
     Parameters
     ----------

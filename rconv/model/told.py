@@ -1,7 +1,7 @@
-"""In which order the maps of a network can be told, from its head back to the image.
+"""In which order the maps of a network can be solved, from its head back to the image.
 
-A map is told where a convolution or the head takes it, since their gradients are equations in it,
-or where what is made of it tells it: a concatenation its parts, a sum its last unknown term.
+A map is solved where a convolution or the head takes it, since their gradients are equations in it,
+or where what is made of it determines it: a concatenation its parts, a sum its last unknown term.
 """
 
 import torch
@@ -26,7 +26,7 @@ def backward_order(network: Network) -> tuple[int, ...]:
     Raises
     ------
     UnsupportedModelError
-        Where an activation's output is not told whole, so that nothing says where it is active.
+        Where an activation's output is not determined, so that nothing says where it is active.
     """
     order: list[int] = []
     whole: set[int] = set()
@@ -57,7 +57,7 @@ def _is_told(network: Network, node: int, whole: set[int]) -> bool:
 
 
 def _inverts(network: Network, maker: int, node: int, whole: set[int]) -> bool:
-    """Whether what is made of a node, and known, tells all of it."""
+    """Whether what is made of a node, and known, determines all of it."""
     does = network.nodes[maker].does
     if isinstance(does, Affine):
         return bool((does.scale != 0).all())

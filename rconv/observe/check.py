@@ -86,7 +86,7 @@ def check_gradients(
 def told_noise(
     model: nn.Module, rounding: Noise, precision: float | None = None, noise: Noise | None = None
 ) -> Noise:
-    """What the attacker knows of the errors: what was told, or else the rounding.
+    """What the attacker knows of the errors: what was declared, or else the rounding.
 
     Parameters
     ----------

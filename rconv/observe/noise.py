@@ -136,7 +136,7 @@ class Noise:
             shape = (-1, *[1] * (gradient.dim() - 1))
             own = self._own_deviation(name, gradient) / unit.reshape(shape)
             absolute = torch.hypot(absolute, root_mean_square(own.expand_as(gradient)))
-        # Zeros are taken as they are: nothing tells how much of them was rounded away.
+        # Zeros are taken as they are: nothing shows how much of them was rounded away.
         return torch.hypot(absolute / size, absolute.new_tensor(least)).clamp(max=1.0)
 
     def observed(self, name: str, gradient: Tensor) -> Tensor | None:

@@ -67,7 +67,7 @@ def checked_weights(
 
 
 def check_moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
-    """Refuse steps that tell nothing, or nothing but signs.
+    """Refuse steps that reveal nothing, or nothing but signs.
 
     Parameters
     ----------

@@ -66,7 +66,7 @@ def gradients_from_update(
     ValueError
         If names, shapes or dtypes differ, entries are NaN or infinite, or a setting is out of
         range. If nothing has changed. If buffers have: then BatchNorm was in training. If most
-        entries moved by one size, as Adam moves them: that tells signs, no gradients.
+        entries moved by one size, as Adam moves them: that reveals signs, no gradients.
     """
     length = _length(learning_rate, weight_decay, momentum, nesterov)
     before, after = checked_weights(before, after)
