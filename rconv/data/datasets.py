@@ -7,12 +7,18 @@ from os import PathLike
 
 import numpy as np
 import torch
+from PIL import Image
 
+from rconv.data import (
+    CHANNELS,
+    CLASSES,
+    DEFAULT,
+    SIZES,
+    TRAIN_SIZES,
+    DatasetError,
+    parse_indices,
+)
 from rconv.data.embedded import embedded
-from rconv.data.errors import DatasetError
-from rconv.data.indices import parse_indices
-from rconv.data.names import CHANNELS, CLASSES, DEFAULT, SIZES, TRAIN_SIZES
-from rconv.data.preprocess import preprocess
 from rconv.data.sources import data_folder, read, write_snapshot
 
 __all__ = [
@@ -143,3 +149,30 @@ def _check_indices(name: str, indices: Iterable[int]) -> list[int]:
         if not 0 <= index < SIZES[name]:
             raise DatasetError(f"{name} has no image {index}: choose 0 to {SIZES[name] - 1}")
     return wanted
+
+
+def preprocess(image: np.ndarray, side: int = 32) -> np.ndarray:
+    """Resize the shorter side to `side` and cut the central square, on 8-bit values.
+
+    Bilinear with antialiasing, as torchvision's ``Resize(side)`` and ``CenterCrop(side)`` do on
+    PIL images, to the last bit.
+
+    Parameters
+    ----------
+    image : ndarray, uint8
+        Axes (row, column) if grey or (row, column, channel).
+    side : int
+        Rows and columns of the result.
+
+    Returns
+    -------
+    ndarray, uint8
+        Axes (row, column, channel), with one channel if grey.
+    """
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    size = int(side * width / shorter), int(side * height / shorter)
+    picture = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+    left, top = (round((length - side) / 2) for length in size)
+    square = np.asarray(picture.crop((left, top, left + side, top + side)))
+    return square.reshape(side, side, -1)
