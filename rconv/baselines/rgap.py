@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rconv.attack.head import HeadInput, head_input
-from rconv.baselines.matching import Replay, squared_norm
-from rconv.baselines.result import BaselineResult, Run
+from rconv.baselines.matching import BaselineResult, Replay, Run, squared_norm
 from rconv.equations.conv_system import conv_system
 from rconv.linalg.dense import MAX_UNKNOWNS, solve_dense
 from rconv.linalg.solution import Solution

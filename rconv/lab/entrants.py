@@ -5,15 +5,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from types import ModuleType
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 
 from rconv.attack.attack import Attack
-from rconv.baselines import dlg, idlg, inverting_gradients, rgap
-from rconv.baselines.result import Watch
+from rconv.baselines import dlg, inverting_gradients, rgap
+from rconv.baselines.matching import BaselineResult, Watch
 from rconv.lab.records import Record
 from rconv.observe.observation import Gradients
 
@@ -88,11 +87,12 @@ def enter(
     if method in (PAPER, AUTO):
         return _ours(model, shape, "paper" if method == PAPER else "auto")
     if method == RGAP:
-        return _baseline(rgap, model, shape, {}, watched=False, told=True)
+        return _baseline(rgap.attack, model, shape, {}, watched=False, told=True)
     _load_optimisers()
     if method == INVERTING:
-        return _baseline(inverting_gradients, model, shape, {**SMOOTH, **own}, told=True)
-    return _baseline(dlg if method == DLG else idlg, model, shape, {**DESCENT, **own})
+        return _baseline(inverting_gradients.attack, model, shape, {**SMOOTH, **own}, told=True)
+    attack = partial(dlg.attack, read_label=method == IDLG)
+    return _baseline(attack, model, shape, {**DESCENT, **own})
 
 
 @cache
@@ -118,7 +118,7 @@ def _ours(model: nn.Sequential, shape: tuple[int, int, int], constraints: str) -
 
 
 def _baseline(
-    module: ModuleType,
+    run: Callable[..., BaselineResult],
     model: nn.Sequential,
     shape: tuple[int, int, int],
     settings: Record,
@@ -130,7 +130,7 @@ def _baseline(
         known = {"labels": label} if told else {}
         seen = {"watch": watch} if watched else {}
         with convolutions_for(model):
-            found = module.attack(model, gradients, shape, **settings, **known, **seen)
+            found = run(model, gradients, shape, **settings, **known, **seen)
         return found.images, int(found.labels[0])
 
     return Entrant(attack, settings)
