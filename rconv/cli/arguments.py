@@ -7,7 +7,7 @@ from typing import TextIO
 from rconv import data
 from rconv.cli import values
 from rconv.cli.terminal import complain, say
-from rconv.lab.catalogue import (
+from rconv.lab.architectures import (
     ACTIVATIONS,
     ARCHITECTURES,
     DEFAULT,

@@ -1,8 +1,9 @@
-"""One experiment: clients compute gradients, the attacker answers, the truth is the judge."""
+"""One experiment: a shared model, clients' gradients, the attack, and the truth as the judge."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +11,11 @@ from torch import Tensor, nn
 from rconv.attack.attack import Attack
 from rconv.attack.report import Reconstruction
 from rconv.data import datasets
-from rconv.lab import architectures, catalogue
+from rconv.lab import architectures
 from rconv.lab.metrics import matched
-from rconv.lab.records import Record, make_records
-from rconv.lab.shared import model_settings, shared_model
+from rconv.lab.records import Record, score
+from rconv.observe.exchange import load_weights
 from rconv.observe.observation import per_sample_gradients
-
-DTYPES = {name: getattr(torch, name) for name in catalogue.DTYPES}
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Experiment:
     reconstruction : Reconstruction
         The attack's answer.
     records : list of dict
-        One per image, see `rconv.lab.records.make_records`.
+        One per image, see `rconv.lab.records.score`.
     """
 
     truth: datasets.Images
@@ -66,7 +65,8 @@ def run(
     architecture, activation, seed, filters, initialisation
         As `rconv.lab.architectures.build` takes them.
     dtype : str
-        Of the clients' computation, a key of `DTYPES`; float16 rounds float32 gradients.
+        Of the clients' computation, one of `rconv.lab.architectures.DTYPES`; float16
+        rounds float32 gradients.
     constraints, signs : str or sequence of str, bool
         As `Attack` takes them.
     weights : str, optional
@@ -90,8 +90,7 @@ def run(
     ValueError
         If a setting does not fit, with the reason.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    as_dtype(dtype)
     options = {"seed": seed, "filters": filters}
     options |= {"initialisation": initialisation, "weights": weights}
     model = shared_model(dataset, architecture, activation, dtype=dtype, device=device, **options)
@@ -165,7 +164,7 @@ def attack_images(
 
     def measured(found: Reconstruction, own: datasets.Images, images: int) -> Experiment:
         each = {**settings, "seconds": (time.perf_counter() - start) / images}
-        return Experiment(own, found, make_records(found, each, own))
+        return Experiment(own, found, score(found, own, each))
 
     def finished(part: Reconstruction) -> None:
         nonlocal done
@@ -209,4 +208,73 @@ def client_gradients(
         targets = architectures.targets(architecture, targets)
     gradients = per_sample_gradients(model, truth.images, targets)
     sent = {name: g.mean(dim=0) for name, g in gradients.items()} if together else gradients
-    return {name: g.to(DTYPES[dtype]) for name, g in sent.items()}
+    return {name: g.to(as_dtype(dtype)) for name, g in sent.items()}
+
+
+def as_dtype(name: str) -> torch.dtype:
+    """The dtype of this name; ValueError if it is none of `rconv.lab.architectures.DTYPES`."""
+    if name not in architectures.DTYPES:
+        raise ValueError(f"unknown dtype {name!r}: use one of {', '.join(architectures.DTYPES)}")
+    return getattr(torch, name)
+
+
+def shared_model(
+    dataset: str,
+    architecture: str,
+    activation: str | None = None,
+    *,
+    dtype: str = "float64",
+    weights: str | None = None,
+    device: str = "cpu",
+    **options: Any,
+) -> nn.Sequential:
+    """The model that server and clients share, for a dataset's channels and classes.
+
+    The weights are those that the clients compute with: rounded to float32 unless `dtype` is
+    float64. Remaining options go to `architectures.build`.
+
+    Raises
+    ------
+    ValueError
+        If a dataset, a device or a setting is unknown.
+    """
+    if dataset not in datasets.CLASSES:
+        raise ValueError(f"unknown dataset {dataset!r}: use one of {', '.join(datasets.CLASSES)}")
+    model = architectures.build(
+        architecture, datasets.CHANNELS[dataset], datasets.CLASSES[dataset], activation, **options
+    )
+    if weights is not None:
+        load_weights(model, weights)
+    return placed(model, dtype, device)
+
+
+def placed(model: nn.Module, dtype: str, device: str) -> nn.Module:
+    """A model in the dtype that clients compute in, on a device; ValueError if there is none."""
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ValueError(
+            f"device {device!r} is not available: {str(error).splitlines()[0]}"
+        ) from None
+    return model.to(target, torch.float64 if dtype == "float64" else torch.float32)
+
+
+def model_settings(
+    architecture: str,
+    activation: str | None = None,
+    *,
+    seed: int = architectures.SEED,
+    filters: Sequence[int] | None = None,
+    initialisation: str | None = None,
+    weights: str | None = None,
+) -> Record:
+    """What a record says of its model: `shared_model`'s settings, with the defaults filled in."""
+    own = architectures.ARCHITECTURES[architecture]
+    return {
+        "architecture": architecture,
+        "activation": architectures.activation_names(architecture, activation)[-1],
+        "seed": seed,
+        "filters": list(filters or own.filters),
+        "initialisation": weights or initialisation or own.initialisation,
+    }

@@ -17,13 +17,13 @@ SIGMA, K1, K2 = 1.5, 0.01, 0.03
 """Of SSIM: the width of its window, and its two constants, relative to the data range."""
 
 
-def quality(x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
-    """All measures of reconstructions `x` of images `y` in [0, 1]; of small ones SSIM is NaN."""
+def quality(x: torch.Tensor, y: torch.Tensor, data_range: float = 1.0) -> dict[str, torch.Tensor]:
+    """All measures of reconstructions `x` of images `y`; of small ones SSIM is NaN."""
     small = min(y.shape[-2:]) < WINDOW
     return {
         "mse": mse(x, y),
-        "psnr": psnr(x, y, data_range=1.0),
-        "ssim": torch.full((len(y),), torch.nan) if small else ssim(x, y, data_range=1.0),
+        "psnr": psnr(x, y, data_range=data_range),
+        "ssim": torch.full((len(y),), torch.nan) if small else ssim(x, y, data_range=data_range),
         "gain": gain(x, y),
     }
 

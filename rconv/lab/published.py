@@ -8,12 +8,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from numpy.linalg import LinAlgError
 
 from rconv.data import datasets
-from rconv.lab import architectures, metrics
+from rconv.lab import architectures
 from rconv.lab.experiment import Experiment, client_gradients, run, shared_model
-from rconv.lab.records import Record, finite, won
+from rconv.lab.records import Record, score, won
 from rconv.lab.row_by_row import attack_one
 from rconv.model.read import read
 
@@ -125,20 +126,14 @@ def procedure(cell: Cell, data_dir: str | None = None) -> Record:
     truth = datasets.load(cell.dataset, [cell.index or 0], data_dir=data_dir)
     model = shared_model(cell.dataset, cell.architecture)
     sent = client_gradients(model, cell.architecture, truth)
+    gradients = {name: g[0] for name, g in sent.items()}
     try:
-        gradients = {name: g[0] for name, g in sent.items()}
-        image = attack_one(read(model, tuple(truth.images.shape[1:])), gradients)
-        quality = metrics.quality(image[None], truth.images)
+        image = attack_one(read(model, tuple(truth.images.shape[1:])), gradients)[None]
     except LinAlgError:
-        quality = {}
-    return {
-        "dataset": cell.dataset,
-        "index": int(truth.indices[0]),
-        "architecture": cell.architecture,
-        "dtype": "float64",
-        "constraints": ROW_BY_ROW,
-        **{name: finite(value[0]) for name, value in quality.items()},
-    }
+        image = torch.full_like(truth.images, torch.nan)
+    settings = {"dataset": cell.dataset, "architecture": cell.architecture}
+    (record,) = score(image, truth, {**settings, "dtype": "float64", "constraints": ROW_BY_ROW})
+    return record
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,8 @@ def show_sweep(ax: Axes, records: Sequence[dict], title: str | None = None) -> A
     ax
         Where to draw.
     records
-        Of `rconv.lab.sweep.sweep`, all of one layer: points are shares of images, lines shares of
-        the unknowns, and each kind of constraints has a colour.
+        Of `rconv.lab.underdetermined.sweep`, all of one layer: points are shares of images, lines
+        shares of the unknowns, and each kind of constraints has a colour.
     title
         Text above the axes.
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from rconv.lab import hunt
-from rconv.lab.records import Record, value
+from rconv.lab.records import FACTOR, Record, expected, value
 
 WIDTH_HEADER = (
     *("filters", "images", "by equations", "with signs", "open", "flat (dB)", "minimum norm (dB)"),
@@ -30,7 +29,7 @@ def width_rows(records: Sequence[Record]) -> list[tuple]:
                 len(own),
                 sum(r["by_rank"] for r in own),
                 sum(r["full_rank"] for r in own),
-                f"{statistics.median(r['open'] for r in own):.0f}",
+                f"{statistics.median(r['gap'] for r in own):.0f}",
                 *(_median(own, key) for key in ("flat", "least", "psnr")),
                 f"{statistics.median(r['seconds'] for r in own):.1f}",
             )
@@ -40,8 +39,8 @@ def width_rows(records: Sequence[Record]) -> list[tuple]:
 
 def calibration_row(name: str, records: Sequence[Record]) -> tuple:
     """A row under `CALIBRATION_HEADER`: how often the expected error is of the true one's size."""
-    near = sum(hunt.near(r) for r in records)
-    above = sum(r["error"] > hunt.FACTOR * r["expected_error"] for r in records)
+    near = sum(expected(r) for r in records)
+    above = sum(r["error"] > FACTOR * r["expected_error"] for r in records)
     return name, len(records), near, above
 
 
@@ -53,7 +52,7 @@ def show_widths(ax: Axes, records: Sequence[Record]) -> Axes:
     ax
         Where to draw.
     records
-        Those of `rconv.lab.openings.openings`.
+        Those of `rconv.lab.underdetermined.underdetermined`.
 
     Returns
     -------

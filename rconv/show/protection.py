@@ -1,10 +1,10 @@
-"""What the records of `rconv.lab.protection` and `rconv.lab.utility` say, as rows for a table."""
+"""What the records of `rconv.lab.protection` say, as rows for a table."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from rconv.lab.medians import LEVEL, Median, clustered_median
+from rconv.lab.intervals import MEDIAN_LEVEL, Median, clustered_median
 from rconv.lab.records import SUCCESS, Record
 
 HEADER = (
@@ -157,6 +157,6 @@ def _worst(value: float | None) -> float:
 
 def _interval(found: Median, spec: str) -> str:
     """The median, with its interval where there are images enough for one."""
-    if found.level < LEVEL:
+    if found.level < MEDIAN_LEVEL:
         return format(found.value, spec)
     return f"{found.value:{spec}} ({found.low:{spec}} to {found.high:{spec}})"

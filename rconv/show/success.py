@@ -1,18 +1,17 @@
-"""Tables and curves of `rconv.lab.success`: rates with intervals, the verdict, the quality."""
+"""Tables and curves of `rconv.lab.success_rates`: rates, the verdict, the quality."""
 
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from rconv.lab.cells import rate
+from rconv.lab.channels import SENT
 from rconv.lab.records import Record
-from rconv.lab.sent import SENT
-from rconv.lab.success import INITIALISATIONS, METHODS
+from rconv.lab.success_rates import INITIAL_WEIGHTS, VARIANTS, rate
 
 STARTS = {"uniform": "±0.5, the paper's", "default": "PyTorch's", "trained": "PyTorch's, trained"}
-"""`INITIALISATIONS` as a page calls them."""
+"""`INITIAL_WEIGHTS` as a page calls them."""
 
-RATE_HEADER = ("initialisation", "sent", *METHODS)
+RATE_HEADER = ("initialisation", "sent", *VARIANTS)
 VERDICT_HEADER = (
     "initialisation",
     "sent",
@@ -51,8 +50,8 @@ def rate_rows(records: Sequence[Record]) -> list[tuple]:
     the method does not take the network; a dash where nothing was tried.
     """
     return [
-        (STARTS[start], sent, *(_rate(find(records, start, sent, method)) for method in METHODS))
-        for start in INITIALISATIONS
+        (STARTS[start], sent, *(_rate(find(records, start, sent, method)) for method in VARIANTS))
+        for start in INITIAL_WEIGHTS
         for sent in SENT
     ]
 
@@ -101,7 +100,7 @@ def show_rates(ax: Axes, records: Sequence[Record], method: str, title: str | No
     records : sequence of dict
         Cells of one network. Each initialisation has a colour and stands a little aside.
     method : str
-        One of `METHODS`.
+        One of `VARIANTS`.
     title : str, optional
         Text above the axes.
 
@@ -110,7 +109,7 @@ def show_rates(ax: Axes, records: Sequence[Record], method: str, title: str | No
     Axes
         The same `ax`.
     """
-    for number, start in enumerate(INITIALISATIONS):
+    for number, start in enumerate(INITIAL_WEIGHTS):
         cells = [(x, find(records, start, sent, method)) for x, sent in enumerate(SENT)]
         known = [(x, rate(r)) for x, r in cells if r is not None and r["refusal"] is None]
         places = [x + 0.2 * (number - 1) for x, _ in known]

@@ -101,7 +101,7 @@ def median(records: Iterable[Record], key: str) -> float:
 
 
 def sweep_rows(records: Sequence[Record]) -> list[tuple]:
-    """One row per layer of a `rconv.lab.sweep`, in the order of the records; see `SWEEP_HEADER`."""
+    """One row per layer of `rconv.lab.underdetermined.sweep`; see `SWEEP_HEADER`."""
     rows = []
     for layer in dict.fromkeys(r["layer"] for r in records):
         own = [r for r in records if r["layer"] == layer]

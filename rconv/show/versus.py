@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from math import inf, isfinite
 
 from rconv.lab.comparison import EXPLAINED
-from rconv.lab.entrants import METHODS
-from rconv.lab.medians import Median, clustered_median
+from rconv.lab.intervals import Median, clustered_median
+from rconv.lab.methods import METHODS
 from rconv.lab.records import Record, value, won
 from rconv.show.tables import decibel, median
 
@@ -28,7 +28,7 @@ def rows(records: Iterable[Record]) -> list[tuple]:
     """One row per attack and dtype, see `HEADER`; the attacks in the order of `METHODS`.
 
     A value that is not finite counts as the worst. PSNR is the median over the seeds of the
-    model, with the interval of `rconv.lab.medians`; gain, SSIM and seconds are medians over the
+    model, with the interval of `rconv.lab.intervals`; gain, SSIM and seconds are medians over the
     images.
     """
     return [(method, dtype, *_cells(own)) for (method, dtype), own in groups(records).items()]

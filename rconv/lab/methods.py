@@ -38,7 +38,7 @@ Answer = tuple[Tensor, int]
 
 
 @dataclass(frozen=True)
-class Entrant:
+class Method:
     """One attack on one model.
 
     Parameters
@@ -57,12 +57,12 @@ class Entrant:
     preparation: float = 0.0
 
 
-def enter(
+def prepared(
     method: str,
     model: nn.Sequential,
     shape: tuple[int, int, int],
     settings: Mapping[str, Record] | None = None,
-) -> Entrant:
+) -> Method:
     """Prepare one of `METHODS` on a model.
 
     Parameters
@@ -105,16 +105,16 @@ def _load_optimisers() -> None:
         step.step(lambda x=x: (x * x).sum())
 
 
-def _ours(model: nn.Sequential, shape: tuple[int, int, int], constraints: str) -> Entrant:
+def _ours(model: nn.Sequential, shape: tuple[int, int, int], constraints: str) -> Method:
     start = time.process_time()
-    prepared = Attack(model, shape, constraints=constraints, loss="cross-entropy")
+    own = Attack(model, shape, constraints=constraints, loss="cross-entropy")
     preparation = time.process_time() - start
 
     def attack(gradients: Gradients, label: Tensor, watch: Watch) -> Answer:
-        found = prepared(gradients)
+        found = own(gradients)
         return found.images, int(found.labels[0])
 
-    return Entrant(attack, {"constraints": constraints}, preparation)
+    return Method(attack, {"constraints": constraints}, preparation)
 
 
 def _baseline(
@@ -125,7 +125,7 @@ def _baseline(
     *,
     watched: bool = True,
     told: bool = False,
-) -> Entrant:
+) -> Method:
     def attack(gradients: Gradients, label: Tensor, watch: Watch) -> Answer:
         known = {"labels": label} if told else {}
         seen = {"watch": watch} if watched else {}
@@ -133,7 +133,7 @@ def _baseline(
             found = run(model, gradients, shape, **settings, **known, **seen)
         return found.images, int(found.labels[0])
 
-    return Entrant(attack, settings)
+    return Method(attack, settings)
 
 
 @contextmanager
