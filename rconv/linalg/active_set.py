@@ -14,7 +14,6 @@ from scipy import sparse
 
 from rconv.linalg.chebyshev_center import MOST, OPTIONS, PROGRAM, deepest
 from rconv.linalg.chebyshev_center import STEPS as LIMIT
-from rconv.linalg.cholesky import range_factor
 
 MOVES = 1e-6
 """A unit direction that changes an inequality by less, against the largest change that it can
@@ -27,7 +26,7 @@ CONTRADICTS = 10.0
 """Times the noise that a negative margin may reach before the inequalities contradict each other:
 the noise is that of an average value, and that of a few values is ten times as large."""
 
-STEPS, WORK = 500, 5e7
+STEPS, WORK = 2_000, 5e9
 """Steps of least squares over x ≥ 0, and their square times the rows, at most: about a second."""
 
 
@@ -155,28 +154,26 @@ def forced_at(values: np.ndarray, directions: np.ndarray, noise: float) -> Force
     return Forced(active, left.shape[1], 0.0)
 
 
-def nonnegative(gram: np.ndarray, start: np.ndarray) -> np.ndarray | None:
-    """A point x ≥ 0 of the family that has AᵀA x = AᵀA start, or the nearest to it.
+def nonnegative(rows: np.ndarray, rhs: np.ndarray) -> np.ndarray | None:
+    """A point x ≥ 0 that fits the equations best, with few positive entries.
 
-    Least squares by active sets (Lawson and Hanson): it has few positive entries.
+    Least squares by active sets (Lawson and Hanson).
 
     Parameters
     ----------
-    gram : np.ndarray
-        AᵀA, (n, n).
-    start : np.ndarray
-        (n,).
+    rows : np.ndarray
+        (m, n).
+    rhs : np.ndarray
+        (m,).
 
     Returns
     -------
     np.ndarray or None
         (n,); None where that takes more than `STEPS`.
     """
-    factor, order = range_factor(gram)
-    rows = factor[np.argsort(order)].T
     steps = min(STEPS, int((WORK / max(len(rows), 1)) ** 0.5))
     try:
-        return scipy.optimize.nnls(rows, rows @ start, maxiter=steps)[0]
+        return scipy.optimize.nnls(rows, rhs, maxiter=steps)[0]
     except RuntimeError:
         return None
 
