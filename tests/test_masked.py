@@ -67,7 +67,7 @@ def test_a_row_of_zeros_is_completed_by_the_loss():
     weight, bias = gradients[f"{head.name}.weight"][0].clone(), gradients[f"{head.name}.bias"][0]
     thinned = bias.clone()
     weight[5], thinned[5] = 0, 0
-    _, z = masked_head(head, model[-1].bias.detach(), weight, thinned)
+    _, z = masked_head(head.weight, model[-1].bias.detach(), weight, thinned)
     assert z[5].item() == pytest.approx(bias[5].item(), rel=1e-9)
 
 

@@ -14,6 +14,9 @@ from rconv.observe.check import check_gradients
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 
+NOISE = 1e-12
+"""Relative error of what the surviving entries give: float64, after some thousand operations."""
+
 
 def masked_attack(
     model: nn.Sequential, input_shape: tuple[int, int, int], gradients: Gradients
@@ -61,7 +64,7 @@ def masked_attack(
     missing[weight] = torch.where(unseen, 0.0, missing[weight])
     missing[bias] = torch.zeros_like(missing[bias])
     known = {**gradients, bias: torch.stack(completed)}
-    return Attack(model, input_shape)(known, noise=Noise(deviations=missing))
+    return Attack(model, input_shape)(known, noise=Noise(NOISE, deviations=missing))
 
 
 def masked_head(
