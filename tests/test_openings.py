@@ -25,7 +25,8 @@ def test_signs_close_what_a_dead_filter_leaves_open(records):
 
 def test_one_filter_of_25_equations_cannot_tell_64_pixels(records):
     one = [r for r in records if r["width"] == 1]
-    assert all(r["gap"] > 12 * (64 - 25) - 200 and not r["unique"] for r in one)
+    # Signs close hundreds of the 12 · (64 - 25) directions where many pixels are zero, never all.
+    assert all(100 < r["gap"] <= 12 * (64 - 25) and not r["unique"] for r in one)
     assert all(5 < r["psnr"] < 40 and not r["false"] for r in one)
 
 

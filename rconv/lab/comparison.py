@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rconv.data import datasets
 from rconv.lab import architectures
@@ -75,8 +74,6 @@ def compare(
     dtype: str = "float32",
     methods: Sequence[str] = METHODS,
     settings: Mapping[str, Record] | None = None,
-    data_dir: str | None = None,
-    progress: bool = False,
 ) -> Comparison:
     """Attack the same gradients by R-CONV, R-GAP, DLG, iDLG and Inverting Gradients.
 
@@ -85,14 +82,12 @@ def compare(
 
     Parameters
     ----------
-    dataset, indices, data_dir, architecture, activation, seed, dtype
+    dataset, indices, architecture, activation, seed, dtype
         As `rconv.lab.experiment.run` takes them.
     methods : sequence of str
         Names out of `rconv.lab.methods.METHODS`.
     settings : mapping of str to dict or None
         Method → arguments in place of its published ones.
-    progress : bool
-        Show a progress bar over images and methods.
 
     Returns
     -------
@@ -104,7 +99,7 @@ def compare(
         If a setting does not fit, with the reason.
     """
     model = shared_model(dataset, architecture, activation, seed=seed, dtype=dtype)
-    truth = datasets.load(dataset, indices, data_dir=data_dir)
+    truth = datasets.load(dataset, indices)
     gradients = client_gradients(model, architecture, truth, dtype)
     shape = tuple(truth.images.shape[1:])
     attacks = {name: prepared(name, model, shape, settings) for name in methods}
@@ -115,14 +110,11 @@ def compare(
     }
     judge = Judge(model, architecture, truth, gradients)
     images, records = {name: [] for name in attacks}, []
-    with tqdm(total=len(truth) * len(attacks), disable=not progress, unit="attack") as bar:
-        for n in range(len(truth)):
-            for name, method in attacks.items():
-                bar.set_postfix_str(name)
-                image, found = judge(method, n)
-                images[name].append(image)
-                records.append({**shared, "method": name, **found})
-                bar.update()
+    for n in range(len(truth)):
+        for name, method in attacks.items():
+            image, found = judge(method, n)
+            images[name].append(image)
+            records.append({**shared, "method": name, **found})
     return Comparison(truth, {name: torch.cat(own) for name, own in images.items()}, records)
 
 

@@ -2,7 +2,7 @@
 
 Gradients are mappings of a parameter's name to `(N, *parameter shape)`, N clients. Every defence
 treats each client by itself and returns gradients of the same shapes, in a new mapping; random ones
-draw from a generator, so that a seed repeats them.
+draw from a generator on the CPU, so that a seed repeats them.
 
 A release is (ε, δ)-differentially private if no outcome set is more than e^ε times as likely, up
 to δ, on one data set than on its neighbour. What a neighbour is belongs to the number: each
@@ -22,21 +22,9 @@ DELTA = 1e-5
 def add_noise(
     gradients: Gradients, strength: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Gaussian noise on every entry, relative to the root mean square of its own parameter.
+    """Gaussian noise on every entry, g + strength · rms(g) · ε.
 
-    Parameters
-    ----------
-    gradients : mapping of str to Tensor
-        Floating point.
-    strength : float
-        Standard deviation of the noise over that root mean square.
-    generator : torch.Generator
-        On the CPU.
-
-    Returns
-    -------
-    dict of str to Tensor
-        g + strength · rms(g) · ε.
+    `strength` is its standard deviation over the root mean square of the entry's own parameter.
     """
     return {
         name: g + strength * _per_client(g.flatten(1).square().mean(dim=1).sqrt(), g) * normal
@@ -45,20 +33,7 @@ def add_noise(
 
 
 def clip(gradients: Gradients, bound: float) -> dict[str, Tensor]:
-    """Scale each client's gradients, all parameters together, to a norm of at most `bound`.
-
-    Parameters
-    ----------
-    gradients : mapping of str to Tensor
-        Floating point.
-    bound : float
-        Largest Euclidean norm that a client sends.
-
-    Returns
-    -------
-    dict of str to Tensor
-        g · min(1, bound / ‖g‖).
-    """
+    """Scale each client's gradients to a norm of at most `bound`, C: g · min(1, C / ‖g‖)."""
     size = norms(gradients)
     factor = bound / size.clamp(min=bound)
     return {name: g * _per_client(factor, g) for name, g in gradients.items()}
@@ -69,23 +44,8 @@ def clip_and_noise(
 ) -> dict[str, Tensor]:
     """Clip, then add Gaussian noise of the same size to every entry: the Gaussian mechanism.
 
-    What one such release buys is `epsilon_of_release`.
-
-    Parameters
-    ----------
-    gradients : mapping of str to Tensor
-        Floating point.
-    multiplier : float
-        σ, standard deviation of the noise over `bound`.
-    bound : float
-        C, as `clip` takes it.
-    generator : torch.Generator
-        On the CPU.
-
-    Returns
-    -------
-    dict of str to Tensor
-        clip(g) + σ · C · ε.
+    clip(g) + σ · C · ε, with the noise multiplier σ and the bound C. What one such release buys is
+    `epsilon_of_release`.
     """
     clipped = clip(gradients, bound)
     return {
@@ -95,19 +55,9 @@ def clip_and_noise(
 
 
 def prune(gradients: Gradients, share: float) -> dict[str, Tensor]:
-    """Set the smallest entries of every parameter's gradient to zero.
+    """Set the smallest entries of every parameter's gradient to zero, the others stay as they are.
 
-    Parameters
-    ----------
-    gradients : mapping of str to Tensor
-        Any dtype.
-    share : float
-        Of the entries of each parameter, in [0, 1]. At least one entry of each stays.
-
-    Returns
-    -------
-    dict of str to Tensor
-        The other entries, as they were.
+    `share` is that of the entries of each parameter, in [0, 1]; at least one of each stays.
     """
     pruned = {}
     for name, g in gradients.items():

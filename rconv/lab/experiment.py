@@ -49,18 +49,12 @@ def run(
     signs: bool = True,
     filters: Sequence[int] | None = None,
     initialisation: str | None = None,
-    weights: str | None = None,
-    batch: int | None = 1,
-    device: str = "cpu",
-    data_dir: str | None = None,
-    progress: bool = False,
-    on_result: Callable[["Experiment"], None] | None = None,
 ) -> Experiment:
     """Attack images of a dataset through an architecture, and measure.
 
     Parameters
     ----------
-    dataset, indices, data_dir
+    dataset, indices
         As `rconv.data.datasets.load` takes them.
     architecture, activation, seed, filters, initialisation
         As `rconv.lab.architectures.build` takes them.
@@ -69,16 +63,6 @@ def run(
         rounds float32 gradients.
     constraints, signs : str or sequence of str, bool
         As `Attack` takes them.
-    weights : str, optional
-        A `.safetensors` file with trained weights, in place of the seeded ones.
-    batch : int, optional
-        As `attack_images` takes it.
-    device : str
-        Where the clients compute and most of the attack runs.
-    progress : bool
-        Show a progress bar over the images.
-    on_result : callable, optional
-        As `attack_images` takes it.
 
     Returns
     -------
@@ -91,22 +75,12 @@ def run(
         If a setting does not fit, with the reason.
     """
     as_dtype(dtype)
-    options = {"seed": seed, "filters": filters}
-    options |= {"initialisation": initialisation, "weights": weights}
-    model = shared_model(dataset, architecture, activation, dtype=dtype, device=device, **options)
-    truth = datasets.load(dataset, indices, data_dir=data_dir)
-    return attack_images(
-        model,
-        truth,
-        architecture,
-        {"dataset": dataset, **model_settings(architecture, activation, **options)},
-        dtype=dtype,
-        constraints=constraints,
-        signs=signs,
-        batch=batch,
-        progress=progress,
-        on_result=on_result,
-    )
+    options = {"seed": seed, "filters": filters, "initialisation": initialisation}
+    model = shared_model(dataset, architecture, activation, dtype=dtype, **options)
+    settings = {"dataset": dataset, **model_settings(architecture, activation, **options)}
+    truth = datasets.load(dataset, indices)
+    options = {"dtype": dtype, "constraints": constraints, "signs": signs}
+    return attack_images(model, truth, architecture, settings, **options)
 
 
 def attack_images(
@@ -134,11 +108,13 @@ def attack_images(
         As `client_gradients` takes it.
     settings : dict
         What the records say of the model.
-    dtype, constraints, signs, progress
+    dtype, constraints, signs
         As `run` takes them.
     batch : int, optional
         Not 1: the images are one client's, which sends their mean gradient; what comes back is
         put into their order. None lets the attack read the number from the gradient.
+    progress : bool
+        Show a progress bar over the images.
     on_result : callable, optional
         Is called with each group of images as soon as it is finished, in their order; not for a
         batch, which is finished at once.

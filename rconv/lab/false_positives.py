@@ -15,9 +15,6 @@ from rconv.lab.channels import Client, computed, disturbed, pair, several_steps
 from rconv.lab.random_networks import NETWORKS, random_images
 from rconv.lab.records import Record, score
 
-LOW = 0.05
-"""Range of the pixels of an image of low contrast, about the middle of all values."""
-
 CASES: dict[str, tuple[Client, dict]] = {
     "float64": (computed(torch.float64), {}),
     "float32": (computed(torch.float32), {}),
@@ -71,27 +68,17 @@ def attack_random_networks(
     seeds: range,
     case: str = "float64",
     network: str = "random",
-    *,
-    images: int = 1,
-    batch: int | None = 1,
-    low_contrast: bool = False,
 ) -> list[Record]:
     """Attack photographs through random networks, and compare the verdict with the truth.
 
     Parameters
     ----------
     seeds : range
-        One network each.
+        One network and one photograph each.
     case : str
         A key of `CASES` or of `CLIENTS`.
     network : str
         A key of `rconv.lab.random_networks.NETWORKS`.
-    images : int
-        Photographs per network, one client each.
-    batch : int, optional
-        As the attack takes it.
-    low_contrast : bool
-        Whether the photographs have pixels in a range of `LOW` only.
 
     Returns
     -------
@@ -108,21 +95,19 @@ def attack_random_networks(
         if name not in known:
             raise ValueError(f"unknown {name!r}: use one of {', '.join(known)}")
     client, settings = CASES.get(case) or (CLIENTS[case], {"prior": False})
-    count = max(images, 2) if client is channels.averaged else images
+    count = 2 if client is channels.averaged else 1
     records: list[Record] = []
     for seed in seeds:
         options = {"bias": False} if case == "other loss, no biases" else {}
         model, shape = NETWORKS[network](seed, **options)
         x = random_images(shape, count, seed)
-        if low_contrast:
-            x = 0.5 + LOW * (x - 0.5)
         first = seed if case in CLIENTS else 0
         labels = (first + torch.arange(count)) % max(2, model[-1].out_features)
         try:
             sent = client(model, x, labels)
         except ValueError:  # steps below the rounding of the weights are refused: no verdict
             continue
-        found = Attack(sent.model, shape, **settings)(sent.gradients, noise=sent.noise, batch=batch)
+        found = Attack(sent.model, shape, **settings)(sent.gradients, noise=sent.noise)
         right = _nearest(found.images, sent.truths)
         records += score(found, right, {"network": seed, "case": case}, layers=False)
     return records

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rconv.attack.attack import Attack
 from rconv.data import datasets
@@ -98,14 +97,12 @@ def protect(
     dtypes: Sequence[str] = (),
     masked: Sequence[float] = (),
     seeds: Sequence[int] = (0,),
-    data_dir: str | None = None,
-    progress: bool = False,
 ) -> list[Record]:
     """Attack defended gradients of grey images, by ReLU networks in float64.
 
     Parameters
     ----------
-    dataset, indices, data_dir : str, sequence of int, str
+    dataset, indices : str, sequence of int
         As `datasets.load` takes them.
     architecture, filters : str, sequence of int
         As `architectures.build` takes them.
@@ -122,8 +119,6 @@ def protect(
         Shares of `defences.prune`, against `masked_attack`.
     seeds : sequence of int
         Draws of the noise. What is not random is attacked once.
-    progress : bool
-        Show a progress bar over the settings.
 
     Returns
     -------
@@ -137,14 +132,11 @@ def protect(
         "auto" first finds the noise itself, and where its image does not explain the gradients
         tries again with what it is told, and keeps what explains them better.
     """
-    truth = grey(datasets.load(dataset, indices, data_dir=data_dir))
+    truth = grey(datasets.load(dataset, indices))
     model = architectures.build(architecture, 1, datasets.CLASSES[dataset], "ReLU", filters=filters)
     gradients = per_sample_gradients(model, truth.images, truth.labels)
-    settings = {
-        "kind": "attack",
-        "dataset": dataset,
-        **model_settings(architecture, "ReLU", filters=filters),
-    }
+    settings = model_settings(architecture, "ReLU", filters=filters)
+    settings = {"kind": "attack", "dataset": dataset, **settings}
     plan = [
         (defence, seed, _answers)
         for defence in _plan(noise, _clipping(gradients, multipliers), shares, dtypes)
@@ -152,16 +144,13 @@ def protect(
     ]
     plan += [(defence, 0, _masked) for defence in _plan((), (), masked, ())]
     records = []
-    for defence, seed, answers in tqdm(plan, disable=not progress, unit="setting"):
+    for defence, seed, answers in plan:
         sent = defence.send(gradients, torch.Generator().manual_seed(seed))
         drawn = {"defence": defence.name, "strength": defence.strength, "noise_seed": seed}
-        for images, own in answers(model, sent, defence):
-            shared = {**settings, **drawn, "epsilon": defence.epsilon}
-            scored = score(images.clamp(0, 1), truth, shared)
-            records += [
-                {**record, **{key: values[n] for key, values in own.items()}}
-                for n, record in enumerate(scored)
-            ]
+        shared = {**settings, **drawn, "epsilon": defence.epsilon}
+        for attacker, images, more in answers(model, sent, defence):
+            scored = score(images.clamp(0, 1), truth, {**shared, "attacker": attacker})
+            records += [record | own for record, own in zip(scored, more, strict=True)]
     return records
 
 
@@ -189,16 +178,15 @@ def _clipping(gradients: Gradients, multipliers: Sequence[float]) -> list[Defenc
     ]
 
 
-Answer = tuple[Tensor, dict[str, list]]
-"""Images (N, C, H, W), and further entries of their N records."""
+Answer = tuple[str, Tensor, list[Record]]
+"""The attacker, images (N, C, H, W), and further entries of their N records."""
 
 
 def _answers(model: nn.Sequential, sent: Gradients, defence: Defence) -> Iterator[Answer]:
     """Those of the attackers who take every entry for measured."""
     shape = (1, 32, 32)
-    count = len(next(iter(sent.values())))
     result = Attack(model, shape, constraints="paper")(sent, noise=defence.told)
-    yield result.images, {"attacker": ["paper"] * count, "unique": result.unique.tolist()}
+    yield "paper", result.images, [{"unique": own} for own in result.unique.tolist()]
     kind = "hybrid" if defence.name == "prune" else "auto"
     attack = Attack(model, shape, constraints=kind, signs=False)
     result = attack(sent)
@@ -210,21 +198,16 @@ def _answers(model: nn.Sequential, sent: Gradients, defence: Defence) -> Iterato
         better = again.gradient_residual < residual[doubtful]
         images[doubtful[better]] = again.images[better]
         unique[doubtful[better]] = again.unique[better]
-    yield images, {"attacker": [kind] * count, "unique": unique.tolist()}
+    yield kind, images, [{"unique": own} for own in unique.tolist()]
 
 
 def _masked(model: nn.Sequential, sent: Gradients, defence: Defence) -> Iterator[Answer]:
     """That of the attacker who takes zeros for missing."""
     found = masked_attack(model, (1, 32, 32), sent)
     short = torch.stack([layer.unknowns - layer.rank for layer in found.layers], dim=1)
-    yield (
-        found.images,
-        {
-            "attacker": ["masked"] * len(short),
-            "unique": (found.gradient_residual < EXPLAINS).tolist(),
-            "short": short.tolist(),
-        },
-    )
+    explains = (found.gradient_residual < EXPLAINS).tolist()
+    more = zip(explains, short.tolist(), strict=True)
+    yield "masked", found.images, [{"unique": own, "short": left} for own, left in more]
 
 
 def accuracies(
@@ -237,7 +220,6 @@ def accuracies(
     dtypes: Sequence[str] = (),
     seeds: Sequence[int] = (0,),
     steps: int = 120,
-    progress: bool = False,
 ) -> list[Record]:
     """Train on Digits under each defence, from PyTorch's initialisation, and test.
 
@@ -255,8 +237,6 @@ def accuracies(
         Initialisations, with clients and noise of their own.
     steps : int
         As `learn` takes it.
-    progress : bool
-        Show a progress bar over the trainings.
 
     Returns
     -------
@@ -274,7 +254,7 @@ def accuracies(
     ]
     plan = [Defence("none", 0.0, lambda g, _: g), *_plan(noise, clipping, shares, dtypes)]
     options, records = {"filters": filters, "initialisation": "default"}, []
-    for own in tqdm(plan, disable=not progress, unit="defence"):
+    for own in plan:
         bought = {"epsilon": None, "epsilon_release": None}
         if own.sum_noise:
             bought = _bought(own.strength, len(train), steps)
@@ -283,18 +263,10 @@ def accuracies(
             learn(model, train, own.send, sum_noise=own.sum_noise, steps=steps, seed=seed)
             with torch.no_grad():
                 right: Tensor = model(test.images.float()).argmax(dim=1) == test.labels
-            records.append(
-                {
-                    "kind": "training",
-                    "dataset": "Digits",
-                    **model_settings(architecture, "ReLU", seed=seed, **options),
-                    "defence": own.name,
-                    "strength": own.strength,
-                    "steps": steps,
-                    **bought,
-                    "accuracy": float(right.double().mean()),
-                }
-            )
+            settings = model_settings(architecture, "ReLU", seed=seed, **options)
+            shared = {"kind": "training", "dataset": "Digits", **settings, **bought}
+            shared |= {"defence": own.name, "strength": own.strength, "steps": steps}
+            records.append({**shared, "accuracy": float(right.double().mean())})
     return records
 
 

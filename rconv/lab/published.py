@@ -79,9 +79,7 @@ CELLS = {(cell.dataset, cell.architecture): cell for cell in _CELLS}
 """(dataset, architecture) → what is published of it."""
 
 
-def measure(
-    cell: Cell, images: int | None = None, data_dir: str | None = None
-) -> dict[str, Experiment]:
+def measure(cell: Cell, images: int | None = None) -> dict[str, Experiment]:
     """Attack the images of a published notebook with its equations, and with ours.
 
     Network, seed, initialisation, precision and images are those of the notebook.
@@ -93,8 +91,6 @@ def measure(
     images : int, optional
         How many of the first training images, by default the cell's own. The published image is
         among them in any case.
-    data_dir : str, optional
-        As `rconv.data.datasets.load` takes it.
 
     Returns
     -------
@@ -103,18 +99,12 @@ def measure(
     """
     indices = {*range(cell.images if images is None else images), cell.index or 0}
     return {
-        kind: run(
-            cell.dataset,
-            sorted(indices),
-            cell.architecture,
-            constraints=kind,
-            data_dir=data_dir,
-        )
+        kind: run(cell.dataset, sorted(indices), cell.architecture, constraints=kind)
         for kind in (cell.constraints, "auto")
     }
 
 
-def procedure(cell: Cell, data_dir: str | None = None) -> Record:
+def procedure(cell: Cell) -> Record:
     """Attack a published image by the published procedure, row by row.
 
     Returns
@@ -123,7 +113,7 @@ def procedure(cell: Cell, data_dir: str | None = None) -> Record:
         What is measured of the image, None where the procedure ended in an error, and the
         settings by which it is told from those of `measure`.
     """
-    truth = datasets.load(cell.dataset, [cell.index or 0], data_dir=data_dir)
+    truth = datasets.load(cell.dataset, [cell.index or 0])
     model = shared_model(cell.dataset, cell.architecture)
     sent = client_gradients(model, cell.architecture, truth)
     gradients = {name: g[0] for name, g in sent.items()}

@@ -6,10 +6,10 @@ are the cells of a table: many attacks in one record, counted seed by seed.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from statistics import median
 
 from torch import nn
-from tqdm import tqdm
 
 from rconv.baselines import rgap
 from rconv.data import datasets
@@ -42,24 +42,18 @@ def success_rates(
     *,
     samples: Samples,
     training: int = 100,
-    data_dir: str | None = None,
-    progress: bool = False,
 ) -> list[Record]:
     """Attack the first images of a dataset through networks of several seeds and initialisations.
 
     Parameters
     ----------
-    dataset, data_dir
-        As `rconv.data.datasets.load` takes them.
-    architecture, activation
-        As `rconv.lab.architectures.build` takes them. Seeds are 0, 1, and so on.
+    dataset, architecture, activation
+        As `rconv.lab.experiment.run` takes them. Seeds are 0, 1, and so on.
     samples : mapping
         Method of `VARIANTS` → for each of `SENT`, how many seeds, and images per seed.
     training : int
         The networks are trained on the first so many images; the attacked ones are among them,
         like those of a client that comes back to a model that it has helped to train.
-    progress : bool
-        Show a progress bar over the networks.
 
     Returns
     -------
@@ -72,14 +66,13 @@ def success_rates(
         Samples that do not fit the table, or a setting that does not exist.
     """
     counts = _counts_per_cell(samples)
-    truth = datasets.load(dataset, range(max(n for _, n in counts.values())), data_dir=data_dir)
-    pool = datasets.load(dataset, range(training), data_dir=data_dir)
+    truth = datasets.load(dataset, range(max(n for _, n in counts.values())))
+    pool = datasets.load(dataset, range(training))
     names = (dataset, architecture, activation)
     seeds = range(max(seeds for seeds, _ in counts.values()))
-    order = [(start, seed) for start in INITIAL_WEIGHTS for seed in seeds]
     found: dict[tuple[str, str, str], list[list[Record]]] = {}
     accuracies: dict[str, list[float]] = {}
-    for start, seed in tqdm(order, disable=not progress, unit="network"):
+    for start, seed in product(INITIAL_WEIGHTS, seeds):
         model = network(*names, start, seed)
         if start == "trained":
             model, accuracy = train(model, pool, seed=seed)

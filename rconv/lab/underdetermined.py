@@ -6,9 +6,9 @@ layer below the filters that it needs.
 
 import time
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 from torch import nn
-from tqdm import tqdm
 
 from rconv.attack.attack import Attack
 from rconv.audit import LayerAudit, audit, filters_needed
@@ -36,8 +36,6 @@ def sweep(
     activation: str | None = None,
     *,
     seed: int = architectures.SEED,
-    data_dir: str | None = None,
-    progress: bool = False,
 ) -> list[Record]:
     """Vary the filters of one layer at a time, and attack with the paper's constraints and ours.
 
@@ -46,10 +44,8 @@ def sweep(
 
     Parameters
     ----------
-    dataset, indices, architecture, activation, seed, data_dir
+    dataset, indices, architecture, activation, seed
         As `rconv.lab.experiment.run` takes them; clients compute in float64.
-    progress : bool
-        Show a progress bar over the settings.
 
     Returns
     -------
@@ -72,8 +68,7 @@ def sweep(
     shared = {"dataset": dataset, **model_settings(architecture, activation, seed=seed)}
     usual = architectures.ARCHITECTURES[architecture].filters
     records = []
-    settings = list(_settings(usual, model, shape))
-    for layer, needed, filters in tqdm(settings, disable=not progress, unit="setting"):
+    for layer, needed, filters in _settings(usual, model, shape):
         varied = {"seed": seed, "filters": filters}
         judged = audit(shared_model(*network, **varied), shape)[:0:-1]
         here = {
@@ -83,7 +78,7 @@ def sweep(
             "needed": needed,
         }
         for kind in kinds:
-            varied |= {"constraints": kind, "signs": False, "data_dir": data_dir}
+            varied |= {"constraints": kind, "signs": False}
             found = run(dataset, indices, architecture, activation, **varied).records
             counts = {"images": len(found), "successes": won(found)}
             counts["unique"] = sum(r["unique"] for r in found)
@@ -139,14 +134,12 @@ def underdetermined(
     seeds: Sequence[int] = (architectures.SEED,),
     initialisation: str | None = None,
     dtype: str = "float64",
-    data_dir: str | None = None,
-    progress: bool = False,
 ) -> list[Record]:
     """Attack networks one of whose layers has fewer and fewer filters.
 
     Parameters
     ----------
-    dataset, indices, architecture, activation, initialisation, dtype, data_dir
+    dataset, indices, architecture, activation, initialisation, dtype
         As `rconv.lab.experiment.run` takes them.
     widths : sequence of int
         Filters of the layer; the others keep the architecture's own.
@@ -154,8 +147,6 @@ def underdetermined(
         Index of the convolution, from the image on.
     seeds : sequence of int
         One network for each seed and width.
-    progress : bool
-        Show a progress bar over the networks.
 
     Returns
     -------
@@ -170,10 +161,9 @@ def underdetermined(
     usual = architectures.ARCHITECTURES[architecture].filters
     if not 0 <= layer < len(usual):
         raise ValueError(f"layer {layer} of {len(usual)} convolutions: use 0 to {len(usual) - 1}")
-    truth = datasets.load(dataset, indices, data_dir=data_dir)
-    networks = [(width, seed) for width in widths for seed in seeds]
+    truth = datasets.load(dataset, indices)
     records: list[Record] = []
-    for width, seed in tqdm(networks, disable=not progress, unit="network"):
+    for width, seed in product(widths, seeds):
         filters = _with_width(usual, layer, width)
         options = {"seed": seed, "filters": filters, "initialisation": initialisation}
         model = shared_model(dataset, architecture, activation, dtype=dtype, **options)
