@@ -14,12 +14,13 @@ names; without it, photographs do.
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from _shared import dataset, keep, named, parser
 from torch import nn
 
-from rconv.baselines import BaselineResult, dlg, idlg, inverting_gradients, rgap
+from rconv.baselines import BaselineResult, dlg, inverting_gradients, rgap
 from rconv.data.datasets import Images, load
 from rconv.lab import architectures
 from rconv.lab.metrics import psnr
@@ -169,7 +170,10 @@ CHECKS = {
         dlg.attack, setting, "DLG", "26.0 and 55.4 dB, two of four diverged; 14 to 111 s"
     ),
     "idlg": lambda setting: check_matching(
-        idlg.attack, setting, "iDLG", "42.0 to 50.9 dB, one of four diverged; 15 to 87 s"
+        partial(dlg.attack, read_label=True),
+        setting,
+        "iDLG",
+        "42.0 to 50.9 dB, one of four diverged; 15 to 87 s",
     ),
     "ig": check_ig,
     "rgap": check_both_dtypes,

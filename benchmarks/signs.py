@@ -31,12 +31,12 @@ from tqdm import tqdm
 
 from rconv.attack.attack import Attack
 from rconv.data import datasets
-from rconv.lab import architectures, hunt
+from rconv.lab import architectures
 from rconv.lab.ambiguity import another_input
 from rconv.lab.experiment import client_gradients, shared_model
-from rconv.lab.openings import attacked
-from rconv.lab.records import Record, table, value
+from rconv.lab.records import SHOWN, Record, expected, table, value
 from rconv.lab.training import train
+from rconv.lab.underdetermined import attacked
 from rconv.observe.observation import features
 
 HEADER = (
@@ -81,7 +81,7 @@ def line(setting: str, bar: float, records: list[Record]) -> tuple:
         sum(r["unique"] for r in records),
         sum(r["unique"] and not r["right"] for r in records),
         sum(p < 5 for p in psnr),
-        sum(hunt.near(r) for r in records),
+        sum(expected(r) for r in records),
         f"{statistics.median(psnr):.1f}",
         f"{min(psnr):.1f}",
         f"{statistics.median(r['seconds'] for r in records):.2f}",
@@ -173,7 +173,7 @@ def summary(records: list[Record]) -> list[tuple]:
         closed = [p for p, own in zip(psnr, good, strict=True) if own]
         rows.append((
             *(dtype, f"{bar:.0f}", *share(good), len(good) - len(rest), *share(rest)),
-            *(sum(unique), sum(u and p < hunt.BAR for u, p in zip(unique, psnr, strict=True))),
+            *(sum(unique), sum(u and p < SHOWN for u, p in zip(unique, psnr, strict=True))),
             f"{min(closed, default=math.nan):.0f}",
             f"{statistics.median(closed or [math.nan]):.0f}",
         ))  # fmt: skip

@@ -18,12 +18,10 @@ from _shared import dataset, keep, named, parser
 from torch import Tensor, nn
 
 from rconv.data import datasets
-from rconv.lab import hunt
 from rconv.lab.architectures import ACTIVATIONS
+from rconv.lab.channels import Sent, sgd_step
 from rconv.lab.experiment import client_gradients, shared_model
-from rconv.lab.records import Record, table
-from rconv.lab.sent import Observation, reconstruct
-from rconv.lab.updates import sgd_step
+from rconv.lab.records import Record, expected, score, table
 from rconv.observe.update import gradients_from_update
 
 HEADER = (
@@ -67,10 +65,10 @@ def judged(activation: str, rate: float, steps: int, truth: datasets.Images) -> 
     for n in range(len(truth)):
         own = {name: g[n : n + 1] for name, g in gradients.items()}
         start = time.process_time()
-        seen = Observation(model, own, noise.select(slice(n, n + 1), gradients))
-        found = reconstruct(seen, tuple(truth.images.shape[1:]), "auto")
+        seen = Sent(model, own, noise.select(slice(n, n + 1), gradients))
+        found = seen.attacked(tuple(truth.images.shape[1:]))
         seconds = time.process_time() - start
-        records += hunt.judge(found, truth.images[n : n + 1].double(), {"seconds": seconds})
+        records += score(found, truth.images[n : n + 1].double(), {"seconds": seconds})
     return records
 
 
@@ -83,7 +81,7 @@ def line(activation: str, rate: float, steps: int, records: list[Record]) -> tup
         f"{rate:g}",
         activation,
         len(records),
-        sum(hunt.near(r) for r in records),
+        sum(expected(r) for r in records),
         sum(r["unique"] for r in records),
         sum(r["false"] for r in records),
         f"{statistics.median(psnr):.1f}",

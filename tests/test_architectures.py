@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch
 
-from rconv.lab import architectures, catalogue
+from rconv.lab import architectures
 from rconv.lab.architectures import (
     ACTIVATIONS,
     ARCHITECTURES,
@@ -13,7 +13,6 @@ from rconv.lab.architectures import (
     build,
     targets,
 )
-from rconv.lab.experiment import DTYPES
 from rconv.model.read import read
 
 LENET, CNN6 = (16, 8, 8, 8), (17, 9, 9, 9, 5, 5)
@@ -94,11 +93,6 @@ def test_shapes_and_layers(name, channels, classes):
 @pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
 def test_parameter_counts(name, count):
     assert sum(p.numel() for p in build(name).parameters()) == count
-
-
-def test_the_names_of_the_command_line_are_those_that_are_built():
-    assert tuple(architectures.ACTIVATIONS) == catalogue.ACTIVATIONS
-    assert tuple(DTYPES) == catalogue.DTYPES
 
 
 @pytest.mark.parametrize("name", architectures.PUBLISHED)

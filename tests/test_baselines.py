@@ -1,11 +1,14 @@
 """Gradient matching (DLG, iDLG, Inverting Gradients): convergence, labels, what is reported."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from rconv.baselines import dlg, idlg, infer_labels, inverting_gradients
-from rconv.baselines.descent import Descent
+from rconv.baselines import infer_labels, inverting_gradients
+from rconv.baselines.dlg import Descent
+from rconv.baselines.dlg import attack as dlg
 from rconv.baselines.inverting_gradients import anisotropic_variation, cosine_distance
 from rconv.baselines.matching import Replay
 from rconv.lab.metrics import mse
@@ -13,7 +16,8 @@ from rconv.observe.observation import per_sample_gradients
 
 SHAPE = (1, 8, 8)
 CLASSES = 4
-SHORT = {dlg: 3, idlg: 3, inverting_gradients: 5}
+idlg = partial(dlg, read_label=True)
+SHORT = {dlg: 3, idlg: 3, inverting_gradients.attack: 5}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -78,7 +82,7 @@ def test_one_logit_has_the_logistic_loss():
 
 
 def test_dlg_finds_image_and_label(model, gradients):
-    result = dlg.attack(model, gradients, SHAPE, iterations=60)
+    result = dlg(model, gradients, SHAPE, iterations=60)
     assert result.objective[0] < 1e-8 * result.history[0][0]
     assert mse(result.images, smooth_images())[0] < 1e-4
     assert result.labels.tolist() == [2]
@@ -86,7 +90,7 @@ def test_dlg_finds_image_and_label(model, gradients):
 
 
 def test_idlg_finds_the_image(model, gradients):
-    result = idlg.attack(model, gradients, SHAPE, iterations=40)
+    result = idlg(model, gradients, SHAPE, iterations=40)
     assert result.objective[0] < 1e-8 * result.history[0][0]
     assert mse(result.images, smooth_images())[0] < 1e-4
     assert result.labels.tolist() == [2]
@@ -96,9 +100,9 @@ def test_idlg_finds_the_image(model, gradients):
 
 def test_a_descent_that_stands_still_would_have_stayed_there(model, gradients):
     """It ends early, and ends where the published number of iterations would have."""
-    ended = idlg.attack(model, gradients, SHAPE, iterations=300)
+    ended = idlg(model, gradients, SHAPE, iterations=300)
     assert ended.iterations[0] < 300
-    further = idlg.attack(model, gradients, SHAPE, iterations=int(ended.iterations[0]) - 1)
+    further = idlg(model, gradients, SHAPE, iterations=int(ended.iterations[0]) - 1)
     assert further.images.equal(ended.images)
 
 
@@ -114,18 +118,16 @@ def test_patience_ends_what_no_longer_halves(model, gradients):
 
 @pytest.mark.parametrize("baseline", [dlg, idlg])
 def test_of_several_starts_the_lowest_objective_is_kept(model, gradients, baseline):
-    starts = [
-        baseline.attack(model, gradients, SHAPE, iterations=6, seed=seed) for seed in (3, 4, 5)
-    ]
+    starts = [baseline(model, gradients, SHAPE, iterations=6, seed=seed) for seed in (3, 4, 5)]
     best = min(starts, key=lambda result: float(result.objective[0]))
-    found = baseline.attack(model, gradients, SHAPE, iterations=6, seed=3, restarts=3, heat=6)
+    found = baseline(model, gradients, SHAPE, iterations=6, seed=3, restarts=3, heat=6)
     assert found.objective.equal(best.objective)
     assert found.images.equal(best.images)
 
 
 def test_only_the_best_start_goes_on_after_the_heat(model, gradients):
     seen = []
-    found = dlg.attack(
+    found = dlg(
         model,
         gradients,
         SHAPE,
@@ -142,9 +144,7 @@ def test_only_the_best_start_goes_on_after_the_heat(model, gradients):
 @pytest.mark.parametrize("baseline", SHORT)
 def test_who_watches_sees_every_iteration(model, gradients, baseline):
     seen = []
-    result = baseline.attack(
-        model, gradients, SHAPE, iterations=2, watch=lambda *one: seen.append(one)
-    )
+    result = baseline(model, gradients, SHAPE, iterations=2, watch=lambda *one: seen.append(one))
     assert [objective for _, objective in seen] == result.history[0].tolist()[-len(seen) :]
     assert all(image.shape == (1, *SHAPE) and not image.requires_grad for image, _ in seen)
 
@@ -155,7 +155,7 @@ def test_one_logit_is_attacked_too():
     for target in (0, 1):
         gradients = per_sample_gradients(model, smooth_images(), torch.tensor([target]), loss)
         for baseline in (dlg, idlg):
-            result = baseline.attack(model, gradients, SHAPE, iterations=5)
+            result = baseline(model, gradients, SHAPE, iterations=5)
             assert result.labels.tolist() == [target]
             assert result.objective[0] < 1e-2 * result.history[0][0]
 
@@ -222,9 +222,9 @@ def test_the_label_of_two_classes_behind_a_sigmoid(outputs, bias):
 def test_each_image_is_attacked_alone_and_from_the_seed(model, baseline):
     gradients = per_sample_gradients(model, smooth_images(2), torch.tensor([0, 3]))
     second = {name: g[1] for name, g in gradients.items()}
-    together = baseline.attack(model, gradients, SHAPE, iterations=SHORT[baseline])
-    alone = baseline.attack(model, second, SHAPE, iterations=SHORT[baseline])
-    other = baseline.attack(model, second, SHAPE, iterations=SHORT[baseline], seed=1)
+    together = baseline(model, gradients, SHAPE, iterations=SHORT[baseline])
+    alone = baseline(model, second, SHAPE, iterations=SHORT[baseline])
+    other = baseline(model, second, SHAPE, iterations=SHORT[baseline], seed=1)
     assert together.images.shape == (2, *SHAPE)
     assert together.images[1:].equal(alone.images)
     assert together.history[1].equal(alone.history[0])
@@ -242,7 +242,7 @@ def test_each_image_is_attacked_alone_and_from_the_seed(model, baseline):
 )
 def test_the_gradients_dtype_is_that_of_the_images(model, gradients, baseline, dtype, computed):
     rounded = {name: g.to(dtype) for name, g in gradients.items()}
-    result = baseline.attack(model, rounded, SHAPE, iterations=2)
+    result = baseline(model, rounded, SHAPE, iterations=2)
     assert result.images.dtype == computed
     assert result.objective.dtype == torch.float64
     assert next(model.parameters()).dtype == torch.float64
@@ -252,30 +252,30 @@ def test_the_gradients_dtype_is_that_of_the_images(model, gradients, baseline, d
 def test_model_and_gradients_are_left_as_they_were(model, gradients, baseline):
     parameters = [p.detach().clone() for p in model.parameters()]
     copies = {name: g.clone() for name, g in gradients.items()}
-    baseline.attack(model, gradients, SHAPE, iterations=2)
+    baseline(model, gradients, SHAPE, iterations=2)
     assert all(p.equal(q) for p, q in zip(model.parameters(), parameters, strict=True))
     assert all(p.grad is None for p in model.parameters())
     assert all(gradients[name].equal(copies[name]) for name in copies)
 
 
 def test_divergence_is_reported_and_not_raised(model, gradients):
-    blown_up = idlg.attack(model, gradients, SHAPE, iterations=3, lr=1e9)
+    blown_up = idlg(model, gradients, SHAPE, iterations=3, lr=1e9)
     assert blown_up.diverged.tolist() == [True]
 
     def broken(logits, target):
         return nn.functional.cross_entropy(logits, target) * torch.nan
 
     for baseline in SHORT:
-        result = baseline.attack(model, gradients, SHAPE, loss=broken, iterations=3)
+        result = baseline(model, gradients, SHAPE, loss=broken, iterations=3)
         assert result.diverged.tolist() == [True]
         assert result.iterations.tolist() == [0]
         assert len(result.history[0]) == 1
 
 
 def test_progress_shows_the_iterations(model, gradients, capsys):
-    dlg.attack(model, gradients, SHAPE, iterations=2, progress=True)
+    dlg(model, gradients, SHAPE, iterations=2, progress=True)
     assert "DLG, image 1 of 1" in capsys.readouterr().err
-    dlg.attack(model, gradients, SHAPE, iterations=2)
+    dlg(model, gradients, SHAPE, iterations=2)
     assert capsys.readouterr().err == ""
 
 
@@ -283,20 +283,20 @@ def test_progress_shows_the_iterations(model, gradients, capsys):
 def test_refusals(model, gradients, baseline):
     without = {name: g for name, g in gradients.items() if name != "2.bias"}
     with pytest.raises(ValueError, match=r"no gradient for 2\.bias"):
-        baseline.attack(model, without, SHAPE)
+        baseline(model, without, SHAPE)
     with pytest.raises(ValueError, match="NaN"):
-        baseline.attack(model, gradients | {"2.bias": gradients["2.bias"] * torch.nan}, SHAPE)
+        baseline(model, gradients | {"2.bias": gradients["2.bias"] * torch.nan}, SHAPE)
     with pytest.raises(ValueError, match=r"\(C, H, W\)"):
-        baseline.attack(model, gradients, (8, 8))
+        baseline(model, gradients, (8, 8))
     with pytest.raises(ValueError, match="iterations"):
-        baseline.attack(model, gradients, SHAPE, iterations=0)
+        baseline(model, gradients, SHAPE, iterations=0)
 
 
 @pytest.mark.parametrize("baseline", [dlg, idlg])
 @pytest.mark.parametrize("numbers", [{"restarts": 0}, {"heat": 0}])
 def test_no_start_and_no_heat_are_refused(model, gradients, baseline, numbers):
     with pytest.raises(ValueError, match="must be positive"):
-        baseline.attack(model, gradients, SHAPE, **numbers)
+        baseline(model, gradients, SHAPE, **numbers)
 
 
 def test_refusals_of_labels_and_models(model, gradients):
@@ -305,8 +305,8 @@ def test_refusals_of_labels_and_models(model, gradients):
     bare = nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten())
     observed = per_sample_gradients(bare, smooth_images(), torch.tensor([1]))
     with pytest.raises(ValueError, match="no Linear"):
-        idlg.attack(bare, observed, SHAPE)
+        idlg(bare, observed, SHAPE)
     whole = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Sigmoid())
     observed = {name: torch.zeros_like(p) for name, p in whole.named_parameters()}
     with pytest.raises(ValueError, match=r"logits \(1, K\)"):
-        dlg.attack(whole, observed, SHAPE)
+        dlg(whole, observed, SHAPE)

@@ -18,9 +18,7 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(inner, filters, 3, 1, 1, bias=False)
         self.norm1, self.norm2 = nn.BatchNorm2d(inner), nn.BatchNorm2d(filters)
         same = width == filters and stride == 1
-        self.shortcut = (
-            nn.Identity() if same else nn.Conv2d(width, filters, 1, stride, bias=False)
-        )
+        self.shortcut = nn.Identity() if same else nn.Conv2d(width, filters, 1, stride, bias=False)
 
     def forward(self, x):
         inner = torch.relu(self.norm1(self.conv1(x)))

@@ -8,7 +8,8 @@ import torch
 from rconv.baselines import dlg
 from rconv.lab import metrics
 from rconv.lab.comparison import EXPLAINED, Judge, compare
-from rconv.lab.entrants import (
+from rconv.lab.experiment import client_gradients, shared_model
+from rconv.lab.methods import (
     AUTO,
     DLG,
     IDLG,
@@ -17,11 +18,10 @@ from rconv.lab.entrants import (
     PAPER,
     RGAP,
     SMALL,
-    Entrant,
+    Method,
     convolutions_for,
-    enter,
+    prepared,
 )
-from rconv.lab.experiment import client_gradients, shared_model
 from rconv.lab.records import write_json
 
 FEW = {DLG: {"iterations": 2}, IDLG: {"iterations": 2}, INVERTING: {"iterations": 2}}
@@ -103,16 +103,16 @@ def judge(sigmoid):
 
 def test_the_truth_explains_the_gradients_and_an_attack_that_gives_another_image_does_not(judge):
     truth, label = judge.truth.images, judge.targets
-    right = Entrant(lambda own, told, watch: (truth[1:], int(label[1])), {})
+    right = Method(lambda own, told, watch: (truth[1:], int(label[1])), {})
     _, record = judge(right, 1)
     assert record["mse"] == 0 and record["gradient_residual"] < 1e-12
-    wrong = Entrant(lambda own, told, watch: (truth[:1], int(label[1])), {})
+    wrong = Method(lambda own, told, watch: (truth[:1], int(label[1])), {})
     assert judge(wrong, 1)[1]["gradient_residual"] > EXPLAINED
 
 
 def test_a_wrong_label_explains_nothing_however_good_the_image(judge):
     right = int(judge.targets[0])
-    lied = Entrant(lambda own, told, watch: (judge.truth.images[:1], (right + 1) % 10), {})
+    lied = Method(lambda own, told, watch: (judge.truth.images[:1], (right + 1) % 10), {})
     _, record = judge(lied, 0)
     assert record["mse"] == 0 and record["gradient_residual"] > EXPLAINED
 
@@ -134,7 +134,7 @@ def test_only_attacks_that_assume_the_label_look_at_it(judge):
     model = shared_model("Digits", "lenet_main", "Sigmoid", seed=0, dtype="float32")
     lie = (judge.targets[:1] + 1) % 10
     for method in (PAPER, AUTO, DLG, IDLG, INVERTING):
-        _, label = enter(method, model, DIGITS, FEW).attack(own, lie, lambda *_: None)
+        _, label = prepared(method, model, DIGITS, FEW).attack(own, lie, lambda *_: None)
         assert (label == int(lie)) is (method == INVERTING)
 
 

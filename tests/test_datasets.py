@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+from rconv.data import TRAIN_SIZES
 from rconv.data.datasets import CHANNELS, CLASSES, SIZES, DatasetError, load, preprocess
-from rconv.data.names import TRAIN_SIZES
 
 
 def refusal(*args, **kwargs):

@@ -8,7 +8,7 @@ import torch
 from rconv.data import datasets
 from rconv.lab import architectures
 from rconv.lab.experiment import client_gradients, run, shared_model
-from rconv.lab.records import make_records, summary, table, write_json
+from rconv.lab.records import score, summary, table, write_json
 from rconv.observe.exchange import load_weights, read_tensors, write_tensors
 
 
@@ -84,7 +84,7 @@ def test_truncated_file_is_refused(tmp_path):
 def test_records_are_json_even_where_numbers_are_not_finite(tmp_path):
     done = run("Photos", [0])
     done.reconstruction.gradient_residual[0] = torch.inf
-    records = make_records(done.reconstruction, {"seconds": 0.1})
+    records = score(done.reconstruction, None, {"seconds": 0.1})
     assert records[0]["gradient_residual"] is None and records[0]["mse"] is None
     write_json(tmp_path / "r.json", records)
     assert json.loads((tmp_path / "r.json").read_text()) == records

@@ -115,8 +115,7 @@ def test_a_known_input_is_recovered(known, gradient):
 def test_noisy_equations_are_solved_as_dense_least_squares_of_the_stacked_rows(known):
     system, _ = system_of(G, known)
     gradient, output = (
-        {"rhs": b.rhs + 0.1 * normal(*b.rhs.shape, seed=5 + i)}
-        for i, b in enumerate(system.blocks)
+        {"rhs": b.rhs + 0.1 * normal(*b.rhs.shape, seed=5 + i)} for i, b in enumerate(system.blocks)
     )
     noisy = changed(system, gradient, output)
     matrix, rhs = rows(noisy.scaled())

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rconv.data.indices import parse_indices
+from rconv.data import parse_indices
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rconv.lab.medians import clustered_median
+from rconv.lab.intervals import clustered_median
 
 
 def test_five_seeds_are_held_by_their_extremes():

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from rconv.attack.attack import Attack
 from rconv.attack.report import ShortRankError
-from rconv.lab.hunt import judge, near
 from rconv.lab.metrics import psnr
+from rconv.lab.records import expected, score
 from rconv.model.batchnorm import without_statistics
 from rconv.model.nodes import UnsupportedModelError
 from rconv.model.reach import reach
@@ -87,7 +87,7 @@ def test_the_image_comes_back_from_below_what_is_not_read(top, dtype):
     assert result.unique.all() and result.doubts == ("", "")
     least = 200 if dtype is torch.float64 else 80
     assert psnr(result.images, images, data_range=1.0).min() > least
-    assert not any(record["false"] for record in judge(result, images, {}))
+    assert not any(record["false"] for record in score(result, images, {}))
     after = client.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
@@ -186,7 +186,7 @@ def test_noise_is_expected_and_called_by_its_size():
         for name, g in observe(client, images).items()
     }
     found = Attack(client, SHAPE)(sent, noise=Noise(spread=1e-9))
-    assert found.unique and all(map(near, judge(found, images, {})))
+    assert found.unique and all(map(expected, score(found, images, {})))
 
 
 def test_reach_knows_what_can_arrive():

@@ -64,7 +64,7 @@ def test_a_name_leads_to_its_lines_in_the_repository(reference):
     ).groups()
     lines = (ROOT / path).read_text().splitlines()[int(first) - 1 : int(last)]
     assert lines[0].lstrip().startswith(("@", "def __call__"))
-    assert resolve("py", {"module": "rconv.lab.hunt", "fullname": "CASES"}) is None
+    assert resolve("py", {"module": "rconv.lab.false_positives", "fullname": "CASES"}) is None
 
 
 def lookup(path):

@@ -4,8 +4,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from rconv.lab import study, trace
-from rconv.lab.entrants import AUTO, DLG, IDLG, INVERTING, METHODS, OPTIMISED, PAPER, RGAP
+from rconv.lab import comparison
+from rconv.lab.methods import AUTO, DLG, IDLG, INVERTING, METHODS, OPTIMISED, PAPER, RGAP
 from rconv.show import charts
 from rconv.show.comparison_tables import ATTACKS, by_attack, decibels, interval, shared
 
@@ -14,7 +14,7 @@ FEW = {DLG: {"iterations": 2}, IDLG: {"iterations": 2}, INVERTING: {"iterations"
 
 def test_the_seeds_share_the_images_out():
     images = list(range(20, 30))
-    own = study.spread(images, [7, 8, 9, 3, 4], 2, 2)
+    own = comparison.spread(images, [7, 8, 9, 3, 4], 2, 2)
     assert own == {7: [20, 21], 8: [22, 23], 9: [24, 25], 3: [26, 27], 4: [28, 29]}
     assert [image for few in own.values() for image in few] == images
 
@@ -22,7 +22,7 @@ def test_the_seeds_share_the_images_out():
 @pytest.mark.parametrize(("each", "count"), [(1, 1), (2, 4), (2, 10), (3, 7)])
 def test_the_few_are_among_the_many_and_none_comes_twice(each, count):
     images, seeds = list(range(10)), range(6)
-    few, many = (study.spread(images, seeds, each, number) for number in (each, count))
+    few, many = (comparison.spread(images, seeds, each, number) for number in (each, count))
     for seed in seeds:
         assert set(few[seed]) <= set(many[seed])
         assert len(set(many[seed])) == count
@@ -31,13 +31,13 @@ def test_the_few_are_among_the_many_and_none_comes_twice(each, count):
 @pytest.mark.parametrize(("each", "count"), [(0, 2), (3, 2), (2, 11)])
 def test_impossible_shares_are_refused(each, count):
     with pytest.raises(ValueError, match="10 images cannot give"):
-        study.spread(range(10), [0], each, count)
+        comparison.spread(range(10), [0], each, count)
 
 
 @pytest.fixture(scope="module")
 def records():
     """Two models, one image each for all, one more for two closed forms."""
-    found = study.study(
+    found = comparison.study(
         "Digits", [0, 1], "lenet_main", "LeakyReLU", seeds=[0, 1], each=1, count=2, settings=FEW
     )
     return [r for result in found for r in result.records]
@@ -111,20 +111,21 @@ def test_pairs_that_one_attack_lacks_are_left_out():
 
 
 def test_the_prior_is_tried_on_the_images_it_is_given():
-    records = study.try_variations("Digits", [5], "lenet_main", "Sigmoid", seed=0, iterations=3)
+    options = {"seed": 0, "iterations": 3}
+    records = comparison.try_variations("Digits", [5], "lenet_main", "Sigmoid", **options)
     weights = [r["settings"]["total_variation"] for r in records]
-    assert weights == list(study.VARIATIONS)
+    assert weights == list(comparison.VARIATIONS)
     assert {r["index"] for r in records} == {5}
     assert {r["settings"]["iterations"] for r in records} == {3}
-    medians = study.variation_medians(records)
+    medians = comparison.variation_medians(records)
     assert list(medians.values()) == [r["psnr"] for r in records]
 
 
 def test_a_trace_keeps_the_best_image_so_far(monkeypatch):
     now = iter([0.0, *[2.0**n for n in range(40)]])
-    monkeypatch.setattr(trace.time, "process_time", lambda: next(now))
+    monkeypatch.setattr(comparison.time, "process_time", lambda: next(now))
     truth = torch.zeros(1, 1, 2, 2)
-    kept = trace.Trace(truth)
+    kept = comparison.Trace(truth)
     for error, objective in ((0.1, 2.0), (1.0, 3.0), (0.01, 1.0), (torch.nan, torch.nan)):
         kept(truth + error, objective)
     assert [round(decibels) for _, decibels in kept.points] == [20, 20, 40, 40]
@@ -134,8 +135,8 @@ def test_a_trace_keeps_the_best_image_so_far(monkeypatch):
 
 def test_a_trace_thins_out(monkeypatch):
     clock = iter(n / 100 for n in range(100_000))
-    monkeypatch.setattr(trace.time, "process_time", lambda: next(clock))
-    kept = trace.Trace(torch.zeros(1, 1, 2, 2))
+    monkeypatch.setattr(comparison.time, "process_time", lambda: next(clock))
+    kept = comparison.Trace(torch.zeros(1, 1, 2, 2))
     for _ in range(10_000):
         kept(torch.ones(1, 1, 2, 2), 1.0)
     assert 10 < len(kept.points) < 30

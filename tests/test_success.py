@@ -6,10 +6,10 @@ from small import relative_error
 
 from rconv.attack.attack import Attack
 from rconv.data import datasets
-from rconv.lab import cells, metrics, sent, success
+from rconv.lab import channels, metrics, success_rates
+from rconv.lab.channels import sgd_step
 from rconv.lab.experiment import client_gradients
 from rconv.lab.records import SUCCESS, write_json
-from rconv.lab.updates import sgd_step
 from rconv.observe.update import gradients_from_update
 
 NONE = [0, 0]
@@ -23,7 +23,7 @@ SAMPLES = {
 @pytest.fixture(scope="module")
 def records():
     """Digits through `lenet_main` with ReLU."""
-    return success.sweep("Digits", samples=SAMPLES, training=30)
+    return success_rates.success_rates("Digits", samples=SAMPLES, training=30)
 
 
 def of(records, start, sent, method):
@@ -37,7 +37,7 @@ def test_a_cell_for_everything_that_was_asked_for(records):
     assert len(records) == 3 * 4
     for r in records:
         if r["method"] != "R-GAP":
-            asked = SAMPLES[r["method"]][sent.SENT.index(r["sent"])]
+            asked = SAMPLES[r["method"]][channels.SENT.index(r["sent"])]
             assert [len(r["images"]), *set(r["images"])] == asked
             assert len(r["successes"]) == len(r["unique"]) == len(r["images"])
 
@@ -46,7 +46,7 @@ def test_counts_are_those_of_the_attack_itself(records):
     truth = datasets.load("Digits", range(3))
     expected = []
     for seed in range(2):
-        model = success.network("Digits", "lenet_main", None, "default", seed)
+        model = success_rates.network("Digits", "lenet_main", None, "default", seed)
         gradients = client_gradients(model, "lenet_main", truth)
         found = Attack(model, (1, 32, 32), constraints="paper")(gradients)
         expected.append(int((metrics.mse(found.images, truth.images) < SUCCESS).sum()))
@@ -80,22 +80,22 @@ def test_records_are_json(records, tmp_path):
 
 
 def test_rgap_is_measured_where_it_has_an_inverse():
-    model = success.network("Digits", "lenet_main", "LeakyReLU", "uniform", 0)
+    model = success_rates.network("Digits", "lenet_main", "LeakyReLU", "uniform", 0)
     truth = datasets.load("Digits", [5, 6])
-    seen = sent.observe(model, "lenet_main", truth)["float64"]
-    (own,) = success.judged("R-GAP", seen.first(1), truth)
+    seen = channels.observe(model, "lenet_main", truth)["float64"]
+    (own,) = success_rates.judged("R-GAP", seen.first(1), truth)
     assert own["psnr"] > 100 and "unique" not in own
 
 
 @pytest.fixture(scope="module")
 def seen():
     """The five ways of sending, of two digits."""
-    model = success.network("Digits", "lenet_main", "Tanh", "default", 1)
-    return sent.observe(model, "lenet_main", datasets.load("Digits", [0, 1]))
+    model = success_rates.network("Digits", "lenet_main", "Tanh", "default", 1)
+    return channels.observe(model, "lenet_main", datasets.load("Digits", [0, 1]))
 
 
 def test_each_way_shows_the_gradients_of_the_same_step(seen):
-    assert tuple(seen) == sent.SENT
+    assert tuple(seen) == channels.SENT
     exact = seen["float64"].gradients["conv1.weight"]
     errors = [
         float((way.gradients["conv1.weight"].double() - exact).norm() / exact.norm())
@@ -108,7 +108,7 @@ def test_each_way_shows_the_gradients_of_the_same_step(seen):
 def test_the_attacker_of_updates_knows_their_precision(seen):
     single = seen["float32"].model
     before = {name: p.detach() for name, p in single.named_parameters()}
-    for rate, key in zip(sent.RATES, sent.SENT[2:], strict=True):
+    for rate, key in zip(channels.RATES, channels.SENT[2:], strict=True):
         after = sgd_step(single, seen["float32"].gradients, rate)
         gradients, noise = gradients_from_update(before, after, rate)
         for name, told in noise.deviations.items():
@@ -118,9 +118,9 @@ def test_the_attacker_of_updates_knows_their_precision(seen):
 
 @pytest.mark.arithmetic
 def test_clients_are_attacked_one_by_one_where_their_precision_differs(seen):
-    way = seen[sent.SENT[2]]
-    both = sent.reconstruct(way, (1, 32, 32), "paper")
-    alone = sent.reconstruct(way.first(1), (1, 32, 32), "paper")
+    way = seen[channels.SENT[2]]
+    both = way.attacked((1, 32, 32), "paper")
+    alone = way.first(1).attacked((1, 32, 32), "paper")
     assert len(both.images) == 2
     # The expected error is of float32's rounding, 2^-24; between the two there is only float64's.
     limit = 100 * 2.0**-29 * alone.expected_error.item()
@@ -141,7 +141,7 @@ def test_a_cell_of_known_images():
         [image(1e-9), image(1e-9, unique=False)],
         [image(0.1, unique=True, false=True), image(0.1, unique=False, layers=SHORT)],
     ]
-    own = cells.cell({"method": "auto"}, seeds)
+    own = success_rates.cell({"method": "auto"}, seeds)
     counted = {key: own[key] for key in ("images", "successes", "unique", "false", "missed")}
     assert counted == {
         "images": [2, 2],
@@ -150,14 +150,14 @@ def test_a_cell_of_known_images():
         "false": [0, 1],
         "missed": [1, 0],
     }
-    assert own["reasons"] == {cells.NOISE: 1, "conv4": 1}
+    assert own["reasons"] == {success_rates.NOISE: 1, "conv4": 1}
     assert (own["psnr_median"], own["psnr_worst"]) == pytest.approx((50, 10), abs=1e-4)
-    share, low, high = cells.rate(own)
+    share, low, high = success_rates.rate(own)
     assert low < share == 0.5 < high
 
 
 def test_no_error_is_the_best_and_no_number_the_worst():
-    own = cells.cell({}, [[image(0.0)], [image(None)]])
+    own = success_rates.cell({}, [[image(0.0)], [image(None)]])
     assert (own["psnr_worst"], own["psnr_median"]) == (-400, 0)
     assert own["successes"] == [1, 0]
 
@@ -172,4 +172,4 @@ def test_no_error_is_the_best_and_no_number_the_worst():
 )
 def test_samples_that_do_not_fit_are_refused(samples, why):
     with pytest.raises(ValueError, match=why):
-        success.sweep(samples=samples)
+        success_rates.success_rates(samples=samples)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rconv.lab import architectures, sweep
+from rconv.lab import architectures, underdetermined
 from rconv.lab.experiment import run
 from rconv.lab.records import SUCCESS
 
@@ -11,13 +11,13 @@ from rconv.lab.records import SUCCESS
 def records():
     """One digit through `lenet_o`, every layer varied, close to the filters that it needs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweep, "SHARES", (1,))
-        return sweep.sweep("Digits", [0], "lenet_o", "Tanh")
+        patch.setattr(underdetermined, "SHARES", (1,))
+        return underdetermined.sweep("Digits", [0], "lenet_o", "Tanh")
 
 
 @pytest.mark.parametrize("needed", [1, 3, 16, 64])
 def test_widths_lie_around_the_needed_one(needed):
-    found = sweep.widths(needed, usual=12)
+    found = underdetermined.widths(needed, usual=12)
     assert found == sorted(set(found)) and min(found) >= 1
     assert {needed, max(1, needed - 1), 12} <= set(found)
     assert max(found) > needed or needed == 1
@@ -64,7 +64,7 @@ def test_what_is_called_unique_is_right(records):
 
 def test_without_an_inverse_the_first_layer_takes_gradient_constraints():
     usual = architectures.ARCHITECTURES["lenet_all_relu"].filters
-    found = sweep._settings(usual, architectures.build("lenet_all_relu", 1), (1, 32, 32))
+    found = underdetermined._settings(usual, architectures.build("lenet_all_relu", 1), (1, 32, 32))
     assert {needed for layer, needed, _ in found if layer == 0} == {64}
 
 
@@ -74,4 +74,4 @@ def _is(record, kind):
 
 def test_an_unknown_dataset_is_refused_with_a_reason():
     with pytest.raises(ValueError, match="unknown dataset 'Nowhere': use one of"):
-        sweep.sweep("Nowhere", [0])
+        underdetermined.sweep("Nowhere", [0])

@@ -10,12 +10,11 @@ from torch import nn
 from rconv.attack.attack import Attack
 from rconv.audit import HYBRID, NOT_UNIQUE, TOO_LARGE, audit, overall
 from rconv.data import datasets
-from rconv.lab import hunt
+from rconv.data.datasets import SIZES, photographs
 from rconv.lab.intervals import rate_interval
 from rconv.lab.metrics import gain, psnr
-from rconv.lab.outcome import VISIBLE
-from rconv.lab.photographs import MOST, photographs
-from rconv.lab.trial import trial
+from rconv.lab.records import score
+from rconv.lab.trial import VISIBLE, trial
 from rconv.model.read import UnsupportedModelError
 
 SHAPE = (1, 8, 8)
@@ -124,7 +123,7 @@ def test_a_wrong_image_that_is_called_unique_is_shouted_out():
     model, images = network(), uniform(2, *SHAPE)
     found = trial(model, SHAPE, images, torch.arange(2))
     wrong = images + 0.1 * normal(*images.shape)
-    judged = hunt.judge(replace(found.reconstruction, images=wrong), images, {}, data_range=1.0)
+    judged = score(replace(found.reconstruction, images=wrong), images, {}, data_range=1.0)
     assert [r["false"] for r in judged] == [True, True]
     loud = replace(found, false=torch.tensor([r["false"] for r in judged]))
     assert "2 CALLED UNIQUE AND WRONG" in loud.verdict and "WRONG" not in found.verdict
@@ -138,7 +137,7 @@ def test_a_wide_range_of_pixels_lowers_the_bar_with_it():
     model, images = network(), uniform(1, *SHAPE)
     found = trial(model, SHAPE, images, torch.tensor([0])).reconstruction
     wrong = replace(found, images=images + 0.02)
-    narrow, wide = (hunt.judge(wrong, images, {}, data_range=top)[0] for top in (1.0, 10.0))
+    narrow, wide = (score(wrong, images, {}, data_range=top)[0] for top in (1.0, 10.0))
     assert not narrow["right"] and wide["right"]
     assert narrow["false"] and wide["false"]
 
@@ -226,7 +225,7 @@ REFUSED = {
     "a label too few": ((IMAGES, LABELS[:1]), {}, "1 targets for 2"),
     "unknown dtype": ((), {"dtype": "float8"}, "float8"),
     "no photographs": ((), {"count": 0}, "1 to 100"),
-    "more photographs than there are": ((), {"count": MOST + 1}, "1 to 100"),
+    "more photographs than there are": ((), {"count": SIZES["Photos"] + 1}, "1 to 100"),
     "a range upside down": ((), {"value_range": (1, 0)}, "lower one first"),
 }
 

@@ -9,9 +9,8 @@ from torch import nn
 
 from rconv.attack.attack import Attack
 from rconv.lab import architectures
-from rconv.lab.disturbances import steps
+from rconv.lab.channels import several_steps, sgd_step
 from rconv.lab.random_networks import random_images, random_network
-from rconv.lab.updates import sgd_step
 from rconv.observe.observation import per_sample_gradients
 from rconv.observe.steps import half_spacing
 from rconv.observe.update import gradients_from_update
@@ -198,8 +197,8 @@ def test_an_image_comes_back_from_state_dicts():
 def test_two_local_steps_are_said_to_be_no_single_one(rate):
     model, x = small()
     label = torch.tensor([3])
-    gradients = per_sample_gradients(model, x, label)
-    twice = {n: g[0] for n, g in steps(gradients, model, x, label, rate=rate).items()}
+    twice = several_steps(2, rate)(model, x, label).gradients
+    twice = {n: g[0] for n, g in twice.items()}
     sent = stepped(model, twice, torch.optim.SGD, rate)
     read, noise = gradients_from_update(model.state_dict(), sent, rate)
     found = Attack(model, (1, 8, 8))(read, noise=noise)

@@ -13,11 +13,11 @@ from rconv.attack.report import CLEAR
 from rconv.attack.systematic import cotangent_turn, second_order
 from rconv.attack.verdict import image_size
 from rconv.data.datasets import load
-from rconv.lab import hunt
 from rconv.lab.architectures import build
+from rconv.lab.channels import brighter, grainy, pair, several_steps, shifted
+from rconv.lab.false_positives import attack_random_networks
 from rconv.lab.metrics import psnr
 from rconv.lab.random_networks import random_images, residual_network, wide_network
-from rconv.lab.several import brighter, grainy, pair, several_steps, shifted
 from rconv.observe.noise import Noise
 from rconv.observe.observation import per_sample_gradients
 
@@ -237,7 +237,7 @@ def test_an_average_that_one_logit_cannot_tell_is_not_called_unique():
 
 def test_a_scale_that_the_loss_fits_badly_is_not_called_unique():
     """Two local steps of a network without biases: the image is right up to its scale only."""
-    (record,) = hunt.hunt(range(88, 89), "two local steps")
+    (record,) = attack_random_networks(range(88, 89), "two local steps")
     assert not record["unique"] and record["error"] > 0.5 and record["doubt"]
 
 
@@ -429,7 +429,7 @@ def test_noise_that_hides_similar_images_forbids_the_verdict(dtype):
 def test_similar_images_of_low_contrast_are_not_called_unique(dtype, batch):
     """They differ by little of their brightness: 79 of 100 means of two were called unique."""
     case = f"shifted, same label, {dtype}"
-    records = hunt.hunt_clients(range(3), case, batch=batch, low_contrast=True)
+    records = attack_random_networks(range(3), case, "wide", batch=batch, low_contrast=True)
     assert len(records) >= 3 and not any(r["false"] for r in records)
     if batch == 1:
         assert not any(r["unique"] for r in records)
@@ -491,9 +491,9 @@ def test_undeclared_noise_stays_unique_where_its_square_root_is_small():
 
 def test_an_unknown_client_or_network_is_refused():
     with pytest.raises(ValueError, match="unknown 'three steps'"):
-        hunt.hunt_clients(range(1), "three steps")
+        attack_random_networks(range(1), "three steps")
     with pytest.raises(ValueError, match="unknown 'narrow'"):
-        hunt.hunt_clients(range(1), "float64", "narrow")
+        attack_random_networks(range(1), "float64", "narrow")
 
 
 @pytest.mark.parametrize("network", ["wide", "random"])
@@ -501,5 +501,5 @@ def test_an_unknown_client_or_network_is_refused():
     "case", ["grainy, same label, float32", "5 steps, rate 0.001, weights, float32", "float16"]
 )
 def test_no_verdict_of_a_short_hunt_is_false(network, case):
-    records = hunt.hunt_clients(range(40, 46), case, network)
+    records = attack_random_networks(range(40, 46), case, network)
     assert records and not any(r["false"] for r in records)

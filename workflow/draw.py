@@ -37,9 +37,7 @@ make html
 :::"""
 
 
-NO_PICTURES = (
-    " Pictures of images are left out: the repository passes on no image of the datasets."
-)
+NO_PICTURES = " Pictures of images are left out: the repository passes on no image of the datasets."
 
 
 def origin(record: Path, kept: Archive) -> str:

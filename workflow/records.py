@@ -13,7 +13,7 @@ import yaml
 from grid import parameters, points
 
 import rconv
-from rconv.lab import archive, environment
+from rconv.lab import archive
 
 RESULTS = Path("results")
 KEPT = Path("book/records")
@@ -28,7 +28,7 @@ def main(name):
         for notebook, grid in config.items()
         for point in points(grid)
     }
-    versions = environment.identity(CONSTRAINTS)
+    versions = archive.locked_environment(CONSTRAINTS)
     for path, own in sorted(wanted.items()):
         if (RESULTS / path).exists():
             archive.write(KEPT / path, RESULTS / path, name, rconv.__version__, own, versions)

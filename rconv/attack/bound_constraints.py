@@ -40,6 +40,9 @@ final solution uses what the equations say of them."""
 EIGEN = 1_500
 """Unknowns up to which an eigendecomposition, which finds these directions, takes a second."""
 
+COLUMNS = 256
+"""Of the rows that are written out at once, with those that are not observed."""
+
 ROUNDS = 8
 """Times that violated inequalities become equations; two or three are what noise needs."""
 
@@ -228,7 +231,7 @@ def close(
     margins, slopes = bounds.along(value.cpu().numpy(), basis)
     noise = SURE * float(solution.error[0])
     few = basis.shape[1] <= FEW
-    lowest = None if few else _lowest(system, gram, value)
+    lowest = None if few else _lowest(system)
     found = forced(margins / scale, slopes, noise) if few else None
     if lowest is not None:
         found = forced_at(bounds.along(lowest, basis)[0] / scale, slopes, noise)
@@ -241,14 +244,24 @@ def close(
     if not basis.shape[1] or not prior:
         return as_is
     if few and not image:
-        lowest = _lowest(system, gram, value)
+        lowest = _lowest(system)
     return _chosen(bounds, basis, as_is, lowest, image)
 
 
-def _lowest(system: System, gram: np.ndarray, value: Tensor) -> np.ndarray | None:
-    """One of the family's points with many entries at the low end of the range, (n,)."""
-    low = system.bounds[0]
-    point = nonnegative(gram, value.cpu().numpy() - low) if np.isfinite(low) else None
+def _lowest(system: System) -> np.ndarray | None:
+    """One of the family's points with many entries at the low end of the range, (n,).
+
+    From the rows themselves: the active set stops at a sparse point that fits them up to rounding,
+    and walks past it where normal equations round more.
+    """
+    low, rows = system.bounds[0], system.scaled()
+    if not np.isfinite(low):
+        return None
+    used = torch.cat([b.flat(b.weight, 1) for b in rows.blocks], dim=1)[0, :, 0] != 0
+    parts = torch.eye(system.unknowns).to(rows.rhs)[:, :, None].split(COLUMNS)
+    matrix = torch.cat([rows.apply(part)[:, used, 0] for part in parts]).T
+    rhs = rows.rhs[0, used, 0] - low * matrix.sum(dim=1)
+    point = nonnegative(matrix.cpu().numpy(), rhs.cpu().numpy())
     return None if point is None else point + low
 
 

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rconv.baselines.labels import infer_labels
-from rconv.baselines.matching import Replay
-from rconv.baselines.result import BaselineResult, Run, Watch
+from rconv.baselines.matching import BaselineResult, Replay, Run, Watch, infer_labels
 from rconv.observe.observation import Gradients, Loss
 
 DECAY = (3 / 8, 5 / 8, 7 / 8)

@@ -1,20 +1,111 @@
-"""Gradient matching: the client's step replayed on a dummy image, and compared.
+"""What the baselines share: their results, the label, and the client's step on a dummy image.
 
-What DLG, iDLG and Inverting Gradients share. They never look inside the model: they only ask
-for the gradients that a dummy image would have given, and move it until these are the observed
-ones.
+Attacks by gradient matching never look inside the model: they only ask for the gradients that a
+dummy image would have given, and move it until these are the observed ones.
 """
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rconv.baselines.result import BaselineResult, Run, collect
+from rconv.attack.labels import told_labels
 from rconv.observe.check import check_gradients
 from rconv.observe.observation import Gradients, Loss, client_losses
+
+RUNAWAY = 1e3
+"""Pixels and the attacks' starts are of order one; no image has a pixel of this size."""
+
+Watch = Callable[[Tensor, float], None]
+"""watch(image (1, C, H, W), objective), called after each iteration of an optimisation."""
+
+
+@dataclass(frozen=True)
+class BaselineResult:
+    """N reconstructed images and how the attack on each of them went.
+
+    Parameters
+    ----------
+    images : Tensor
+        Axes (N, C, H, W), in the dtype of the gradients, on the model's device. Not clipped,
+        unless the attack itself projects onto the value range; not a number where it broke down.
+    labels : Tensor, int64
+        Axis (N,): class of each image as known to the attack or found by it.
+    history : tuple of Tensor
+        N tensors (T,), float64: what the attack minimises, from its start to its end. For R-GAP,
+        which minimises nothing, the relative residual of each layer from the head down.
+    objective : Tensor, float64
+        Axis (N,): distance between the gradients of `images` and the observed ones, as the attack
+        measures it: the value that `history` ends with, or its best one.
+    iterations : Tensor, int64
+        Axis (N,): steps taken, by the start that was kept.
+    diverged : Tensor, bool
+        Axis (N,): the objective is not a number, or no better than at the start, or no better
+        than that of gradients which are zero or orthogonal to the observed ones; or the image has
+        run away to values beyond `RUNAWAY`, where saturated activations no longer pull it back.
+    """
+
+    images: Tensor
+    labels: Tensor
+    history: tuple[Tensor, ...]
+    objective: Tensor
+    iterations: Tensor
+    diverged: Tensor
+
+
+@dataclass(frozen=True)
+class Run:
+    """The attack on one image.
+
+    Parameters
+    ----------
+    image : Tensor
+        Axes (1, C, H, W).
+    label : int
+        Its class.
+    history : list of float
+        Objective from the start to the end.
+    objective : float
+        Of `image`.
+    iterations : int
+        Steps taken.
+    worthless : float
+        The objective of an image that explains nothing of the gradients, or that of the start
+        where it is smaller.
+    """
+
+    image: Tensor
+    label: int
+    history: list[float]
+    objective: float
+    iterations: int
+    worthless: float
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the image explains nothing, or is none."""
+        within = bool(self.image.abs().amax() < RUNAWAY)  # False where it is not a number
+        return not (within and self.objective < self.worthless)
+
+
+def _collect(runs: list[Run]) -> BaselineResult:
+    """The result of N runs, one per image."""
+    images = torch.cat([run.image for run in runs])
+
+    def column(values: list, dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=images.device)
+
+    return BaselineResult(
+        images,
+        column([run.label for run in runs], torch.int64),
+        tuple(torch.tensor(run.history, dtype=torch.float64) for run in runs),
+        column([run.objective for run in runs], torch.float64),
+        column([run.iterations for run in runs], torch.int64),
+        column([run.diverged for run in runs], torch.bool),
+    )
 
 
 class Replay:
@@ -108,9 +199,56 @@ class Replay:
             name = f"{title}, image {n + 1} of {len(self.observed)}"
             with tqdm(total=iterations, disable=not progress, desc=name) as bar:
                 runs.append(invert(n, bar))
-        return collect(runs)
+        return _collect(runs)
 
 
 def squared_norm(gradients: Sequence[Tensor]) -> float:
     """‖g‖², the squared distance from an image whose gradients are zero."""
     return float(sum(g.double().square().sum() for g in gradients))
+
+
+def infer_labels(model: nn.Module, gradients: Gradients) -> Tensor:
+    """Class of each image, from the gradients of the last Linear.
+
+    For cross-entropy the derivative by the logits, softmax minus one-hot, is negative at the
+    label and nowhere else. The bias' gradient is that derivative. Without a bias, each row of the
+    weight's gradient is the layer's input times it, so that the label's row is the one that has
+    no positive product with any other (Zhao, Mopuri, Bilen 2020, arXiv 2001.02610). One or two
+    logits leave the input's sign open there, and it is taken to be positive in sum, as behind a
+    ReLU or a Sigmoid.
+
+    Parameters
+    ----------
+    model : Module
+        The shared model; its last Linear must be its last layer.
+    gradients : mapping of str to Tensor
+        Name → `(N, *parameter shape)`.
+
+    Returns
+    -------
+    Tensor, int64
+        Axis (N,); with a single logit, 0 or 1.
+
+    Raises
+    ------
+    ValueError
+        If the model has no Linear.
+    """
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linears:
+        raise ValueError("the model has no Linear layer to read the label from: give the labels")
+    prefix = f"{linears[-1]}." if linears[-1] else ""
+    logit_gradient = gradients.get(f"{prefix}bias")
+    if logit_gradient is None:
+        logit_gradient = _up_to_size(gradients[f"{prefix}weight"])
+    return told_labels(logit_gradient)
+
+
+def _up_to_size(weight_gradient: Tensor) -> Tensor:
+    """(N, K, n) → (N, K), smallest at the label."""
+    k = weight_gradient.shape[1]
+    if k <= 2:
+        return weight_gradient.sum(dim=2)
+    products = weight_gradient @ weight_gradient.mT
+    others = ~torch.eye(k, dtype=torch.bool, device=products.device)
+    return torch.where(others, products, -torch.inf).amax(dim=2)

@@ -16,8 +16,7 @@ from rconv.attack.estimate import Cotangent, Estimate
 from rconv.attack.head import HeadInput, head_input
 from rconv.attack.map_problem import ConvData
 from rconv.attack.plan import make_plan
-from rconv.baselines.matching import Replay, squared_norm
-from rconv.baselines.result import BaselineResult, Run
+from rconv.baselines.matching import BaselineResult, Replay, Run, squared_norm
 from rconv.equations.conv_system import conv_system
 from rconv.linalg.dense import MAX_UNKNOWNS, solve_dense
 from rconv.linalg.solution import Solution

@@ -4,10 +4,10 @@ import argparse
 from importlib.metadata import version
 from typing import TextIO
 
+from rconv import data
 from rconv.cli import values
 from rconv.cli.terminal import complain, say
-from rconv.data import names
-from rconv.lab.catalogue import (
+from rconv.lab.architectures import (
     ACTIVATIONS,
     ARCHITECTURES,
     DEFAULT,
@@ -131,7 +131,7 @@ def _add_observe(commands: argparse._SubParsersAction) -> None:
 
 def _add_snapshot(commands: argparse._SubParsersAction) -> None:
     snapshot = commands.add_parser("snapshot", help="write the first images of a dataset to a file")
-    snapshot.add_argument("-d", "--dataset", required=True, choices=names.CLASSES)
+    snapshot.add_argument("-d", "--dataset", required=True, choices=data.CLASSES)
     snapshot.add_argument("-n", "--count", type=int, default=200)
     snapshot.add_argument(
         "--data-dir", type=values.path, help="folder of the datasets (or $RCONV_DATA)"
@@ -161,7 +161,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input-shape", type=values.shape, metavar="C,H,W", help="with --model: of one image"
     )
-    parser.add_argument("-d", "--dataset", choices=names.CLASSES, default=names.DEFAULT)
+    parser.add_argument("-d", "--dataset", choices=data.CLASSES, default=data.DEFAULT)
     parser.add_argument(
         "-a", "--activation", choices=ACTIVATIONS, help="where the architecture leaves it open"
     )

@@ -15,7 +15,7 @@ from rconv.cli.terminal import say, watched
 from rconv.data import datasets
 from rconv.files import claimed
 from rconv.lab.experiment import Experiment, attack_images, client_gradients
-from rconv.lab.records import make_records
+from rconv.lab.records import score
 from rconv.observe.check import check_gradients
 from rconv.observe.exchange import write_tensors
 
@@ -74,7 +74,7 @@ def _attack_file(arguments: argparse.Namespace, constraints: str | list[str], ke
 
     def keep(found: Reconstruction) -> None:
         seconds = (time.perf_counter() - start) / (kept.count + len(found.images))
-        records = make_records(found, {**settings, "seconds": seconds}, first=kept.count)
+        records = score(found, None, {**settings, "seconds": seconds}, first=kept.count)
         kept.add(records, found.images, None)
 
     reconstruction = prepared(
@@ -86,7 +86,7 @@ def _attack_file(arguments: argparse.Namespace, constraints: str | list[str], ke
     )
     seconds = (time.perf_counter() - start) / len(reconstruction.images)
     kept.clear()
-    records = make_records(reconstruction, {**settings, "seconds": seconds})
+    records = score(reconstruction, None, {**settings, "seconds": seconds})
     kept.add(records, reconstruction.images, None)
     if arguments.strict:
         reconstruction.raise_if_short()

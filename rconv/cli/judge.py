@@ -10,9 +10,8 @@ from rconv.cli.terminal import say, watched
 from rconv.data import datasets
 from rconv.files import claimed, replacing
 from rconv.lab import architectures
-from rconv.lab.outcome import LAYER_COLUMNS, Trial
 from rconv.lab.records import table
-from rconv.lab.trial import trial
+from rconv.lab.trial import LAYER_COLUMNS, Trial, trial
 from rconv.show import audit as shown
 
 

@@ -8,10 +8,10 @@ from torch import nn
 
 from rconv.cli.own import load_own
 from rconv.data import datasets
-from rconv.lab.catalogue import DEFAULT, SEED
-from rconv.lab.photographs import photographs
+from rconv.data.datasets import photographs
+from rconv.lab.architectures import DEFAULT, SEED
+from rconv.lab.experiment import model_settings, placed, shared_model
 from rconv.lab.records import Record
-from rconv.lab.shared import model_settings, placed, shared_model
 from rconv.model.weights import check_weights
 from rconv.observe.exchange import load_weights
 

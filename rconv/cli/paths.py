@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from rconv.data.names import TRAIN_SIZES
+from rconv.data import TRAIN_SIZES
 from rconv.data.sources import data_folder
 from rconv.files import output_file
 

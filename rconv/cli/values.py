@@ -6,7 +6,7 @@ What a value means is not known here.
 import argparse
 import re
 
-from rconv.data.names import SIZES
+from rconv.data import SIZES
 
 FORM = "path/to/file.py:Net or package.module:function"
 """A model of the user's own, as --model takes it."""

@@ -7,12 +7,18 @@ from os import PathLike
 
 import numpy as np
 import torch
+from PIL import Image
 
+from rconv.data import (
+    CHANNELS,
+    CLASSES,
+    DEFAULT,
+    SIZES,
+    TRAIN_SIZES,
+    DatasetError,
+    parse_indices,
+)
 from rconv.data.embedded import embedded
-from rconv.data.errors import DatasetError
-from rconv.data.indices import parse_indices
-from rconv.data.names import CHANNELS, CLASSES, DEFAULT, SIZES, TRAIN_SIZES
-from rconv.data.preprocess import preprocess
 from rconv.data.sources import data_folder, read, write_snapshot
 
 __all__ = [
@@ -24,6 +30,7 @@ __all__ = [
     "Images",
     "load",
     "parse_indices",
+    "photographs",
     "preprocess",
     "write_snapshot",
 ]
@@ -124,6 +131,51 @@ def load(
     )
 
 
+def photographs(input_shape: tuple[int, int, int], count: int) -> tuple[torch.Tensor, str]:
+    """The first photographs of scikit-image in any shape, to try a model on.
+
+    They stand for natural images: neighbouring pixels are alike, which is what a prior builds on.
+    Noise would make every prior look useless.
+
+    Parameters
+    ----------
+    input_shape : tuple of int
+        (C, H, W). One channel is the mean of red, green and blue; other numbers than three are
+        interpolated between these three, as the bands of a multispectral camera.
+    count : int
+        From 1 to 100; the first ten are different photographs, the others parts of them.
+
+    Returns
+    -------
+    Tensor
+        (count, C, H, W), float64, values in [0, 1].
+    str
+        What they are, in words.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many photographs.
+    """
+    most = SIZES["Photos"]
+    if not isinstance(count, int) or not 1 <= count <= most:
+        raise ValueError(f"{count!r} photographs are not to be had: ask for 1 to {most}")
+    channels, height, width = input_shape
+    side = max(height, width)
+    images = load("Photos", range(count), side=side).images
+    top, left = (side - height) // 2, (side - width) // 2
+    images = images[:, :, top : top + height, left : left + width]
+    kind = f"photographs of scikit-image ({channels} × {height} × {width}"
+    if channels == 3:
+        return images, f"{kind})"
+    if channels == 1:
+        return images.mean(dim=1, keepdim=True), f"{kind}, grey)"
+    spectra = images.flatten(2).transpose(1, 2)  # (N, pixel, red-green-blue)
+    spectra = torch.nn.functional.interpolate(spectra, channels, mode="linear", align_corners=True)
+    images = spectra.transpose(1, 2).reshape(-1, *input_shape)
+    return images, f"{kind}, channels interpolated between red, green and blue)"
+
+
 def _check_name(name: str) -> None:
     if name not in CLASSES:
         raise DatasetError(f"there is no dataset {name!r}: choose {', '.join(CLASSES)}")
@@ -143,3 +195,30 @@ def _check_indices(name: str, indices: Iterable[int]) -> list[int]:
         if not 0 <= index < SIZES[name]:
             raise DatasetError(f"{name} has no image {index}: choose 0 to {SIZES[name] - 1}")
     return wanted
+
+
+def preprocess(image: np.ndarray, side: int = 32) -> np.ndarray:
+    """Resize the shorter side to `side` and cut the central square, on 8-bit values.
+
+    Bilinear with antialiasing, as torchvision's ``Resize(side)`` and ``CenterCrop(side)`` do on
+    PIL images, to the last bit.
+
+    Parameters
+    ----------
+    image : ndarray, uint8
+        Axes (row, column) if grey or (row, column, channel).
+    side : int
+        Rows and columns of the result.
+
+    Returns
+    -------
+    ndarray, uint8
+        Axes (row, column, channel), with one channel if grey.
+    """
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    size = int(side * width / shorter), int(side * height / shorter)
+    picture = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+    left, top = (round((length - side) / 2) for length in size)
+    square = np.asarray(picture.crop((left, top, left + side, top + side)))
+    return square.reshape(side, side, -1)

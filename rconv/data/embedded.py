@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rconv.data.errors import DatasetError
+from rconv.data import DatasetError
 
 PHOTOS = (
     "astronaut.png",

@@ -2,15 +2,18 @@
 
 import os
 import re
+import socket
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from rconv.data.errors import DatasetError
-from rconv.data.names import TRAIN_SIZES
-from rconv.data.raw import reason_of, validate
-from rconv.data.torchvision_files import read_torchvision
+from rconv.data import CLASSES, TRAIN_SIZES, DatasetError
 from rconv.files import claimed, output_file, replacing
+
+_SHAPES = {"MNIST": (28, 28), "CIFAR10": (32, 32, 3), "CIFAR100": (32, 32, 3)}
+_FOLDERS = {"MNIST": "MNIST", "CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python"}
+_STALLED = 30.0  # seconds without a byte after which a download is given up
 
 
 def data_folder(data_dir: str | os.PathLike | None = None) -> Path:
@@ -74,7 +77,7 @@ def read(name: str, count: int, folder: Path, download: bool) -> tuple[np.ndarra
         if held >= count:
             return _read_snapshot(name, held, snapshots[held])
     try:
-        data, targets = read_torchvision(name, folder, download)
+        data, targets = _read_torchvision(name, folder, download)
     except DatasetError as error:
         if not snapshots:
             raise
@@ -148,11 +151,73 @@ def _read_snapshot(name: str, count: int, path: Path) -> tuple[np.ndarray, np.nd
             raise ValueError("it is no regular file")
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             data, targets = file["data"], file["targets"]
-        validate(name, data, targets)
+        _validate(name, data, targets)
         if len(data) != count:
             raise ValueError(f"it holds {len(data)} images")
     except Exception as error:  # a damaged archive raises whatever its parsers meet first
         raise DatasetError(
-            f"{path} cannot be read ({reason_of(error)}): delete it or write it anew"
+            f"{path} cannot be read ({_reason_of(error)}): delete it or write it anew"
         ) from error
     return data, targets
+
+
+def _read_torchvision(name: str, folder: Path, download: bool) -> tuple[np.ndarray, np.ndarray]:
+    """All images of a training set as torchvision keeps it, which may download it; as `read`."""
+    home = folder / _FOLDERS[name]
+    if not os.path.exists(home):
+        _download(name, home, download)
+    from torchvision import datasets  # takes seconds to import
+
+    try:
+        found = getattr(datasets, name)(folder, train=True, download=False)
+        data, targets = np.asarray(found.data), np.asarray(found.targets, dtype=np.int64)
+        _validate(name, data, targets)
+    except Exception as error:  # a damaged file raises whatever its parsers meet first
+        raise DatasetError(
+            f"{home} is damaged or incomplete ({_reason_of(error)}): "
+            "delete that folder and it is downloaded again"
+        ) from error
+    return data, targets
+
+
+def _download(name: str, home: Path, allowed: bool) -> None:
+    """Let torchvision download a dataset to one side; move it to `home` once it is verified."""
+    remedy = (
+        "name a folder that holds it with --data-dir or RCONV_DATA, "
+        "or use Photos or Digits, which need no network"
+    )
+    if not allowed:
+        raise DatasetError(f"{name} is not in {home.parent} and was not to be downloaded: {remedy}")
+    from torchvision import datasets
+
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_STALLED)
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=home.parent) as aside:
+            getattr(datasets, name)(aside, train=True, download=True)
+            if not home.exists():  # another process may have been faster
+                os.rename(Path(aside) / home.name, home)
+    except Exception as error:  # network, disk, permissions, archive: the remedy is the same
+        raise DatasetError(
+            f"{name} is not in {home.parent} and cannot be downloaded "
+            f"({_reason_of(error)}): {remedy}"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(patience)
+
+
+def _validate(name: str, data: np.ndarray, targets: np.ndarray) -> None:
+    """Raise ValueError where data and targets are not what the dataset's name promises."""
+    if data.dtype != np.uint8 or data.shape[1:] != _SHAPES[name]:
+        raise ValueError(f"data is {data.dtype} with shape {data.shape}")
+    if targets.dtype != np.int64 or targets.shape != data.shape[:1]:
+        raise ValueError(f"targets is {targets.dtype} with shape {targets.shape}")
+    if len(targets) == 0 or targets.min() < 0 or targets.max() >= CLASSES[name]:
+        raise ValueError(f"targets are not classes from 0 to {CLASSES[name] - 1}")
+
+
+def _reason_of(error: Exception) -> str:
+    """Return the last line of an exception's message, or the exception's name."""
+    lines = str(error).split(" You can use download=True")[0].strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

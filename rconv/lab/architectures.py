@@ -1,21 +1,103 @@
-"""The networks of the paper and of the attacks it is compared with, seeded."""
+"""The networks of the paper and of the attacks it is compared with, seeded.
+
+PyTorch is imported when one is built: the command line names these networks in its help.
+"""
+
+from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+TYPE_CHECKING = False  # type checkers take it for True
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-from rconv.lab.catalogue import ARCHITECTURES, CHOSEN, INITIALISATIONS, SEED, Architecture
-from rconv.lab.catalogue import OTHERS as OTHERS
-from rconv.lab.catalogue import PUBLISHED as PUBLISHED
+ACTIVATIONS = ("ReLU", "LeakyReLU", "Sigmoid", "Tanh")
+"""Activations that can be chosen."""
 
-ACTIVATIONS = {
-    "ReLU": nn.ReLU,
-    "LeakyReLU": lambda: nn.LeakyReLU(0.2),
-    "Sigmoid": nn.Sigmoid,
-    "Tanh": nn.Tanh,
+INITIALISATIONS = ("uniform", "default")
+"""In [-0.5, 0.5] as DLG's, or PyTorch's."""
+
+DTYPES = ("float64", "float32", "float16")
+"""What the clients compute in; float16 rounds float32 gradients."""
+
+DEFAULT = "lenet_main"
+"""The network of the paper's script."""
+
+CHOSEN = "chosen"
+"""Stands in an architecture for the activation that the caller chooses."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A stack of square convolutions, then Flatten and Linear.
+
+    Parameters
+    ----------
+    filters : tuple of int
+        Filters per convolution.
+    shapes : tuple of (int, int, int)
+        Kernel, stride and padding per convolution.
+    activations : tuple of str
+        Name of the activation after each convolution, or `CHOSEN`.
+    bias, logistic : bool
+        Biases in all layers; one logit and the logistic loss, instead of cross-entropy.
+    initialisation : str
+        The one used where the caller names none.
+    """
+
+    filters: tuple[int, ...]
+    shapes: tuple[tuple[int, int, int], ...]
+    activations: tuple[str, ...]
+    bias: bool = True
+    logistic: bool = False
+    initialisation: str = "uniform"
+
+
+_LENET = ((5, 2, 2), (5, 2, 2), (5, 1, 2), (5, 1, 2))
+_LENET_6 = (*_LENET, (5, 1, 2), (5, 1, 2))
+_CNN6 = ((4, 2, 2), (3, 2, 1), (3, 1, 1), (3, 1, 1), (3, 2, 1), (3, 1, 1))
+_LEAKY = ("LeakyReLU", "LeakyReLU")
+_THEN_2 = (*_LEAKY, CHOSEN, CHOSEN)
+
+PUBLISHED = {
+    "lenet_main": Architecture((12, 16, 12, 3), _LENET, _THEN_2),
+    "lenet": Architecture((12, 16, 12, 12), _LENET, _THEN_2),
+    "lenet_o": Architecture((12, 16, 3, 3), _LENET, _THEN_2),
+    "o_cnn6": Architecture((12, 16, 3, 3, 3, 3), _LENET_6, (*_LEAKY, *[CHOSEN] * 4)),
+    "lenet_4_relu": Architecture((12, 22, 3, 3), _LENET, ("LeakyReLU", *["ReLU"] * 3)),
+    "lenet_all_relu": Architecture((77, 22, 3, 3), _LENET, ("ReLU",) * 4),
+    "test_cifar10": Architecture((12, 16, 12, 3), _LENET, (*_LEAKY, "ReLU", "ReLU")),
+    "test_cifar100": Architecture((12, 16, 12, 12), _LENET, (*_LEAKY, "ReLU", "ReLU")),
+    "test_mnist": Architecture((12, 16, 12, 12), _LENET, (*_LEAKY, "ReLU", "ReLU")),
 }
+"""The paper's networks, by the names of the script and the notebooks that its authors published.
+
+From https://github.com/tamertaras91/RR-CONV, commit e750f96: `main.py` and the notebooks. `CHOSEN`
+is an option of the script, and ReLU in the notebooks. What they gave: `rconv.lab.published`.
+"""
+
+OTHERS = {
+    "relu_lenet": Architecture((16, 24, 12, 12), _LENET, ("ReLU",) * 4),
+    "cnn6_narrow": Architecture((12, 36, 36, 36, 64, 3), _CNN6, ("LeakyReLU",) * 6),
+    "dlg_lenet": Architecture((12, 12, 12), _LENET[:3], ("Sigmoid",) * 3),
+    "cnn6": Architecture(
+        (12, 36, 36, 36, 64, 128),
+        _CNN6,
+        ("LeakyReLU",) * 6,
+        bias=False,
+        logistic=True,
+        initialisation="default",
+    ),
+}
+"""Not the paper's: DLG's own LeNet, R-GAP's `cnn6`, and two of ours, a narrow LeNet with ReLU
+everywhere, and `cnn6` with 3 filters in its last convolution, biases and several classes."""
+
+ARCHITECTURES = {**PUBLISHED, **OTHERS}
+
+SEED = 50
+"""Of the published initialisation."""
 
 
 def build(
@@ -58,6 +140,9 @@ def build(
     ValueError
         If a name is unknown or a setting does not fit the architecture.
     """
+    import torch
+    from torch import nn
+
     architecture = _lookup(name)
     filters = tuple(filters) if filters is not None else architecture.filters
     if len(filters) != len(architecture.filters) or min(filters) < 1:
@@ -88,12 +173,15 @@ def _layers(
     classes: int,
 ) -> OrderedDict[str, nn.Module]:
     """The modules by name, in float64, with weights that PyTorch draws."""
+    import torch
+    from torch import nn
+
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     side, width, options = 32, channels, {"bias": architecture.bias, "dtype": torch.float64}
     for i, (d, shape, kind) in enumerate(zip(filters, architecture.shapes, kinds, strict=True), 1):
         kernel, stride, padding = shape
         layers[f"conv{i}"] = nn.Conv2d(width, d, kernel, stride, padding, **options)
-        layers[f"act{i}"] = ACTIVATIONS[kind]()
+        layers[f"act{i}"] = nn.LeakyReLU(0.2) if kind == "LeakyReLU" else getattr(nn, kind)()
         side, width = (side + 2 * padding - kernel) // stride + 1, d
     layers["flatten"] = nn.Flatten()
     outputs = 1 if architecture.logistic else classes

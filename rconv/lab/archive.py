@@ -4,13 +4,19 @@ A file holds the records of one point of a grid, column by column: ``{"version",
 "environment", "date", "grid", "parameters", "facts", "records": {"runs", "columns", "layers"}}``.
 A column with few changes is kept as runs of equal values, layers are packed one by one in the same
 way, and numbers keep four significant digits.
+
+``constraints.txt`` has one exact version of every library that the project runs with, for each
+Python and platform. Its short hash in a file says with which versions the records can be made
+again: those of the ``constraints.txt`` that has this hash, in the history of the repository.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib.metadata import distributions
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -36,6 +42,10 @@ once or twice where it scales a random number; that moves one of a million weigh
 another multiple with a probability of 10⁶ · 2⁻⁵³ / `STEP`, about 10⁻⁴."""
 
 
+PIN = re.compile(r"^([\w.-]+)==([^\s;]+)", re.MULTILINE)
+"""Name and version in a line of ``constraints.txt``; the lines below it are hashes."""
+
+
 @dataclass(frozen=True)
 class Archive:
     """Records with their origin.
@@ -58,7 +68,7 @@ class Archive:
         One per attack. An entry that some records lack is None in these. Old files have no
         "layers".
     environment : str or None
-        `rconv.lab.environment.identity` of the versions that made them; None where they are not
+        `locked_environment` of the versions that made them; None where they are not
         those of ``constraints.txt``, and in files that are older than this entry.
     """
 
@@ -158,6 +168,37 @@ def digest(name: str) -> str:
         steps = (parameter.detach() / STEP).round().to(torch.int32)
         sha.update(steps.numpy().astype("<i4").tobytes())
     return sha.hexdigest()[:16]
+
+
+def locked_environment(constraints: Path) -> str | None:
+    """Short hash of the file, or None where a library is installed in a version that it lacks.
+
+    Parameters
+    ----------
+    constraints : Path
+        ``constraints.txt``. A library may have several lines, for other platforms. Libraries that
+        are not installed, and installed ones that the file does not name, do not count; nor do
+        local versions: 2.15.0+cpu is 2.15.0.
+
+    Returns
+    -------
+    str or None
+        16 hexadecimal digits.
+    """
+    text = constraints.read_text(encoding="utf-8")
+    pins: dict[str, set[str]] = {}
+    for name, version in PIN.findall(text):
+        pins.setdefault(_normalised(name), set()).add(version)
+    for own in distributions():
+        name = _normalised(own.metadata["Name"] or "")
+        if name in pins and own.version.partition("+")[0] not in pins[name]:
+            return None
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _normalised(name: str) -> str:
+    """A library's name as package indices compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def pack(records: Sequence[Record]) -> dict[str, Any]:

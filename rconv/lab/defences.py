@@ -1,41 +1,30 @@
-"""What a client can do to its gradients before it sends them, one image per client.
+"""What a client can do to its gradients before it sends them, and the ε that this buys.
 
 Gradients are mappings of a parameter's name to `(N, *parameter shape)`, N clients. Every defence
 treats each client by itself and returns gradients of the same shapes, in a new mapping; random ones
-draw from a generator, so that a seed repeats them.
+draw from a generator on the CPU, so that a seed repeats them.
+
+A release is (ε, δ)-differentially private if no outcome set is more than e^ε times as likely, up
+to δ, on one data set than on its neighbour. What a neighbour is belongs to the number: each
+function says it. Google's accountant `dp_accounting` computes it; it comes with the book's extra.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rconv.observe.observation import Gradients
 
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-"""Shorter numbers, by name, that gradients are sent in."""
+DELTA = 1e-5
+"""The δ of all tables: below one over the number of training images, as is usual."""
 
 
 def add_noise(
     gradients: Gradients, strength: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Gaussian noise on every entry, relative to the root mean square of its own parameter.
+    """Gaussian noise on every entry, g + strength · rms(g) · ε.
 
-    Parameters
-    ----------
-    gradients : mapping of str to Tensor
-        Floating point.
-    strength : float
-        Standard deviation of the noise over that root mean square.
-    generator : torch.Generator
-        On the CPU.
-
-    Returns
-    -------
-    dict of str to Tensor
-        g + strength · rms(g) · ε.
+    `strength` is its standard deviation over the root mean square of the entry's own parameter.
     """
     return {
         name: g + strength * _per_client(g.flatten(1).square().mean(dim=1).sqrt(), g) * normal
@@ -44,20 +33,7 @@ def add_noise(
 
 
 def clip(gradients: Gradients, bound: float) -> dict[str, Tensor]:
-    """Scale each client's gradients, all parameters together, to a norm of at most `bound`.
-
-    Parameters
-    ----------
-    gradients : mapping of str to Tensor
-        Floating point.
-    bound : float
-        Largest Euclidean norm that a client sends.
-
-    Returns
-    -------
-    dict of str to Tensor
-        g · min(1, bound / ‖g‖).
-    """
+    """Scale each client's gradients to a norm of at most `bound`, C: g · min(1, C / ‖g‖)."""
     size = norms(gradients)
     factor = bound / size.clamp(min=bound)
     return {name: g * _per_client(factor, g) for name, g in gradients.items()}
@@ -68,23 +44,8 @@ def clip_and_noise(
 ) -> dict[str, Tensor]:
     """Clip, then add Gaussian noise of the same size to every entry: the Gaussian mechanism.
 
-    What it buys is in `rconv.lab.privacy`.
-
-    Parameters
-    ----------
-    gradients : mapping of str to Tensor
-        Floating point.
-    multiplier : float
-        σ, standard deviation of the noise over `bound`.
-    bound : float
-        C, as `clip` takes it.
-    generator : torch.Generator
-        On the CPU.
-
-    Returns
-    -------
-    dict of str to Tensor
-        clip(g) + σ · C · ε.
+    clip(g) + σ · C · ε, with the noise multiplier σ and the bound C. What one such release buys is
+    `epsilon_of_release`.
     """
     clipped = clip(gradients, bound)
     return {
@@ -94,19 +55,9 @@ def clip_and_noise(
 
 
 def prune(gradients: Gradients, share: float) -> dict[str, Tensor]:
-    """Set the smallest entries of every parameter's gradient to zero.
+    """Set the smallest entries of every parameter's gradient to zero, the others stay as they are.
 
-    Parameters
-    ----------
-    gradients : mapping of str to Tensor
-        Any dtype.
-    share : float
-        Of the entries of each parameter, in [0, 1]. At least one entry of each stays.
-
-    Returns
-    -------
-    dict of str to Tensor
-        The other entries, as they were.
+    `share` is that of the entries of each parameter, in [0, 1]; at least one of each stays.
     """
     pruned = {}
     for name, g in gradients.items():
@@ -125,6 +76,86 @@ def round_to(gradients: Gradients, dtype: torch.dtype) -> dict[str, Tensor]:
 def norms(gradients: Gradients) -> Tensor:
     """Euclidean norm of each client's gradients, all parameters together: (N,)."""
     return torch.cat([g.flatten(1) for g in gradients.values()], dim=1).norm(dim=1)
+
+
+def epsilon_of_release(multiplier: float, delta: float) -> float:
+    """ε of one clipped and noisy gradient that one client sends of one image.
+
+    Neighbours differ in this image: any other image could stand in its place (replace-one). Their
+    clipped gradients are then up to twice the bound apart, whatever the images. No sampling, one
+    step; exact (Balle and Wang's analytic Gaussian mechanism).
+
+    Parameters
+    ----------
+    multiplier : float
+        σ, standard deviation of the noise over the clipping bound, positive.
+    delta : float
+        δ, in (0, 1).
+
+    Returns
+    -------
+    float
+        ε.
+
+    Raises
+    ------
+    ValueError
+        A multiplier or δ out of range.
+    """
+    from dp_accounting import get_epsilon_gaussian
+
+    _check_mechanism(multiplier, delta)
+    with np.errstate(divide="ignore"):  # its search meets log(0) where the noise is next to none
+        return float(get_epsilon_gaussian(multiplier / 2, delta))
+
+
+def epsilon_of_training(multiplier: float, delta: float, rate: float, steps: int) -> float:
+    """ε of a model trained by noisy steps on sums of clipped gradients (DP-SGD).
+
+    Neighbours differ by one image more or less (add-or-remove). In every step each image takes
+    part with probability `rate`, independently of the others; the noise is added to the sum, by
+    someone whom the clients trust, and all steps are seen. From the privacy loss distribution,
+    rounded so that ε is an upper bound.
+
+    Parameters
+    ----------
+    multiplier : float
+        σ, standard deviation of the noise in the sum over the clipping bound, positive. Below
+        about 0.3 the distribution is too wide to be computed in seconds.
+    delta : float
+        δ, in (0, 1).
+    rate : float
+        Sampling rate, in (0, 1].
+    steps : int
+        Number of steps, at least 1.
+
+    Returns
+    -------
+    float
+        ε.
+
+    Raises
+    ------
+    ValueError
+        A number out of range.
+    """
+    from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
+    from dp_accounting.pld import PLDAccountant
+
+    _check_mechanism(multiplier, delta)
+    if not 0 < rate <= 1 or steps < 1:
+        raise ValueError(f"rate {rate} and {steps} steps: give a share above 0, and 1 step or more")
+    accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE)
+    accountant.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(multiplier)), steps)
+    return float(accountant.get_epsilon(delta))
+
+
+def _check_mechanism(multiplier: float, delta: float) -> None:
+    if not multiplier > 0 or not 0 < delta < 1:
+        raise ValueError(
+            f"noise multiplier {multiplier} and delta {delta}: without noise there is no epsilon, "
+            "and delta is a probability between 0 and 1"
+        )
 
 
 def _normals(gradients: Gradients, generator: torch.Generator) -> list[Tensor]:

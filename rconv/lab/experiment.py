@@ -1,8 +1,9 @@
-"""One experiment: clients compute gradients, the attacker answers, the truth is the judge."""
+"""One experiment: a shared model, clients' gradients, the attack, and the truth as the judge."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +11,11 @@ from torch import Tensor, nn
 from rconv.attack.attack import Attack
 from rconv.attack.report import Reconstruction
 from rconv.data import datasets
-from rconv.lab import architectures, catalogue
+from rconv.lab import architectures
 from rconv.lab.metrics import matched
-from rconv.lab.records import Record, make_records
-from rconv.lab.shared import model_settings, shared_model
+from rconv.lab.records import Record, score
+from rconv.observe.exchange import load_weights
 from rconv.observe.observation import per_sample_gradients
-
-DTYPES = {name: getattr(torch, name) for name in catalogue.DTYPES}
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Experiment:
     reconstruction : Reconstruction
         The attack's answer.
     records : list of dict
-        One per image, see `rconv.lab.records.make_records`.
+        One per image, see `rconv.lab.records.score`.
     """
 
     truth: datasets.Images
@@ -50,35 +49,20 @@ def run(
     signs: bool = True,
     filters: Sequence[int] | None = None,
     initialisation: str | None = None,
-    weights: str | None = None,
-    batch: int | None = 1,
-    device: str = "cpu",
-    data_dir: str | None = None,
-    progress: bool = False,
-    on_result: Callable[["Experiment"], None] | None = None,
 ) -> Experiment:
     """Attack images of a dataset through an architecture, and measure.
 
     Parameters
     ----------
-    dataset, indices, data_dir
+    dataset, indices
         As `rconv.data.datasets.load` takes them.
     architecture, activation, seed, filters, initialisation
         As `rconv.lab.architectures.build` takes them.
     dtype : str
-        Of the clients' computation, a key of `DTYPES`; float16 rounds float32 gradients.
+        Of the clients' computation, one of `rconv.lab.architectures.DTYPES`; float16
+        rounds float32 gradients.
     constraints, signs : str or sequence of str, bool
         As `Attack` takes them.
-    weights : str, optional
-        A `.safetensors` file with trained weights, in place of the seeded ones.
-    batch : int, optional
-        As `attack_images` takes it.
-    device : str
-        Where the clients compute and most of the attack runs.
-    progress : bool
-        Show a progress bar over the images.
-    on_result : callable, optional
-        As `attack_images` takes it.
 
     Returns
     -------
@@ -90,24 +74,13 @@ def run(
     ValueError
         If a setting does not fit, with the reason.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
-    options = {"seed": seed, "filters": filters}
-    options |= {"initialisation": initialisation, "weights": weights}
-    model = shared_model(dataset, architecture, activation, dtype=dtype, device=device, **options)
-    truth = datasets.load(dataset, indices, data_dir=data_dir)
-    return attack_images(
-        model,
-        truth,
-        architecture,
-        {"dataset": dataset, **model_settings(architecture, activation, **options)},
-        dtype=dtype,
-        constraints=constraints,
-        signs=signs,
-        batch=batch,
-        progress=progress,
-        on_result=on_result,
-    )
+    as_dtype(dtype)
+    options = {"seed": seed, "filters": filters, "initialisation": initialisation}
+    model = shared_model(dataset, architecture, activation, dtype=dtype, **options)
+    settings = {"dataset": dataset, **model_settings(architecture, activation, **options)}
+    truth = datasets.load(dataset, indices)
+    options = {"dtype": dtype, "constraints": constraints, "signs": signs}
+    return attack_images(model, truth, architecture, settings, **options)
 
 
 def attack_images(
@@ -135,11 +108,13 @@ def attack_images(
         As `client_gradients` takes it.
     settings : dict
         What the records say of the model.
-    dtype, constraints, signs, progress
+    dtype, constraints, signs
         As `run` takes them.
     batch : int, optional
         Not 1: the images are one client's, which sends their mean gradient; what comes back is
         put into their order. None lets the attack read the number from the gradient.
+    progress : bool
+        Show a progress bar over the images.
     on_result : callable, optional
         Is called with each group of images as soon as it is finished, in their order; not for a
         batch, which is finished at once.
@@ -165,7 +140,7 @@ def attack_images(
 
     def measured(found: Reconstruction, own: datasets.Images, images: int) -> Experiment:
         each = {**settings, "seconds": (time.perf_counter() - start) / images}
-        return Experiment(own, found, make_records(found, each, own))
+        return Experiment(own, found, score(found, own, each))
 
     def finished(part: Reconstruction) -> None:
         nonlocal done
@@ -209,4 +184,73 @@ def client_gradients(
         targets = architectures.targets(architecture, targets)
     gradients = per_sample_gradients(model, truth.images, targets)
     sent = {name: g.mean(dim=0) for name, g in gradients.items()} if together else gradients
-    return {name: g.to(DTYPES[dtype]) for name, g in sent.items()}
+    return {name: g.to(as_dtype(dtype)) for name, g in sent.items()}
+
+
+def as_dtype(name: str) -> torch.dtype:
+    """The dtype of this name; ValueError if it is none of `rconv.lab.architectures.DTYPES`."""
+    if name not in architectures.DTYPES:
+        raise ValueError(f"unknown dtype {name!r}: use one of {', '.join(architectures.DTYPES)}")
+    return getattr(torch, name)
+
+
+def shared_model(
+    dataset: str,
+    architecture: str,
+    activation: str | None = None,
+    *,
+    dtype: str = "float64",
+    weights: str | None = None,
+    device: str = "cpu",
+    **options: Any,
+) -> nn.Sequential:
+    """The model that server and clients share, for a dataset's channels and classes.
+
+    The weights are those that the clients compute with: rounded to float32 unless `dtype` is
+    float64. Remaining options go to `architectures.build`.
+
+    Raises
+    ------
+    ValueError
+        If a dataset, a device or a setting is unknown.
+    """
+    if dataset not in datasets.CLASSES:
+        raise ValueError(f"unknown dataset {dataset!r}: use one of {', '.join(datasets.CLASSES)}")
+    model = architectures.build(
+        architecture, datasets.CHANNELS[dataset], datasets.CLASSES[dataset], activation, **options
+    )
+    if weights is not None:
+        load_weights(model, weights)
+    return placed(model, dtype, device)
+
+
+def placed(model: nn.Module, dtype: str, device: str) -> nn.Module:
+    """A model in the dtype that clients compute in, on a device; ValueError if there is none."""
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ValueError(
+            f"device {device!r} is not available: {str(error).splitlines()[0]}"
+        ) from None
+    return model.to(target, torch.float64 if dtype == "float64" else torch.float32)
+
+
+def model_settings(
+    architecture: str,
+    activation: str | None = None,
+    *,
+    seed: int = architectures.SEED,
+    filters: Sequence[int] | None = None,
+    initialisation: str | None = None,
+    weights: str | None = None,
+) -> Record:
+    """What a record says of its model: `shared_model`'s settings, with the defaults filled in."""
+    own = architectures.ARCHITECTURES[architecture]
+    return {
+        "architecture": architecture,
+        "activation": architectures.activation_names(architecture, activation)[-1],
+        "seed": seed,
+        "filters": list(filters or own.filters),
+        "initialisation": weights or initialisation or own.initialisation,
+    }

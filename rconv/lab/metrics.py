@@ -1,8 +1,12 @@
 """How close a reconstruction is: MSE, PSNR, SSIM and the gain over a flat image, one per image.
 
-All of them take two tensors of the same shape with axes (image N, channel C, row, column) and
-return float64 with axis (image N). An image with a value that is not a number scores not a
-number. None of them clips: a value outside the data range counts as the error that it is.
+All of them take two tensors of the same shape with axes (image N, channel C, row, column), of any
+real dtype, and return float64 with axis (image N); other shapes are refused with a ValueError. An
+image with a value that is not a number scores not a number. None of them clips: a value outside
+the data range counts as the error that it is.
+
+A data range R is the difference between the largest and the smallest value that an image can have:
+1 for values in [0, 1]. It has no default on purpose: 255 instead of 1 adds 48.13 dB.
 """
 
 import math
@@ -17,35 +21,19 @@ SIGMA, K1, K2 = 1.5, 0.01, 0.03
 """Of SSIM: the width of its window, and its two constants, relative to the data range."""
 
 
-def quality(x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
-    """All measures of reconstructions `x` of images `y` in [0, 1]; of small ones SSIM is NaN."""
+def quality(x: torch.Tensor, y: torch.Tensor, data_range: float = 1.0) -> dict[str, torch.Tensor]:
+    """All measures of reconstructions `x` of images `y`; of small ones SSIM is NaN."""
     small = min(y.shape[-2:]) < WINDOW
     return {
         "mse": mse(x, y),
-        "psnr": psnr(x, y, data_range=1.0),
-        "ssim": torch.full((len(y),), torch.nan) if small else ssim(x, y, data_range=1.0),
+        "psnr": psnr(x, y, data_range=data_range),
+        "ssim": torch.full((len(y),), torch.nan) if small else ssim(x, y, data_range=data_range),
         "gain": gain(x, y),
     }
 
 
 def mse(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of each image, over its channels and pixels.
-
-    Parameters
-    ----------
-    x, y : Tensor
-        Images of the same shape, axes (image N, channel C, row, column), any real dtype.
-
-    Returns
-    -------
-    Tensor, float64
-        Axis (image N), from 0 (equal) upwards; at most 1 if all values lie in [0, 1].
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ or are not those of a batch of images.
-    """
+    """Mean squared error of each image, over its channels and pixels."""
     _check_shapes(x, y)
     return (x.double() - y.double()).square().mean(dim=(1, 2, 3))
 
@@ -53,71 +41,26 @@ def mse(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def psnr(x: torch.Tensor, y: torch.Tensor, *, data_range: float) -> torch.Tensor:
     r"""Peak signal-to-noise ratio of each image, :math:`10 \log_{10} (R^2 / \mathrm{MSE})`.
 
-    Parameters
-    ----------
-    x, y : Tensor
-        Images of the same shape, axes (image N, channel C, row, column), any real dtype.
-    data_range : float
-        R, the difference between the largest and the smallest value that an image can have: 1 for
-        values in [0, 1]. It has no default on purpose: 255 instead of 1 adds 48.13 dB.
-
-    Returns
-    -------
-    Tensor, float64
-        Axis (image N), in decibels; 0 where the error is as large as the range, infinite where
-        the images are equal.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ or `data_range` is not positive and finite.
+    In decibels: 0 where the error is as large as the data range R, infinite where the images are
+    equal.
     """
     _check_range(data_range)
     return 20 * math.log10(data_range) - 10 * mse(x, y).log10()
 
 
 def flat(images: torch.Tensor) -> torch.Tensor:
-    """Each image's mean over channels and pixels at every place: a picture that shows nothing.
-
-    Parameters
-    ----------
-    images : Tensor
-        Axes (image N, channel C, row, column).
-
-    Returns
-    -------
-    Tensor
-        Shaped as `images`.
-    """
+    """Each image's mean over channels and pixels at every place: a picture that shows nothing."""
     return images.mean(dim=(1, 2, 3), keepdim=True).expand_as(images)
 
 
 def gain(x: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     r"""Decibels above a flat mean-grey image, :math:`10 \log_{10} (\sigma^2 / \mathrm{MSE})`.
 
-    The PSNR of the reconstruction less that of the flat image that comes closest to the truth,
+    The PSNR of the reconstruction `x` less that of the flat image that comes closest to the truth,
     its mean grey, off by its variance σ². The data range cancels. Photographs have a σ of 0.1 to
     0.25 of their range, so that a picture of nothing scores 12 to 20 dB in PSNR, and 0 here.
-
-    Parameters
-    ----------
-    x : Tensor
-        Reconstructions, axes (image N, channel C, row, column), any real dtype.
-    truth : Tensor
-        The originals, of the same shape. Exchanging the two gives another value: the flat image
-        is the truth's.
-
-    Returns
-    -------
-    Tensor, float64
-        Axis (image N), in decibels; negative where the flat image is closer, infinite where the
-        images are equal. Where the truth is flat itself, minus infinity, or not a number if the
-        images are equal, too.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ or are not those of a batch of images.
+    Negative where the flat image is closer. Where the truth is flat itself, minus infinity, or not
+    a number if the images are equal, too.
     """
     error = mse(x, truth)
     deviation = truth.double() - flat(truth.double())
@@ -128,24 +71,8 @@ def gain(x: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 def ssim(x: torch.Tensor, y: torch.Tensor, *, data_range: float) -> torch.Tensor:
     """Structural similarity of each image, the mean over its pixels and channels.
 
-    Parameters
-    ----------
-    x, y : Tensor
-        Images of the same shape, axes (image N, channel C, row, column), any real dtype, with at
-        least 11 rows and columns. The channels are compared one by one and averaged.
-    data_range : float
-        The difference between the largest and the smallest value that an image can have.
-
-    Returns
-    -------
-    Tensor, float64
-        Axis (image N), from -1 to 1, and 1 only where the images are equal. Not a number where
-        an image has a value that is not finite.
-
-    Raises
-    ------
-    ValueError
-        If shapes differ, images are smaller than the window, or the range is not positive.
+    From -1 to 1, and 1 only where the images are equal. The images have at least 11 rows and
+    columns; the channels are compared one by one and averaged.
 
     References
     ----------
@@ -192,18 +119,7 @@ def _check_range(data_range: float) -> None:
 
 
 def matched(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The order of images `x` of a batch, axes (N, C, row, column), that fits `y` best.
-
-    Parameters
-    ----------
-    x, y : Tensor
-        Images of the same shape; ``x[matched(x, y)]`` has the least total squared error.
-
-    Returns
-    -------
-    Tensor, int64
-        Axis (image N).
-    """
+    """The order of the images `x` of a batch that fits `y` best: of least total squared error."""
     _check_shapes(x, y)
     costs = torch.cdist(y.double().flatten(1), x.double().flatten(1)).square().nan_to_num(1e300)
     _, order = scipy.optimize.linear_sum_assignment(costs.cpu().numpy())

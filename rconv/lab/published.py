@@ -8,12 +8,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from numpy.linalg import LinAlgError
 
 from rconv.data import datasets
-from rconv.lab import architectures, metrics
+from rconv.lab import architectures
 from rconv.lab.experiment import Experiment, client_gradients, run, shared_model
-from rconv.lab.records import Record, finite, won
+from rconv.lab.records import Record, score, won
 from rconv.lab.row_by_row import attack_one
 from rconv.model.read import read
 
@@ -78,9 +79,7 @@ CELLS = {(cell.dataset, cell.architecture): cell for cell in _CELLS}
 """(dataset, architecture) → what is published of it."""
 
 
-def measure(
-    cell: Cell, images: int | None = None, data_dir: str | None = None
-) -> dict[str, Experiment]:
+def measure(cell: Cell, images: int | None = None) -> dict[str, Experiment]:
     """Attack the images of a published notebook with its equations, and with ours.
 
     Network, seed, initialisation, precision and images are those of the notebook.
@@ -92,8 +91,6 @@ def measure(
     images : int, optional
         How many of the first training images, by default the cell's own. The published image is
         among them in any case.
-    data_dir : str, optional
-        As `rconv.data.datasets.load` takes it.
 
     Returns
     -------
@@ -102,18 +99,12 @@ def measure(
     """
     indices = {*range(cell.images if images is None else images), cell.index or 0}
     return {
-        kind: run(
-            cell.dataset,
-            sorted(indices),
-            cell.architecture,
-            constraints=kind,
-            data_dir=data_dir,
-        )
+        kind: run(cell.dataset, sorted(indices), cell.architecture, constraints=kind)
         for kind in (cell.constraints, "auto")
     }
 
 
-def procedure(cell: Cell, data_dir: str | None = None) -> Record:
+def procedure(cell: Cell) -> Record:
     """Attack a published image by the published procedure, row by row.
 
     Returns
@@ -122,23 +113,17 @@ def procedure(cell: Cell, data_dir: str | None = None) -> Record:
         What is measured of the image, None where the procedure ended in an error, and the
         settings by which it is told from those of `measure`.
     """
-    truth = datasets.load(cell.dataset, [cell.index or 0], data_dir=data_dir)
+    truth = datasets.load(cell.dataset, [cell.index or 0])
     model = shared_model(cell.dataset, cell.architecture)
     sent = client_gradients(model, cell.architecture, truth)
+    gradients = {name: g[0] for name, g in sent.items()}
     try:
-        gradients = {name: g[0] for name, g in sent.items()}
-        image = attack_one(read(model, tuple(truth.images.shape[1:])), gradients)
-        quality = metrics.quality(image[None], truth.images)
+        image = attack_one(read(model, tuple(truth.images.shape[1:])), gradients)[None]
     except LinAlgError:
-        quality = {}
-    return {
-        "dataset": cell.dataset,
-        "index": int(truth.indices[0]),
-        "architecture": cell.architecture,
-        "dtype": "float64",
-        "constraints": ROW_BY_ROW,
-        **{name: finite(value[0]) for name, value in quality.items()},
-    }
+        image = torch.full_like(truth.images, torch.nan)
+    settings = {"dataset": cell.dataset, "architecture": cell.architecture}
+    (record,) = score(image, truth, {**settings, "dtype": "float64", "constraints": ROW_BY_ROW})
+    return record
 
 
 @dataclass(frozen=True)

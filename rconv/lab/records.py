@@ -1,4 +1,4 @@
-"""Records: what is known of each attacked image, as JSON, and as a table for people."""
+"""Records: what is known of each attacked image, as JSON values; one score makes all of them."""
 
 import json
 import math
@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rconv.attack.report import LayerReport, Reconstruction
+from rconv.attack.report import CLEAR, LayerReport, Reconstruction
+from rconv.attack.verdict import image_size
 from rconv.data.datasets import Images
 from rconv.files import replacing
 from rconv.lab import metrics
@@ -21,57 +22,105 @@ QUALITY = ("mse", "psnr", "ssim", "gain")
 SUCCESS = 1e-6
 """Mean squared error below which an image counts as reconstructed."""
 
+SHOWN = 40.0
+"""PSNR in dB below which an image is wrong, so that it must not be called unique."""
 
-def make_records(
-    reconstruction: Reconstruction, settings: Record, truth: Images | None = None, first: int = 0
+FACTOR = 10.0
+"""An error above this multiple of the expected one was not expected."""
+
+
+def score(
+    found: Reconstruction | Tensor,
+    truth: Images | Tensor | None,
+    settings: Record,
+    *,
+    data_range: float = 1.0,
+    first: int = 0,
+    layers: bool = True,
 ) -> list[Record]:
-    """One record per image; without the truth, what compares with it is None.
+    """One record per image: the settings, its quality, and what the attacker says of it.
+
+    A verdict is false where an image is called unique and is wrong: its PSNR is below `SHOWN`, or
+    its error is above `CLEAR` of its size, which is small where the contrast is low
+    (`rconv.attack.verdict.image_size`).
 
     Parameters
     ----------
-    reconstruction : Reconstruction
-        N images.
+    found : Reconstruction or Tensor
+        N images. Of a tensor (N, C, H, W), such as that of a baseline, the quality alone is known.
+    truth : Images, Tensor or None
+        The N originals; without them, what compares with them is None.
     settings : dict
         Entries that all records share.
-    truth : Images, optional
-        The N originals.
+    data_range : float
+        The difference between the largest and the smallest value that a pixel can have.
     first : int
-        Number of the first image, where there is no truth.
+        Number of the first image, where the truth has no indices.
+    layers : bool
+        Whether a record lists what is known of each layer.
 
     Returns
     -------
     list of dict
-        JSON values: the settings; `QUALITY`; and of what the attacker sees "gradient_residual",
-        "expected_error", "full_rank", "gap", "unique", the verdict, and "doubt", its reason.
+        JSON values: "dataset", "index", "label", the settings and `QUALITY`. Of a reconstruction
+        also what the attacker sees: "gradient_residual", "expected_error", "full_rank", "gap",
+        "unique", the verdict, "doubt", its reason, and "layers"; and beside the truth "right",
+        whether the PSNR is `SHOWN` or more, "error", relative to the image's size, and "false",
+        whether the verdict is.
     """
-    quality: dict[str, Tensor] = {}
-    if truth is not None:
-        quality = metrics.quality(reconstruction.images.cpu(), truth.images)
-    records = []
-    for i in range(len(reconstruction.images)):
-        measured = {key: finite(quality[key][i]) if key in quality else None for key in QUALITY}
-        record = {
-            "dataset": None,
-            "index": int(truth.indices[i]) if truth is not None else first + i,
-            "label": _label(reconstruction if truth is None else truth, i),
-            **settings,
-            **measured,
-            "gradient_residual": finite(reconstruction.gradient_residual[i]),
-            "expected_error": finite(reconstruction.expected_error[i]),
-            "full_rank": bool(reconstruction.full_rank[i]),
-            "gap": int(reconstruction.gap[i]),
-            "unique": bool(reconstruction.unique[i]),
-            "doubt": reconstruction.doubts[i],
-            "layers": [_layer_record(layer, i) for layer in reconstruction.layers],
-        }
-        records.append(record)
+    images = found if isinstance(found, Tensor) else found.images
+    original = truth.images if isinstance(truth, Images) else truth
+    measured: list[Record] = [dict.fromkeys(QUALITY) for _ in images]
+    if original is not None:
+        quality = metrics.quality(images.cpu(), original.cpu(), data_range)
+        measured = [{key: finite(quality[key][i]) for key in QUALITY} for i in range(len(images))]
+    records = [
+        {"dataset": None, **_identity(found, truth, i, first), **settings, **own}
+        for i, own in enumerate(measured)
+    ]
+    if not isinstance(found, Tensor):
+        judged = _judged(found, original, data_range)
+        for i, (record, own) in enumerate(zip(records, judged, strict=True)):
+            record |= own
+            if layers:
+                record["layers"] = [_layer_record(layer, i) for layer in found.layers]
     return records
 
 
-def _label(known: Images | Reconstruction, i: int) -> int | None:
-    """The class; None where gradients do not tell it."""
-    label = int(known.labels[i])
-    return None if label < 0 else label
+def _identity(
+    found: Reconstruction | Tensor, truth: Images | Tensor | None, i: int, first: int
+) -> Record:
+    """An image's number and class; None where gradients do not identify the class."""
+    if isinstance(truth, Images):
+        return {"index": int(truth.indices[i]), "label": int(truth.labels[i])}
+    label = -1 if isinstance(found, Tensor) else int(found.labels[i])
+    return {"index": first + i, "label": None if label < 0 else label}
+
+
+def _judged(found: Reconstruction, truth: Tensor | None, data_range: float) -> list[Record]:
+    """What the attacker says of each image, and whether that is true."""
+    records: list[Record] = [
+        {
+            "gradient_residual": finite(found.gradient_residual[i]),
+            "expected_error": finite(found.expected_error[i]),
+            "full_rank": bool(found.full_rank[i]),
+            "gap": int(found.gap[i]),
+            "unique": bool(found.unique[i]),
+            "doubt": found.doubts[i],
+        }
+        for i in range(len(found.images))
+    ]
+    if truth is None:
+        return records
+    truth = truth.to(found.images)
+    error = (found.images - truth).flatten(1).square().mean(dim=1).sqrt()
+    error = error / image_size(truth, (0.0, data_range))
+    shown = metrics.psnr(found.images, truth, data_range=data_range) >= SHOWN
+    wrong = found.unique & ~(shown & (error <= CLEAR))
+    return [
+        {**r, "right": bool(shown[i]), "error": finite(error[i]), "false": bool(wrong[i])}
+        for i, r in enumerate(records)
+    ]
 
 
 def _layer_record(layer: LayerReport, i: int) -> Record:
@@ -91,6 +140,11 @@ def _layer_record(layer: LayerReport, i: int) -> Record:
 def open_directions(layer: Record) -> int:
     """What neither equations nor signs determine of a layer's input; old records have no signs."""
     return layer["unknowns"] - layer["rank"] - layer.get("signs", 0)
+
+
+def expected(record: Record) -> bool:
+    """Whether the true error of an image is the expected one, within `FACTOR`."""
+    return 1 / FACTOR <= record["error"] / record["expected_error"] <= FACTOR
 
 
 def finite(value: Tensor) -> float | None:

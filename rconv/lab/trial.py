@@ -1,25 +1,155 @@
 """Does THIS model leak? Its own weights, images, the attack, and the truth as the judge.
 
-`rconv.audit` asks what the shapes can tell at best. Here the attack is made: which share of the
+`rconv.audit` computes what the shapes allow at best. Here the attack is made: which share of the
 images comes back as the only one possible, and how well the prior shows the others.
 """
 
 import copy
 import math
+from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import Tensor, nn
 
 from rconv.attack.attack import Attack
 from rconv.attack.report import Reconstruction
-from rconv.lab.experiment import DTYPES
-from rconv.lab.hunt import judge
+from rconv.audit import NOT_UNIQUE, TOO_LARGE
+from rconv.data.datasets import photographs
+from rconv.lab.experiment import as_dtype
+from rconv.lab.intervals import rate_interval
 from rconv.lab.metrics import flat, psnr
-from rconv.lab.outcome import Trial
-from rconv.lab.photographs import photographs
+from rconv.lab.records import SHOWN, score
 from rconv.model.read import read
 from rconv.observe.check import check_value_range
 from rconv.observe.observation import Gradients, Loss, per_sample_gradients
+
+VISIBLE = 10 * math.log10(2)
+"""Decibels above a flat image from which on a picture counts as showing something: its mean
+squared error is less than half the truth's variance."""
+
+LAYER_COLUMNS = ("layer", "unknowns", "equations leave", "signs close", "left open", "images short")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the attack made of N images, and the truth.
+
+    Parameters
+    ----------
+    source : str
+        Which images they are, in words.
+    dtype : str
+        Of the gradients that were sent.
+    truth : Tensor
+        (N, C, H, W), float64, the images.
+    reconstruction : Reconstruction
+        The attack's answer, which does not know them.
+    psnr : Tensor
+        (N,), in dB, of the reconstructions; the peak is the width of the pixels' range.
+    flat : Tensor
+        (N,), in dB: the PSNR of a flat image of the truth's mean grey, which shows nothing.
+    false : Tensor
+        (N,), bool: called unique and wrong (`rconv.lab.records.score`). There must be none.
+    """
+
+    source: str
+    dtype: str
+    truth: Tensor
+    reconstruction: Reconstruction
+    psnr: Tensor
+    flat: Tensor
+    false: Tensor
+
+    @property
+    def unique(self) -> Tensor:
+        """(N,), bool: the attack's own verdict, whether its image is the only one possible."""
+        return self.reconstruction.unique
+
+    @property
+    def share(self) -> tuple[float, float, float]:
+        """Share of images that are unique, and its 95 % interval for more images of their kind.
+
+        The interval of Clopper and Pearson (`rconv.lab.intervals`), each image a draw of its own:
+        the model is the one that is asked about.
+        """
+        unique = self.unique.int().tolist()
+        low, high = rate_interval(unique, [1] * len(unique))
+        return sum(unique) / len(unique), low, high
+
+    @property
+    def clear(self) -> int:
+        """Images that are shown at 40 dB (`rconv.lab.records.SHOWN`) or more, unique or not."""
+        return int((self.psnr >= SHOWN).sum())
+
+    @property
+    def layers(self) -> list[tuple[str, int, float, float, float, int]]:
+        """Per layer, head first, what `LAYER_COLUMNS` name.
+
+        Its name and unknowns; medians over the images of the directions that the equations leave
+        open, that signs close of them, and that are left; and for how many images some are left.
+        """
+        return [
+            (
+                r.name,
+                r.unknowns,
+                *(_median(values) for values in (r.unknowns - r.rank, r.signs, r.open)),
+                int((r.open > 0).sum()),
+            )
+            for r in self.reconstruction.layers
+        ]
+
+    @property
+    def verdict(self) -> str:
+        """The answer in one line, with the PSNR that is to be expected."""
+        won, others = self.psnr[self.unique], ~self.unique
+        text = f"{len(won)} of {len(self.psnr)} images reconstructed as the only ones possible"
+        if len(won):
+            text += f" ({_decibels(won)}, worst {float(won.min()):.0f})"
+        if others.any():
+            count = int(others.sum())
+            several = f"the other {count} are" if len(won) else "all are"
+            one = "the other is" if len(won) else "it is"
+            text += f"; {one if count == 1 else several} shown at {self._shown(others)}"
+        if self.false.any():
+            text += f"; {int(self.false.sum())} CALLED UNIQUE AND WRONG, which is a fault of rconv"
+        return text
+
+    def _shown(self, which: Tensor) -> str:
+        """How well the images are shown that are not unique."""
+        psnr, flat = self.psnr[which], self.flat[which]
+        best = f", best {float(psnr.max()):.0f}" if len(psnr) > 1 else ""
+        text = f"{_decibels(psnr)}{best} (flat image: {_decibels(flat)}"
+        seen = int((psnr - flat >= VISIBLE).sum())
+        if not seen:
+            return f"{text}; none has less than half its error): this attack shows next to nothing"
+        return f"{text}; {seen} with less than half its error): not unique is not private"
+
+    def beside(self, generic: str) -> str:
+        """Which says what, where the generic verdict and the trial differ; "" where they agree.
+
+        Parameters
+        ----------
+        generic : str
+            `rconv.audit.overall` of the same model.
+        """
+        if generic == TOO_LARGE:
+            return "The generic rank is too large to compute; the trial has made the attack."
+        if generic == NOT_UNIQUE and self.unique.any():
+            signs = any(int(r.signs[self.unique].max()) for r in self.reconstruction.layers)
+            reason = "signs close the rest" if signs else "more outputs are active than assumed"
+            return (
+                f"The two differ. '{generic}' is said by the generic rank, of the equations of the "
+                f"shapes. With these weights and images {reason}."
+            )
+        if generic == NOT_UNIQUE or self.unique.all():
+            return ""
+        first = int((~self.unique).nonzero()[0])
+        return (
+            f"The two differ. '{generic}' is said by the generic rank, of what the shapes allow at "
+            "best. With these weights and images it is not reached: the first that is not unique, "
+            f"image {first}: {self.reconstruction.doubts[first]}."
+        )
 
 
 def trial(
@@ -52,7 +182,7 @@ def trial(
     value_range : tuple of float
         Of the pixels, which the attacker knows.
     dtype : str, optional
-        In which the clients compute, a key of `rconv.lab.experiment.DTYPES`; float16 rounds
+        In which the clients compute, one of `rconv.lab.architectures.DTYPES`; float16 rounds
         float32 gradients. By default the model's own.
     loss : Callable, optional
         The clients' loss, of which the attacker is not told. By default cross-entropy, or the
@@ -87,7 +217,7 @@ def trial(
     truth = _checked(images, labels, network.input_shape, (low, high))
     gradients = per_sample_gradients(client, truth, labels, loss)
     if dtype is not None:
-        gradients = {name: g.to(DTYPES[dtype]) for name, g in gradients.items()}
+        gradients = {name: g.to(as_dtype(dtype)) for name, g in gradients.items()}
     found = attack(gradients, progress=progress)
     return _judged(source, gradients, truth.to(found.images.device), found, high - low)
 
@@ -104,7 +234,7 @@ def _judged(
         found,
         reached.nan_to_num(-math.inf, math.inf, -math.inf),
         psnr(flat(truth), truth, data_range=peak),
-        torch.tensor([r["false"] for r in judge(found, truth, {}, data_range=peak)]),
+        torch.tensor([r["false"] for r in score(found, truth, {}, data_range=peak)]),
     )
 
 
@@ -112,9 +242,8 @@ def _client(model: nn.Sequential, dtype: str | None) -> nn.Sequential:
     """The model in the dtype that the clients compute in, which the attacker sees as well."""
     if dtype is None:
         return model
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
-    return copy.deepcopy(model).to(torch.float64 if dtype == "float64" else torch.float32)
+    exact = as_dtype(dtype) == torch.float64
+    return copy.deepcopy(model).to(torch.float64 if exact else torch.float32)
 
 
 def _classes(model: nn.Sequential, images: Tensor) -> int:
@@ -143,3 +272,11 @@ def _checked(
             f"{value_range}: state that of the images, which the attack relies on"
         )
     return images.detach().double()
+
+
+def _median(values: Tensor) -> float:
+    return float(median(values.tolist()))
+
+
+def _decibels(values: Tensor) -> str:
+    return f"{_median(values):.0f} dB" if len(values) == 1 else f"median {_median(values):.0f} dB"

@@ -13,8 +13,6 @@ import scipy
 from scipy import sparse
 from tqdm import tqdm
 
-from rconv.linalg.cholesky import range_factor
-
 PROGRAM = 1e-9
 """Margin, in the unit of the unknown, up to which a program of HiGHS is exact."""
 
@@ -64,7 +62,7 @@ CONTRADICTS = 10.0
 """Times the noise that a negative margin may reach before the inequalities contradict each other:
 the noise is that of an average value, and that of a few values is ten times as large."""
 
-ACTIVE_STEPS, WORK = 500, 5e7
+ACTIVE_STEPS, WORK = 2_000, 5e9
 """Steps of least squares over x ≥ 0, and their square times the rows, at most: about a second."""
 
 UNBOUNDED = 3  # linprog's status
@@ -172,17 +170,15 @@ def forced_at(values: np.ndarray, directions: np.ndarray, noise: float) -> Force
     return Forced(active, left.shape[1], 0.0)
 
 
-def nonnegative(gram: np.ndarray, start: np.ndarray) -> np.ndarray | None:
-    """A point x ≥ 0 of the family that has AᵀA x = AᵀA start, or the nearest to it.
+def nonnegative(rows: np.ndarray, rhs: np.ndarray) -> np.ndarray | None:
+    """A point x ≥ 0 that fits the equations (m, n) best, with few positive entries, (n,).
 
-    Least squares by active sets (Lawson and Hanson) from AᵀA (n, n) and a start (n,): it has few
-    positive entries. None where that takes more than `ACTIVE_STEPS`.
+    Least squares by active sets (Lawson and Hanson). None where that takes more than
+    `ACTIVE_STEPS`.
     """
-    factor, order = range_factor(gram)
-    rows = factor[np.argsort(order)].T
     steps = min(ACTIVE_STEPS, int((WORK / max(len(rows), 1)) ** 0.5))
     try:
-        return scipy.optimize.nnls(rows, rows @ start, maxiter=steps)[0]
+        return scipy.optimize.nnls(rows, rhs, maxiter=steps)[0]
     except RuntimeError:
         return None
 

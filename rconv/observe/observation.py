@@ -1,14 +1,15 @@
 """What the attacker sees: the gradients that a client computes from its own images."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rconv.model.batchnorm import without_statistics
 from rconv.model.wrappers import tensor_of, unwrapped
-from rconv.observe.attention import differentiable_attention
 
 Gradients = Mapping[str, Tensor]
 """Parameter name → gradient, shaped as the parameter or with a leading axis N of images."""
@@ -158,7 +159,7 @@ def per_image(
     """
     # As torch.func.grad under vmap, which would import PyTorch's compiler, 4 s at the first call.
     copies = {name: p.expand(count, *p.shape).requires_grad_() for name, p in parameters.items()}
-    with differentiable_attention():
+    with _differentiable_attention():
         found = torch.autograd.grad(
             function(copies).sum(),
             list(copies.values()),
@@ -166,6 +167,22 @@ def per_image(
             materialize_grads=not reached,
         )
     return {name: own for name, own in zip(copies, found, strict=True) if own is not None}
+
+
+@contextlib.contextmanager
+def _differentiable_attention() -> Iterator[None]:
+    """Compute attention by plain matrix products, which have derivatives for every image.
+
+    The fast path of nn.MultiheadAttention has no derivative, and vmap hides from it that one is
+    wanted. The fused products have no rule for vmap.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def ordinary(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from string import Template
 from typing import Any
 
 from rconv.audit import HYBRID, NOT_UNIQUE, TOO_LARGE, Findings, weakest
-from rconv.lab.outcome import Trial
+from rconv.lab.trial import Trial
 
 HEADER = (
     "layer",

@@ -7,10 +7,9 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 
-from rconv.lab.cells import rate
+from rconv.lab.channels import SENT
 from rconv.lab.records import SUCCESS, Record, value
-from rconv.lab.sent import SENT
-from rconv.lab.success import INITIALISATIONS
+from rconv.lab.success_rates import INITIAL_WEIGHTS, rate
 from rconv.show.comparison_tables import STARTS, find
 from rconv.show.figures import BLUE, GREEN, INK, MAP_COLOURS, NOT_A_NUMBER, ORANGE, PAPER, TITLE
 
@@ -79,8 +78,8 @@ def show_shares(
 def show_sweep(ax: Axes, records: Sequence[Record], title: str | None = None) -> Axes:
     """Draw one layer's success and generic rank against its number of filters.
 
-    The records are those of `rconv.lab.sweep.sweep` for one layer. Points are shares of images,
-    lines shares of the unknowns, and each kind of constraints has a colour.
+    The records are those of `rconv.lab.underdetermined.sweep` for one layer. Points are shares of
+    images, lines shares of the unknowns, and each kind of constraints has a colour.
     """
     for number, kind in enumerate(dict.fromkeys(r["constraints"] for r in records)):
         own = [r for r in records if r["constraints"] == kind]
@@ -119,10 +118,10 @@ def show_progress(ax: Axes, records: Sequence[Record], title: str | None = None)
 def show_rates(ax: Axes, records: Sequence[Record], method: str, title: str | None = None) -> Axes:
     """Draw a method's rates against what is sent, with their intervals.
 
-    The records are cells of one network, made by `rconv.lab.success`. Each initialisation has a
-    colour and is shifted a little.
+    The records are cells of one network, made by `rconv.lab.success_rates`. Each initialisation
+    has a colour and is shifted a little.
     """
-    for number, start in enumerate(INITIALISATIONS):
+    for number, start in enumerate(INITIAL_WEIGHTS):
         cells = [(x, find(records, start, sent, method)) for x, sent in enumerate(SENT)]
         known = [(x, *rate(r)) for x, r in cells if r is not None and r["refusal"] is None]
         places = [x + 0.2 * (number - 1) for x, *_ in known]
@@ -142,7 +141,7 @@ def show_rates(ax: Axes, records: Sequence[Record], method: str, title: str | No
 def show_widths(ax: Axes, records: Sequence[Record]) -> Axes:
     """Draw the PSNR of every image against the filters, without the prior and with it.
 
-    The records are those of `rconv.lab.openings.openings`.
+    The records are those of `rconv.lab.underdetermined.underdetermined`.
     """
     open_ones = [r for r in records if not r["full_rank"]]
     closed = [r for r in records if r["full_rank"]]

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import inf, isfinite
 
-from rconv.lab import success
 from rconv.lab.architectures import ARCHITECTURES, CHOSEN, build
-from rconv.lab.cells import rate
+from rconv.lab.channels import SENT
 from rconv.lab.comparison import EXPLAINED
-from rconv.lab.entrants import METHODS
-from rconv.lab.medians import LEVEL, Median, clustered_median
+from rconv.lab.intervals import MEDIAN_LEVEL, Median, clustered_median
+from rconv.lab.methods import METHODS
 from rconv.lab.published import Cell, Judgement
 from rconv.lab.records import Record, value, won
-from rconv.lab.sent import SENT
+from rconv.lab.success_rates import INITIAL_WEIGHTS, VARIANTS, rate
 from rconv.show.tables import Table, decibel, grouped, median
 
 MISSING = "–"
@@ -88,14 +87,14 @@ ATTACKS = Table(
 )
 """One row per attack and dtype; a value that is not finite counts as the worst.
 
-PSNR is the median over the seeds of the model, with the interval of `rconv.lab.medians`; gain, SSIM
-and seconds are medians over the images.
+PSNR is the median over the seeds of the model, with the interval of `rconv.lab.intervals`; gain,
+SSIM and seconds are medians over the images.
 """
 
-# Initialisations: the cells of `rconv.lab.success`
+# Initialisations: the cells of `rconv.lab.success_rates`
 
 STARTS = {"uniform": "±0.5, the paper's", "default": "PyTorch's", "trained": "PyTorch's, trained"}
-"""`rconv.lab.success.INITIALISATIONS` as a page calls them."""
+"""`rconv.lab.success_rates.INITIAL_WEIGHTS` as a page calls them."""
 
 
 def find(records: Sequence[Record], start: str, sent: str, method: str) -> Record | None:
@@ -121,11 +120,11 @@ def _rate(method: str) -> Callable[[tuple], str]:
 
 
 RATES = Table(
-    lambda records: [(records, s, sent) for s in success.INITIALISATIONS for sent in SENT],
+    lambda records: [(records, s, sent) for s in INITIAL_WEIGHTS for sent in SENT],
     {
         "initialisation": lambda row: STARTS[row[1]],
         "sent": lambda row: row[2],
-        **{method: _rate(method) for method in success.METHODS},
+        **{method: _rate(method) for method in VARIANTS},
     },
 )
 """One row per initialisation and kind of message, a column per method.
@@ -168,7 +167,7 @@ IMAGE_QUALITY = Table(
 )
 """One row per cell that was measured. PSNR and gain are in decibels."""
 
-# Defences: the records of `rconv.lab.protection` and `rconv.lab.utility`
+# Defences: the records of `rconv.lab.protection`
 
 DEFENCE_NAMES = {
     "none": "none",
@@ -253,7 +252,7 @@ def _over_images(quality: str, spec: str) -> Callable[[Defended], str]:
 
     def cell(g: Defended) -> str:
         found = g.median(quality)
-        if found.level < LEVEL:
+        if found.level < MEDIAN_LEVEL:
             return format(found.value, spec)
         return f"{found.value:{spec}} ({found.low:{spec}} to {found.high:{spec}})"
 

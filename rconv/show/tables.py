@@ -7,9 +7,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rconv.lab import hunt
 from rconv.lab.intervals import rate_interval
-from rconv.lab.records import Record, open_directions, value, won
+from rconv.lab.records import FACTOR, Record, expected, open_directions, value, won
 from rconv.show.numbers import scientific
 
 Group = Any
@@ -218,7 +217,7 @@ SWEEP = Table(
         "auto: all images from": _fewest("auto", _succeeded),
     },
 )
-"""One row per layer of a `rconv.lab.sweep`: the filters it has, and the fewest that suffice."""
+"""One row per layer of `rconv.lab.underdetermined.sweep`: its filters, and the fewest needed."""
 
 RANKS = Table(
     lambda records: zip(*(r["layers"] for r in records), strict=True),
@@ -245,23 +244,23 @@ WIDTHS = Table(
         "images": len,
         "by equations": lambda own: sum(r["by_rank"] for r in own),
         "with signs": lambda own: sum(r["full_rank"] for r in own),
-        "open": lambda own: f"{statistics.median(r['open'] for r in own):.0f}",
+        "open": lambda own: f"{statistics.median(r['gap'] for r in own):.0f}",
         "flat (dB)": _psnr_with_worst("flat"),
         "minimum norm (dB)": _psnr_with_worst("least"),
         "prior (dB)": _psnr_with_worst("psnr"),
         "seconds": lambda own: f"{statistics.median(r['seconds'] for r in own):.1f}",
     },
 )
-"""One row per number of filters of `rconv.lab.openings`, the most first."""
+"""One row per number of filters of `rconv.lab.underdetermined`, the most first."""
 
 CALIBRATION = Table(
     lambda named: named.items(),
     {
         "images": lambda item: item[0],
         "cases": lambda item: len(item[1]),
-        "within a factor of 10": lambda item: sum(hunt.near(r) for r in item[1]),
+        "within a factor of 10": lambda item: sum(expected(r) for r in item[1]),
         "expected too little": lambda item: sum(
-            r["error"] > hunt.FACTOR * r["expected_error"] for r in item[1]
+            r["error"] > FACTOR * r["expected_error"] for r in item[1]
         ),
     },
 )

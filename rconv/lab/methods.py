@@ -5,15 +5,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from types import ModuleType
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 
 from rconv.attack.attack import Attack
-from rconv.baselines import dlg, idlg, inverting_gradients, rgap
-from rconv.baselines.result import Watch
+from rconv.baselines import dlg, inverting_gradients, rgap
+from rconv.baselines.matching import BaselineResult, Watch
 from rconv.lab.records import Record
 from rconv.observe.observation import Gradients
 
@@ -39,7 +38,7 @@ Answer = tuple[Tensor, int]
 
 
 @dataclass(frozen=True)
-class Entrant:
+class Method:
     """One attack on one model.
 
     Parameters
@@ -58,12 +57,12 @@ class Entrant:
     preparation: float = 0.0
 
 
-def enter(
+def prepared(
     method: str,
     model: nn.Sequential,
     shape: tuple[int, int, int],
     settings: Mapping[str, Record] | None = None,
-) -> Entrant:
+) -> Method:
     """Prepare one of `METHODS` on a model.
 
     Parameters
@@ -88,11 +87,12 @@ def enter(
     if method in (PAPER, AUTO):
         return _ours(model, shape, "paper" if method == PAPER else "auto")
     if method == RGAP:
-        return _baseline(rgap, model, shape, {}, watched=False, told=True)
+        return _baseline(rgap.attack, model, shape, {}, watched=False, told=True)
     _load_optimisers()
     if method == INVERTING:
-        return _baseline(inverting_gradients, model, shape, {**SMOOTH, **own}, told=True)
-    return _baseline(dlg if method == DLG else idlg, model, shape, {**DESCENT, **own})
+        return _baseline(inverting_gradients.attack, model, shape, {**SMOOTH, **own}, told=True)
+    attack = partial(dlg.attack, read_label=method == IDLG)
+    return _baseline(attack, model, shape, {**DESCENT, **own})
 
 
 @cache
@@ -105,35 +105,35 @@ def _load_optimisers() -> None:
         step.step(lambda x=x: (x * x).sum())
 
 
-def _ours(model: nn.Sequential, shape: tuple[int, int, int], constraints: str) -> Entrant:
+def _ours(model: nn.Sequential, shape: tuple[int, int, int], constraints: str) -> Method:
     start = time.process_time()
-    prepared = Attack(model, shape, constraints=constraints, loss="cross-entropy")
+    own = Attack(model, shape, constraints=constraints, loss="cross-entropy")
     preparation = time.process_time() - start
 
     def attack(gradients: Gradients, label: Tensor, watch: Watch) -> Answer:
-        found = prepared(gradients)
+        found = own(gradients)
         return found.images, int(found.labels[0])
 
-    return Entrant(attack, {"constraints": constraints}, preparation)
+    return Method(attack, {"constraints": constraints}, preparation)
 
 
 def _baseline(
-    module: ModuleType,
+    run: Callable[..., BaselineResult],
     model: nn.Sequential,
     shape: tuple[int, int, int],
     settings: Record,
     *,
     watched: bool = True,
     told: bool = False,
-) -> Entrant:
+) -> Method:
     def attack(gradients: Gradients, label: Tensor, watch: Watch) -> Answer:
         known = {"labels": label} if told else {}
         seen = {"watch": watch} if watched else {}
         with convolutions_for(model):
-            found = module.attack(model, gradients, shape, **settings, **known, **seen)
+            found = run(model, gradients, shape, **settings, **known, **seen)
         return found.images, int(found.labels[0])
 
-    return Entrant(attack, settings)
+    return Method(attack, settings)
 
 
 @contextmanager

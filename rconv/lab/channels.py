@@ -1,0 +1,330 @@
+"""What clients send: gradients and weights as they are, rounded, disturbed, averaged or summed.
+
+A `Client` makes it from the shared model, one image per client and the labels.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from rconv.attack.attack import Attack
+from rconv.attack.report import Reconstruction
+from rconv.data.datasets import Images
+from rconv.lab.experiment import client_gradients
+from rconv.linalg.solution import root_mean_square
+from rconv.observe.noise import Noise
+from rconv.observe.observation import Gradients, Loss, per_sample_gradients
+from rconv.observe.update import gradients_from_update
+
+RATES = (0.1, 0.01, 0.001)
+"""Learning rates of the clients that send weights: what people use for plain SGD."""
+
+SENT = ("float64", "float32", *(f"weights, rate {rate:g}" for rate in RATES))
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a server receives of N clients, and what is right.
+
+    Parameters
+    ----------
+    model : Module
+        The shared model, in the dtype of the clients.
+    gradients : mapping of str to Tensor
+        Parameter name → `(client N, *parameter shape)`.
+    noise : Noise, optional
+        What is known of their errors; by default their rounding.
+    truths : tuple of Tensor
+        Images (N, C, H, W): an answer that is one of them is right.
+    """
+
+    model: nn.Module
+    gradients: Gradients
+    noise: Noise | None = None
+    truths: tuple[Tensor, ...] = ()
+
+    def first(self, count: int) -> "Sent":
+        """What the first clients send."""
+        gradients = {name: g[:count] for name, g in self.gradients.items()}
+        noise = None if self.noise is None else self.noise.select(slice(count), self.gradients)
+        truths = tuple(images[:count] for images in self.truths)
+        return replace(self, gradients=gradients, noise=noise, truths=truths)
+
+    def attacked(
+        self, input_shape: tuple[int, int, int], constraints: str = "auto", *, signs: bool = True
+    ) -> Reconstruction:
+        """R-CONV on what is sent, for cross-entropy, with the noise where it is known."""
+        options = {"constraints": constraints, "signs": signs, "loss": "cross-entropy"}
+        return Attack(self.model, input_shape, **options)(self.gradients, noise=self.noise)
+
+
+Client = Callable[[nn.Module, Tensor, Tensor], Sent]
+"""(model, images (N, C, H, W), labels) → what is sent."""
+
+
+def observe(model: nn.Sequential, architecture: str, truth: Images) -> dict[str, Sent]:
+    """What the same step reveals in each of the ways of `SENT`.
+
+    Parameters
+    ----------
+    model : Sequential
+        The shared model, float64; for all ways but the first it is rounded to float32.
+    architecture : str
+        Decides the clients' loss.
+    truth : Images
+        One image per client.
+
+    Returns
+    -------
+    dict of str to Sent
+        A key for each of `SENT`.
+    """
+    single = copy.deepcopy(model).float()
+    gradients = client_gradients(single, architecture, truth, "float32")
+    before = {name: parameter.detach() for name, parameter in single.named_parameters()}
+    seen = [
+        Sent(model, client_gradients(model, architecture, truth)),
+        Sent(single, gradients),
+    ]
+    for rate in RATES:
+        after = sgd_step(single, gradients, rate)
+        seen.append(Sent(single, *gradients_from_update(before, after, rate)))
+    return dict(zip(SENT, seen, strict=True))
+
+
+def sgd_step(model: nn.Module, gradients: Mapping[str, Tensor], rate: float) -> dict[str, Tensor]:
+    """Weights of N clients after one step of plain SGD each: no momentum, no weight decay.
+
+    Parameters
+    ----------
+    model : Module
+        The shared model, float32.
+    gradients : mapping of str to Tensor
+        Parameter name → `(client N, *parameter shape)`, float32.
+    rate : float
+        The learning rate η, positive.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Parameter name → `(client N, *parameter shape)`, float32: what each client sends. As
+        `torch.optim.SGD` computes it, to the last bit.
+
+    Raises
+    ------
+    ValueError
+        If the rate is not positive, or weights or gradients are not float32.
+    """
+    if not 0 < rate < float("inf"):
+        raise ValueError(f"the learning rate is {rate}: it must be positive and finite")
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    for what, tensors in (("model", weights), ("gradients", gradients)):
+        for name, tensor in tensors.items():
+            if tensor.dtype != torch.float32:
+                raise ValueError(
+                    f"{name} of the {what} is {tensor.dtype}: clients that send 32-bit weights "
+                    "compute in float32; share model.float()"
+                )
+    return {name: torch.add(w, gradients[name], alpha=-rate) for name, w in weights.items()}
+
+
+def several_steps(
+    count: int, rate: float, dtype: torch.dtype = torch.float32, *, weights: bool = False
+) -> Client:
+    """Clients that make several steps of SGD on one image each, and send their sum.
+
+    Parameters
+    ----------
+    count : int
+        Steps.
+    rate : float
+        The learning rate.
+    dtype : torch.dtype
+        In which the client computes: float64 or float32.
+    weights : bool
+        Send the new weights instead, from which the attacker computes the gradients.
+
+    Returns
+    -------
+    Client
+    """
+
+    def send(model: nn.Module, images: Tensor, labels: Tensor) -> Sent:
+        shared = copy.deepcopy(model).to(dtype)
+        before = {name: p.detach() for name, p in shared.named_parameters()}
+        runs = [_run(shared, *one, count, rate) for one in zip(images, labels, strict=True)]
+        sums, after = ({n: torch.stack([own[n] for own in part]) for n in before}
+                       for part in zip(*runs, strict=True))  # fmt: skip
+        if weights:
+            return Sent(shared, *gradients_from_update(before, after, rate), (images,))
+        return Sent(shared, sums, None, (images,))
+
+    return send
+
+
+def _run(
+    model: nn.Module, image: Tensor, label: Tensor, count: int, rate: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Sum of the gradients of one client's steps, and its weights after them."""
+    model = copy.deepcopy(model)
+    after = {name: p.detach() for name, p in model.named_parameters()}
+    sums = {name: torch.zeros_like(p) for name, p in after.items()}
+    for _ in range(count):
+        step = per_sample_gradients(model, image[None], label[None])
+        for name, parameter in after.items():  # shares its memory with the model's
+            sums[name] += step[name][0]
+            parameter -= rate * step[name][0]
+    return sums, after
+
+
+def pair(
+    other: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float64, *, same: bool = True
+) -> Client:
+    """Clients that average the gradients of an image and of another one that is similar.
+
+    Parameters
+    ----------
+    other : callable
+        Makes the other image: `shifted`, `brighter` or `grainy`.
+    dtype : torch.dtype
+        Of what is sent; all but float64 are rounded from float32.
+    same : bool
+        Whether both have the same label.
+
+    Returns
+    -------
+    Client
+    """
+
+    def send(model: nn.Module, images: Tensor, labels: Tensor) -> Sent:
+        shared = model if dtype == torch.float64 else copy.deepcopy(model).float()
+        second = other(images)
+        with torch.no_grad():
+            classes = max(2, shared(images.to(next(shared.parameters()))).shape[1])
+        one = per_sample_gradients(shared, images, labels)
+        labels = labels if same else (labels + 1) % classes
+        two = per_sample_gradients(shared, second, labels)
+        mean = {name: ((g + two[name]) / 2).to(dtype) for name, g in one.items()}
+        return Sent(shared, mean, None, (images, second))
+
+    return send
+
+
+def shifted(images: Tensor) -> Tensor:
+    """The images one column further to the right, the last column first."""
+    return images.roll(1, 3)
+
+
+def brighter(images: Tensor) -> Tensor:
+    """The images 20 % brighter, at most 1."""
+    return (1.2 * images).clamp(max=1)
+
+
+def grainy(images: Tensor) -> Tensor:
+    """The images with Gaussian noise of 0.1, within [0, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(images.shape, generator=generator, dtype=torch.float64).to(images)
+    return (images + 0.1 * noise).clamp(0, 1)
+
+
+def computed(dtype: torch.dtype) -> Client:
+    """Clients that compute in a dtype; for float16 and bfloat16, rounded float32 gradients.
+
+    The attacker keeps the model as it is: the rounding of its weights is undeclared noise.
+    """
+
+    def send(model: nn.Module, images: Tensor, labels: Tensor) -> Sent:
+        precise = dtype == torch.float64
+        gradients = per_sample_gradients(
+            model if precise else copy.deepcopy(model).float(), images, labels
+        )
+        return Sent(model, {n: g.to(dtype) for n, g in gradients.items()}, None, (images,))
+
+    return send
+
+
+def disturbed(
+    change: Callable[[Gradients, nn.Module], Gradients], loss: Loss | None = None
+) -> Client:
+    """Clients whose gradients are changed before they are sent, which the attacker is not told.
+
+    Parameters
+    ----------
+    change : callable
+        (gradients, model) → what is sent instead.
+    loss : Callable, optional
+        The clients' loss, where the attacker expects cross-entropy.
+
+    Returns
+    -------
+    Client
+    """
+
+    def send(model: nn.Module, images: Tensor, labels: Tensor) -> Sent:
+        gradients = per_sample_gradients(model, images, labels, loss)
+        return Sent(model, change(gradients, model), None, (images,))
+
+    return send
+
+
+def averaged(model: nn.Module, images: Tensor, labels: Tensor) -> Sent:
+    """Each client averages its own image with the next one's: that of either is right."""
+    gradients = per_sample_gradients(model, images, labels)
+    mean = {name: (g + g.roll(1, 0)) / 2 for name, g in gradients.items()}
+    return Sent(model, mean, None, (images, images.roll(1, 0)))
+
+
+def noisy(gradients: Gradients, model: nn.Module) -> Gradients:
+    """Gaussian noise of 1e-6 of each parameter's root mean square."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: g
+        + 1e-6
+        * root_mean_square(g).reshape(-1, *[1] * (g.dim() - 1))
+        * torch.randn(g.shape, generator=generator, dtype=g.dtype)
+        for name, g in gradients.items()
+    }
+
+
+def decayed(gradients: Gradients, model: nn.Module) -> Gradients:
+    """A weight decay of 1e-7 inside the gradients."""
+    parameters = dict(model.named_parameters())
+    return {name: g + 1e-7 * parameters[name].detach() for name, g in gradients.items()}
+
+
+def first_zeroed(gradients: Gradients, model: nn.Module) -> Gradients:
+    """The first convolution's weight gradient is left out."""
+    first = next(iter(gradients))
+    return {name: g * 0 if name == first else g for name, g in gradients.items()}
+
+
+def partly_zeroed(gradients: Gradients, model: nn.Module) -> Gradients:
+    """One entry in twenty is replaced by zero."""
+    generator = torch.Generator().manual_seed(0)
+    return {n: g * (torch.rand(g.shape, generator=generator) > 0.05) for n, g in gradients.items()}
+
+
+def clipped(gradients: Gradients, model: nn.Module) -> Gradients:
+    """Every parameter's gradient is cut to the norm 0.1, on its own."""
+    return {
+        name: g * (0.1 / g.flatten(1).norm(dim=1)).clamp(max=1.0).reshape(-1, *[1] * (g.dim() - 1))
+        for name, g in gradients.items()
+    }
+
+
+def signs(gradients: Gradients, model: nn.Module) -> Gradients:
+    """Only the signs are sent."""
+    return {name: g.sign() for name, g in gradients.items()}
+
+
+def unchanged(gradients: Gradients, model: nn.Module) -> Gradients:
+    """The gradients as they are."""
+    return gradients
+
+
+def squared_error(logits: Tensor, target: Tensor) -> Tensor:
+    """A loss that is not cross-entropy."""
+    return (logits.squeeze() - target.squeeze()).square().sum()
