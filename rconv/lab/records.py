@@ -106,7 +106,7 @@ def _judged(found: Reconstruction, truth: Tensor | None, data_range: float) -> l
             "full_rank": bool(found.full_rank[i]),
             "gap": int(found.gap[i]),
             "unique": bool(found.unique[i]),
-            "doubt": found.doubts[i],
+            "doubt": found.diagnostics[i],
         }
         for i in range(len(found.images))
     ]
