@@ -401,7 +401,7 @@ def test_twins_of_two_classes_explain_the_gradients_equally():
     narrow = Attack(model, (1, 8, 8), loss="cross-entropy")(gradients)
     assert narrow.unique.all()  # the mirror image has no pixels in [0, 1]
     silent = Attack(model, (1, 8, 8))(gradients)
-    assert not silent.unique.any() and all("logistic" in doubt for doubt in silent.doubts)
+    assert not silent.unique.any() and all("logistic" in doubt for doubt in silent.diagnostics)
     wide = Attack(model, (1, 8, 8), loss="cross-entropy", value_range=(-9.0, 9.0))(gradients)
     assert (wide.twins > 0).all() and not wide.unique.any()
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from rconv import Attack, UnsupportedModelError
 from rconv.attack.batch_head import disaggregate
-from rconv.attack.labels import label_counts
+from rconv.attack.label_inference import label_counts
 from rconv.data.datasets import load
 from rconv.equations.conv_system import conv_system
 from rconv.lab.metrics import matched
@@ -147,7 +147,7 @@ def test_all_images_of_a_batch_come_back(activation, reduction, batch, why):
     assert (error < 5 * result.expected_error[order]).all()
     assert torch.equal(result.labels[order], labels)
     assert result.gradient_residual.max() < 1e-12
-    assert result.doubts == ("",) * 3
+    assert result.diagnostics == ("",) * 3
 
 
 @pytest.mark.parametrize("dtype, bar", [(torch.float64, 1e-10), (torch.float32, 1e-2)], ids=str)
@@ -201,7 +201,7 @@ def test_noise_of_a_batch_that_was_not_declared_is_revealed(head):
     error = relative_error(result.images[matched(result.images, x)], x)
     assert level / 10 < error < 5 * result.expected_error.max() < 100 * level
     assert (result.revealed_noise > level / 3).all() and (result.revealed_noise < 3 * level).all()
-    assert all("not told" in doubt for doubt in result.doubts)
+    assert all("not told" in doubt for doubt in result.diagnostics)
 
 
 def twice(x, labels):
@@ -224,7 +224,7 @@ def test_what_is_not_told_apart_says_so(change, batch, reason):
     result = Attack(model, SHAPE)(averaged(model, x, labels), batch=batch)
     assert not result.unique.any()
     assert not result.full_rank.any()
-    assert all(reason in doubt for doubt in result.doubts)
+    assert all(reason in doubt for doubt in result.diagnostics)
 
 
 def test_refusals_come_before_the_work():

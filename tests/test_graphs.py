@@ -256,7 +256,7 @@ def test_a_block_of_every_kind_is_passed(kind, activation, normed):
     model = seeded(lambda: Branched(kind, activation, normed=normed, bias=not normed))
     x = uniform(2, 1, 8, 8)
     result = Attack(model, (1, 8, 8))(observe(model, x))
-    assert result.unique.all(), result.doubts
+    assert result.unique.all(), result.diagnostics
     assert relative_error(result.images, x) < 1e-9
     assert (result.gradient_residual < 1e-12).all()
 
@@ -266,7 +266,7 @@ def test_a_shortcut_of_one_pixel_and_stride_two(kind):
     model = seeded(lambda: Branched(kind, stride=2))
     x = uniform(2, 1, 8, 8)
     result = Attack(model, (1, 8, 8))(observe(model, x))
-    assert result.unique.all(), result.doubts
+    assert result.unique.all(), result.diagnostics
     assert relative_error(result.images, x) < 1e-9
     named = [layer.name for layer in result.layers]
     if kind == "residual":
@@ -345,7 +345,7 @@ def test_of_two_accounts_the_better_one_counts_at_each_position():
     both = rough.or_better(fine)
     assert torch.equal(both.value, torch.where(some > 0, value, value + 1e-3))
     expected = torch.where(some > 0, 1e-6, 1e-3).double()  # weighted by a thousand at most
-    torch.testing.assert_close(both.deviation(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(both.entry_std(), expected, rtol=1e-6, atol=0)
 
 
 def test_an_affine_map_is_undone_with_its_error():
@@ -354,7 +354,7 @@ def test_an_affine_map_is_undone_with_its_error():
     y = x * scale[:, None, None] + shift[:, None, None]
     told = Estimate.whole(y, torch.full((2, 3), 1e-3).double()).undone(scale, shift)
     torch.testing.assert_close(told.value[:, :2], x[:, :2])
-    assert told.deviation()[0, :, 0, 0].tolist() == pytest.approx([5e-4, 2e-3, torch.inf])
+    assert told.entry_std()[0, :, 0, 0].tolist() == pytest.approx([5e-4, 2e-3, torch.inf])
 
 
 def test_a_sum_less_one_term_is_the_other():
@@ -442,5 +442,5 @@ class ResNet(nn.Module):
 def test_a_residual_network_of_usual_width(dtype):
     model, x = seeded(ResNet).to(dtype), uniform(1, 3, 32, 32)
     result = Attack(model, (3, 32, 32))(observe(model, x.to(dtype)))
-    assert result.unique.all(), result.doubts
+    assert result.unique.all(), result.diagnostics
     assert relative_error(result.images, x) < (1e-9 if dtype == torch.float64 else 1e-4)

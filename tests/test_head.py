@@ -11,7 +11,7 @@ from small import SEEDS, normal, relative_error, uniform
 
 from rconv.attack import head as scale
 from rconv.attack.head import head_input, rank_one
-from rconv.model.ends import Head
+from rconv.model.heads import Head
 from rconv.observe.noise import Noise
 
 

@@ -65,15 +65,15 @@ def test_what_is_short_of_rank_is_not_called_unique(few, filters):
     attack, sent = Attack(model, SHAPE), observe(model, images)
     found = attack(sent)
     assert not found.full_rank.any() and not found.unique.any()
-    assert "rank" in found.doubts[0]
+    assert "rank" in found.diagnostics[0]
     with pytest.raises(ShortRankError):
         attack(sent, strict=True)
 
 
 def test_a_large_layer_that_is_open_says_that_signs_were_not_tried(few, monkeypatch):
-    monkeypatch.setattr("rconv.attack.doubts.MAX_UNKNOWNS", 10)
+    monkeypatch.setattr("rconv.attack.diagnostics.MAX_UNKNOWNS", 10)
     found = Attack(network(nn.ReLU, filters=(1, 10)), SHAPE)
-    assert "too large for signs" in found(observe(found.model, uniform(1, *SHAPE))).doubts[0]
+    assert "too large for signs" in found(observe(found.model, uniform(1, *SHAPE))).diagnostics[0]
 
 
 def singular(columns, filters=8, seed=0):

@@ -12,8 +12,8 @@ from rconv.attack.report import ShortRankError
 from rconv.lab.hunt import judge, near
 from rconv.lab.metrics import psnr
 from rconv.model.batchnorm import without_statistics
+from rconv.model.cotangent_subspace import cotangent_subspace
 from rconv.model.nodes import UnsupportedModelError
-from rconv.model.reach import reach
 from rconv.observe.noise import Noise
 
 SHAPE = (1, 8, 8)
@@ -84,7 +84,7 @@ def test_the_image_comes_back_from_below_what_is_not_read(top, dtype):
     before = {name: value.clone() for name, value in client.state_dict().items()}
     result = Attack(client, SHAPE)(observe(client, images))
     assert result.layers[0].name == "4" and result.layers[1].constraints == ("span",) * 2
-    assert result.unique.all() and result.doubts == ("", "")
+    assert result.unique.all() and result.diagnostics == ("", "")
     least = 200 if dtype is torch.float64 else 80
     assert psnr(result.images, images, data_range=1.0).min() > least
     assert not any(record["false"] for record in judge(result, images, {}))
@@ -140,7 +140,7 @@ def test_without_a_bias_the_layer_below_tells_the_factor(below, unique):
     result = Attack(client, SHAPE)(observe(client, images))
     assert bool(result.unique) is unique and int(result.gap) == int(not unique)
     if not unique:
-        assert "nothing tells the factor" in result.doubts[0]
+        assert "nothing tells the factor" in result.diagnostics[0]
 
 
 def test_what_an_image_does_not_reach_is_named_with_rank_and_need():
@@ -148,7 +148,7 @@ def test_what_an_image_does_not_reach_is_named_with_rank_and_need():
     client = model(*TOPS["global average pooling"](), activation=nn.Tanh)
     client[4].bias.data.fill_(10.0)  # no ReLU is ever silent: Ō is the same at all positions
     result = Attack(client, SHAPE)(sent := observe(client, uniform(1, *SHAPE)))
-    assert not result.unique and result.doubts == ("4 has rank 1, and 16 is needed",)
+    assert not result.unique and result.diagnostics == ("4 has rank 1, and 16 is needed",)
     with pytest.raises(ShortRankError, match="4: span constraints give rank 1 of 16"):
         Attack(client, SHAPE)(sent, strict=True)
 
@@ -192,8 +192,8 @@ def test_noise_is_expected_and_called_by_its_size():
 def test_reach_knows_what_can_arrive():
     torch.manual_seed(0)
     norm = without_statistics(model(*TOPS["BatchNorm in train mode"]()))
-    q = reach(norm, ["4"], SHAPE)["4"]
+    q = cotangent_subspace(norm, ["4"], SHAPE)["4"]
     assert q.shape == (16, 15) and q.sum(dim=0).norm() < 1e-12
     passed_over = model(nn.ReLU(), nn.MaxPool2d(3), *linear(WIDE))
-    q = reach(passed_over, ["4"], SHAPE)["4"]
+    q = cotangent_subspace(passed_over, ["4"], SHAPE)["4"]
     assert q.shape == (16, 9) and q.reshape(4, 4, 9)[3].norm() < 1e-12

@@ -15,8 +15,8 @@ from rconv.attack.map_problem import ConvData, MapProblem
 from rconv.attack.plan import LayerPlan
 from rconv.equations.conv_gradient import gradient_matrix
 from rconv.model.activations import from_module
-from rconv.model.ends import Head
 from rconv.model.geometry import Geometry, Stage
+from rconv.model.heads import Head
 from rconv.observe.noise import Noise, Observed
 
 pytestmark = pytest.mark.arithmetic

@@ -34,7 +34,7 @@ def result(*layers, twins=None, **known):
         "excess": zeros[:, None],
         "growth": zeros,
         "assumed": twins < 0,
-        "doubts": ("", "a", "b")[:n],
+        "diagnostics": ("", "a", "b")[:n],
         **known,
     }
     return Reconstruction(images, layers, torch.arange(n), twins=twins, **told)
@@ -104,7 +104,7 @@ def test_selection_and_joining_are_inverse():
     found = result(HEAD, report("conv", 10, [10, 8, 7]), twins=[0, 1, 2])
     parts = [found.select(torch.tensor([i])) for i in range(3)]
     joined = Reconstruction.concatenate(parts)
-    assert joined.doubts == found.doubts == ("", "a", "b")
+    assert joined.diagnostics == found.diagnostics == ("", "a", "b")
     for name in ("images", "labels", "gradient_residual", "expected_error", "twins"):
         assert torch.equal(getattr(joined, name), getattr(found, name))
     for own, layer in zip(joined.layers, found.layers, strict=True):

@@ -27,7 +27,7 @@ from rconv.lab.architectures import build
 from rconv.linalg import inequalities as signs
 from rconv.linalg.cholesky import null_space
 from rconv.linalg.dense import solve_dense
-from rconv.linalg.inequalities import Forced, extremes
+from rconv.linalg.inequalities import Forced, tightened_bounds
 from rconv.model.activations import from_module
 from rconv.model.geometry import Geometry, Stage
 
@@ -86,7 +86,7 @@ def test_extremes_are_those_of_two_programs_over_all_unknowns(drawn):
     """Here in the open directions, there in the unknowns with the equations as they are."""
     matrix, x = drawn
     basis = null_space(matrix.T @ matrix)
-    low, high = extremes(x, basis, np.r_[x, 50 - x], np.r_[basis, -basis], (0.0, 50.0))
+    low, high = tightened_bounds(x, basis, np.r_[x, 50 - x], np.r_[basis, -basis], (0.0, 50.0))
     np.testing.assert_allclose(np.c_[low, high], intervals(matrix, x), atol=1e-5)
 
 
@@ -101,10 +101,11 @@ def test_a_null_space_has_every_open_direction(drawn):
 
 def test_extremes_without_an_end_are_infinite_and_without_a_point_none():
     basis, x = np.array([[1.0], [1.0], [0.0]]) / 2**0.5, np.array([1.0, 3.0, 2.0])
-    low, high = extremes(x, basis, x, basis, (0.0, np.inf))
+    low, high = tightened_bounds(x, basis, x, basis, (0.0, np.inf))
     np.testing.assert_allclose(low, [0, 2, 2])
     np.testing.assert_allclose(high, [np.inf, np.inf, 2])
-    assert extremes(x, basis, np.full(2, -1.0), np.r_[basis[:1], -basis[:1]], (0, 1)) is None
+    values, slopes = np.full(2, -1.0), np.r_[basis[:1], -basis[:1]]
+    assert tightened_bounds(x, basis, values, slopes, (0, 1)) is None
 
 
 def test_nothing_is_forced_where_there_is_room_and_contradictions_show():
@@ -153,7 +154,7 @@ def test_rows_that_enter_as_needed_give_the_program_of_all(seed, columns, rows):
     rng = np.random.default_rng(seed)
     directions = rng.standard_normal((rows, columns))
     values = rng.uniform(-0.2, 1, rows)
-    t, weights, _ = signs.deepest(values, directions)
+    t, weights, _ = signs.chebyshev_center(values, directions)
     whole = linprog(
         np.r_[np.zeros(columns), -1.0],
         A_ub=np.c_[-directions, np.ones(rows)],
@@ -170,7 +171,7 @@ def test_a_program_that_fails_is_tried_again_with_another_method(monkeypatch):
     """HiGHS fails on some degenerate programs with small tolerances, and not with its own."""
     rng = np.random.default_rng(0)
     directions, values = rng.standard_normal((40, 3)), rng.uniform(-0.2, 1, 40)
-    whole = signs.deepest(values, directions)
+    whole = signs.chebyshev_center(values, directions)
     calls, solve = [], signs.scipy.optimize.linprog
 
     def fails_at_first(*arguments, **options):
@@ -181,7 +182,7 @@ def test_a_program_that_fails_is_tried_again_with_another_method(monkeypatch):
         return found
 
     monkeypatch.setattr(signs.scipy.optimize, "linprog", fails_at_first)
-    again = signs.deepest(values, directions)
+    again = signs.chebyshev_center(values, directions)
     assert calls[:3] == [method for method, _ in signs.ATTEMPTS]
     assert again[0] == pytest.approx(whole[0], abs=1e-7)
     assert again[1] @ values == pytest.approx(again[0], abs=1e-12), "proved by its own weights"

@@ -8,7 +8,7 @@ from small import SEEDS, normal, relative_error
 
 from rconv.attack.span_entry import _ConvGradients as Own
 from rconv.attack.span_entry import enter
-from rconv.equations.spans import Spans, preserved, row_space
+from rconv.equations.spans import Spans, fixed_space, row_space
 from rconv.equations.windows import window_index
 from rconv.model.geometry import Geometry
 
@@ -72,7 +72,7 @@ def test_the_family_has_the_dimension_of_the_equations_null_space(geometry, tied
 def test_map_and_derivative_come_back_with_the_error_that_is_expected(tied, single, seed):
     m = 16 - tied
     spans, x = Spans(SQUARE, orthonormal(16, m, seed)), normal(4, 4, 4, seed=seed)
-    o = normal(20, m, seed=seed + 1) @ spans.reach.mT
+    o = normal(20, m, seed=seed + 1) @ spans.subspace.mT
     spread = 1e-7 if single else 1e-15
     g = o @ unfolded(SQUARE, x)
     g = g + spread * normal(*g.shape, seed=seed + 2)
@@ -106,7 +106,7 @@ def test_noise_that_was_not_told_is_seen_beside_the_span():
 def test_sums_that_vanish_tell_no_factor():
     reach = torch.eye(16, dtype=torch.float64) - 1 / 16
     spans = Spans(SQUARE, torch.linalg.svd(reach)[0][:, :15])
-    x, o = normal(4, 4, 4), normal(20, 15) @ spans.reach.mT
+    x, o = normal(4, 4, 4), normal(20, 15) @ spans.subspace.mT
     noise = o.new_tensor(1e-15)
     own = Own((o @ unfolded(SQUARE, x)).reshape(20, 4, 9), noise, o.sum(dim=1), noise)
     found = enter(spans, own)
@@ -130,6 +130,6 @@ def test_which_shapes_determine_their_input(kernel, stride, padding, dimension):
 def test_what_is_preserved_by_two_constructions():
     q = orthonormal(50, 50, 3)
     values = torch.cat([q.new_ones(3), torch.linspace(0.999, 0, 47, dtype=torch.float64)])
-    losses, vectors = preserved(q * values @ q.mT, most=6)
+    losses, vectors = fixed_space(q * values @ q.mT, most=6)
     assert (losses - (1 - values[:6]))[:4].abs().max() < 1e-9 and losses[4] > 1e-2
     assert (vectors[:, :3] - q[:, :3] @ (q[:, :3].mT @ vectors[:, :3])).norm() < 1e-12

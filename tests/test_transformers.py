@@ -63,7 +63,7 @@ def test_as_many_patches_as_dimensions_are_too_many():
     model, images = seeded(lambda: TokenFirst(width=16)), uniform(1, *SHAPE)
     found = Attack(model, SHAPE)(observe(model, images))
     assert found.layers[1].rank.tolist() == [15 * 48] and not found.unique.any()
-    assert found.doubts == ("patch_embed.proj has rank 720 of 768",)
+    assert found.diagnostics == ("patch_embed.proj has rank 720 of 768",)
     with pytest.raises(
         ShortRankError, match=r"patch_embed\.proj: gradient constraints .*720 of 768"
     ):
@@ -106,7 +106,7 @@ def test_zero_gradients_tell_nothing():
     found = Attack(model, SHAPE)(
         {name: torch.zeros_like(p) for name, p in model.named_parameters()}
     )
-    assert found.doubts == ("the gradients are zero: this step tells nothing",)
+    assert found.diagnostics == ("the gradients are zero: this step tells nothing",)
     assert not found.unique
 
 

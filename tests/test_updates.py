@@ -53,7 +53,7 @@ def test_every_entrys_error_is_within_its_deviation(client, rate):
     for name, g in gradients.items():
         error = (read[name] - g.double()).abs()
         # The client rounds rate × g once more before it adds, by 2^-24 of it.
-        spread = noise.deviation(name, read[name])
+        spread = noise.entry_std(name, read[name])
         allowed = math.sqrt(3) * spread * (1 + 1e-6) + 2**-23 * g.abs()
         assert (error <= allowed).all(), name
         errors.append((error / spread).flatten())
@@ -67,7 +67,8 @@ def test_a_tenth_of_the_rate_loses_ten_times_as_much(client):
     for rate in RATES:
         sent = sgd_step(model, gradients, rate)
         read, noise = gradients_from_update(before(model), sent, rate)
-        found.append(noise.level("conv2.weight", read["conv2.weight"], torch.ones(2).double()))
+        one, name = torch.ones(2).double(), "conv2.weight"
+        found.append(noise.relative_std(name, read[name], one))
     for coarse, fine in zip(found[1:], found, strict=False):
         assert torch.allclose(coarse / fine, torch.full((2,), 10.0).double(), rtol=0.05)
 
@@ -90,7 +91,7 @@ def test_a_parameter_that_has_not_moved_tells_nothing():
     gradient = {"weight": torch.full((1, 2, 2), 1e-20), "bias": torch.ones(1, 2)}
     read, noise = gradients_from_update(before(model), sgd_step(model, gradient, 1e-3), 1e-3)
     assert not read["weight"].any()
-    assert (noise.deviation("weight", read["weight"]) > 0).all()
+    assert (noise.entry_std("weight", read["weight"]) > 0).all()
 
 
 def test_half_the_spacing_is_numpys():
@@ -153,7 +154,7 @@ def test_the_first_step_of_sgd_is_undone_within_the_noise(settings, dtype):
         sent = stepped(model, gradients, torch.optim.SGD, rate, **settings)
         read, noise = gradients_from_update(model.state_dict(), sent, rate, **told)
         for name, g in gradients.items():
-            spread = noise.deviation(name, read[name][None])[0]
+            spread = noise.entry_std(name, read[name][None])[0]
             ratio = ((read[name] - g.double()).abs() / spread).flatten()
             assert ratio.max() < 6, name
             ratios.append(ratio)
@@ -166,7 +167,7 @@ def test_a_decay_that_is_not_told_is_no_part_of_the_noise(client):
     sent = stepped(model, own, torch.optim.SGD, 0.1, weight_decay=0.1)
     read, noise = gradients_from_update(before(model), sent, 0.1)
     error = (read["fc.weight"] - own["fc.weight"].double()).abs()
-    assert error.max() > 100 * noise.deviation("fc.weight", read["fc.weight"][None]).max()
+    assert error.max() > 100 * noise.entry_std("fc.weight", read["fc.weight"][None]).max()
 
 
 # The attack on it
@@ -203,7 +204,7 @@ def test_two_local_steps_are_said_to_be_no_single_one(rate):
     sent = stepped(model, twice, torch.optim.SGD, rate)
     read, noise = gradients_from_update(model.state_dict(), sent, rate)
     found = Attack(model, (1, 8, 8))(read, noise=noise)
-    assert found.revealed_noise > 0 and found.doubts[0]
+    assert found.revealed_noise > 0 and found.diagnostics[0]
     error = float((found.images - x).norm() / x.norm())
     assert not found.unique.any() or error < 10 * float(found.expected_error)
 

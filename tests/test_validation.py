@@ -9,7 +9,7 @@ from small import network, observe, uniform
 from torch import nn
 
 from rconv import Attack, per_sample_gradients
-from rconv.observe.check import check_gradients, check_value_range, told_noise
+from rconv.observe.check import check_gradients, check_value_range, declared_noise
 from rconv.observe.noise import Noise
 
 
@@ -162,10 +162,10 @@ ROUNDING = Noise.of(torch.float32)
 
 def test_what_is_told_of_the_noise_takes_the_place_of_the_rounding():
     own = Noise(deviations={"0.weight": torch.ones(2, 1, 1, 1), "2.bias": 0.5})
-    assert told_noise(model(), ROUNDING) == ROUNDING
-    assert told_noise(model(), ROUNDING, 1e-3) == Noise(spread=1e-3, absolute=ROUNDING.absolute)
-    assert told_noise(model(), ROUNDING, torch.tensor(0.5)).spread == 0.5
-    assert told_noise(model(), ROUNDING, 1e-3, own) is own
+    assert declared_noise(model(), ROUNDING) == ROUNDING
+    assert declared_noise(model(), ROUNDING, 1e-3) == Noise(spread=1e-3, absolute=ROUNDING.absolute)
+    assert declared_noise(model(), ROUNDING, torch.tensor(0.5)).spread == 0.5
+    assert declared_noise(model(), ROUNDING, 1e-3, own) is own
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_what_is_told_of_the_noise_takes_the_place_of_the_rounding():
 )
 def test_a_precision_that_is_none_is_refused(precision):
     with pytest.raises(ValueError, match="precision must be a finite number"):
-        told_noise(model(), ROUNDING, precision)
+        declared_noise(model(), ROUNDING, precision)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_precision_that_is_none_is_refused(precision):
 )
 def test_a_noise_that_is_none_is_refused(noise, message):
     with pytest.raises(ValueError, match=message):
-        told_noise(model(), ROUNDING, None, noise)
+        declared_noise(model(), ROUNDING, None, noise)
 
 
 @pytest.mark.parametrize(

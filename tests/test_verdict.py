@@ -48,7 +48,7 @@ def test_gradients_as_they_are_reveal_nothing(activation):
     found = attack(gradients)
     assert found.unique.all() and found.full_rank.all()
     assert found.revealed_noise.tolist() == [0, 0, 0]
-    assert found.doubts == ("", "", "")
+    assert found.diagnostics == ("", "", "")
 
 
 @pytest.mark.parametrize("level", [1e-9, 1e-6, 1e-3])
@@ -58,7 +58,7 @@ def test_noise_that_was_not_told_is_revealed_in_its_size(activation, level):
     found = attack(noisy(gradients, level))
     assert (found.revealed_noise > level / 10).all()
     assert (found.expected_error >= found.revealed_noise).all()
-    assert all("not told" in doubt or "outer product" in doubt for doubt in found.doubts)
+    assert all("not told" in doubt or "outer product" in doubt for doubt in found.diagnostics)
     assert honest(found)
 
 
@@ -118,7 +118,7 @@ def test_a_zeroed_gradient_is_not_believed(name):
     gradients[name] = torch.zeros_like(gradients[name])
     found = attack(gradients)
     assert honest(found) and not found.unique.any()
-    assert all(found.doubts)
+    assert all(found.diagnostics)
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -126,7 +126,7 @@ def test_averaged_images_are_told_by_the_head(count):
     _, attack, gradients = prepared()
     found = attack({name: g[:count].mean(dim=0) for name, g in gradients.items()})
     assert not found.unique.any()
-    assert "several images" in found.doubts[0]
+    assert "several images" in found.diagnostics[0]
 
 
 def test_two_local_steps_are_told_by_the_head():
@@ -139,21 +139,21 @@ def test_two_local_steps_are_told_by_the_head():
     second = observe(moved, image)
     found = attack({name: first[name] + second[name] for name in first})
     assert not found.unique.any() or honest(found)
-    assert found.doubts[0]
+    assert found.diagnostics[0]
 
 
 def test_clipped_gradients_give_the_image_and_a_word():
     _, attack, gradients = prepared()
     found = attack({name: 0.25 * g for name, g in gradients.items()})
     assert found.unique.all()
-    assert all("0.25 times those of cross-entropy" in doubt for doubt in found.doubts)
+    assert all("0.25 times those of cross-entropy" in doubt for doubt in found.diagnostics)
 
 
 def test_sign_gradients_give_a_word():
     _, attack, gradients = prepared()
     found = attack({name: g.sign() for name, g in gradients.items()})
     assert not found.unique.any()
-    assert all("only signs" in doubt for doubt in found.doubts)
+    assert all("only signs" in doubt for doubt in found.diagnostics)
 
 
 def test_the_scale_of_a_head_without_a_bias_is_checked_where_it_can_be():
@@ -166,7 +166,7 @@ def test_the_scale_of_a_head_without_a_bias_is_checked_where_it_can_be():
     attack = Attack(model, (1, 8, 8))
     assert attack(observe(model, IMAGES)).unique.all()
     found = attack(observe(model, IMAGES, loss=loss))
-    assert not found.unique.any() and all(found.doubts)
+    assert not found.unique.any() and all(found.diagnostics)
 
 
 def test_an_unknown_loss_is_refused():
@@ -230,9 +230,9 @@ def test_an_average_that_one_logit_cannot_tell_is_not_called_unique():
     sent = per_sample_gradients(model, images, torch.tensor([0, 1]))
     found = Attack(model, (1, 8, 8))({name: g.mean(dim=0) for name, g in sent.items()})
     assert found.gradient_residual.item() < 1e-12 and found.full_rank.item()
-    assert not found.unique.item() and "average of several images" in found.doubts[0]
+    assert not found.unique.item() and "average of several images" in found.diagnostics[0]
     alone = Attack(model, (1, 8, 8))({name: g[0] for name, g in sent.items()})
-    assert alone.unique.item() and alone.doubts[0] == ""
+    assert alone.unique.item() and alone.diagnostics[0] == ""
 
 
 def test_a_scale_that_the_loss_fits_badly_is_not_called_unique():
@@ -354,7 +354,7 @@ def test_the_mean_of_two_similar_images_is_not_called_unique(other, dtype):
     sent = pair(other, dtype)(model, photo(1, shape[1]), torch.tensor([1]))
     found = Attack(model, shape)(sent.gradients)
     assert found.full_rank.all() and not found.unique.any()
-    assert "several" in found.doubts[0] and "batch=None" in found.doubts[0]
+    assert "several" in found.diagnostics[0] and "batch=None" in found.diagnostics[0]
     assert max(psnr(found.images, own, data_range=1) for own in sent.truths) < 40
 
 
@@ -420,7 +420,7 @@ def test_noise_that_hides_similar_images_forbids_the_verdict():
     gradients = per_sample_gradients(model, photo(1, shape[1]), torch.tensor([1]))
     found = Attack(model, shape)({name: g.bfloat16() for name, g in gradients.items()})
     assert found.expected_error.item() < CLEAR < found.systematic_error.item()
-    assert not found.unique.any() and "similar images" in found.doubts[0]
+    assert not found.unique.any() and "similar images" in found.diagnostics[0]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -10,7 +10,7 @@ from torch import nn
 
 from rconv.attack.activation_vjp import settle_sides, through_activation
 from rconv.attack.attack import Attack
-from rconv.attack.head import scales
+from rconv.attack.head import scales_from_softmax
 from rconv.data.datasets import load
 from rconv.equations.conv_output import weight_matrix
 from rconv.lab.architectures import build
@@ -131,5 +131,5 @@ def test_a_noise_that_drowns_every_direction_that_is_looked_for():
 def test_a_head_without_a_bias_always_has_a_scale(seed, classes):
     """With another loss none may fit: then the head had no candidate, and the attack crashed."""
     w, left = normal(classes, seed=seed), normal(classes, seed=seed + 1) * 10.0 ** (seed % 7 - 3)
-    found, mismatch = scales(w, left)
+    found, mismatch = scales_from_softmax(w, left)
     assert found and 0 <= mismatch

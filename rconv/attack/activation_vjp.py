@@ -56,15 +56,20 @@ def through_activation(
     error = noise[:, None] * size.amax(dim=1, keepdim=True) if noise.dim() == 1 else noise
     if cotangent_noise is None:
         cotangent_noise = (error / size.clamp(min=1e-300)).amax(dim=1).clamp(max=1.0)
-    doubt = error
+    threshold = error
     if activation.flat:
-        doubt = torch.maximum(SURE * error, _shown(output, size)).maximum(ZERO * size)
-        output = torch.where(output > doubt[..., None, None], output, 0.0)
+        threshold = torch.maximum(SURE * error, _shown(output, size)).maximum(ZERO * size)
+        output = torch.where(output > threshold[..., None, None], output, 0.0)
     if activation.kink and bias_gradient is not None:
         output = settle_sides(
-            activation, output, cotangent, bias_gradient, doubt[..., None, None], cotangent_noise
+            activation,
+            output,
+            cotangent,
+            bias_gradient,
+            threshold[..., None, None],
+            cotangent_noise,
         )
-    value, weight = input_noise(activation, output, _margin(activation, error, doubt))
+    value, weight = input_noise(activation, output, _margin(activation, error, threshold))
     bounded = output.clamp(activation.low, activation.high)
     own = cotangent * activation.derivative(bounded)
     spread = _derivative_noise(activation, bounded, cotangent, own, error)
@@ -92,14 +97,14 @@ def _shown(output: Tensor, size: Tensor) -> Tensor:
     return torch.where(known, shown, capped)
 
 
-def _margin(activation: Activation, error: Tensor, doubt: Tensor) -> Tensor:
+def _margin(activation: Activation, error: Tensor, threshold: Tensor) -> Tensor:
     """(N, D, 1, 1): how near to the end of its range an output is not inverted.
 
     Hundred errors, so that an inverse is right to a per cent. A range with one end has no unit
-    of its own, and an output of ReLU above its doubt is known as it is.
+    of its own, and an output of ReLU above its threshold is known as it is.
     """
     if activation.flat:
-        return doubt[..., None, None] * 0
+        return threshold[..., None, None] * 0
     return (100 * error).clamp(min=1e-12, max=1e-2)[..., None, None]
 
 

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from rconv.attack.attempt import attempt, within_range
 from rconv.attack.batch_head import batch_size, permits_batches, required_for_batches
+from rconv.attack.diagnostics import with_batch_diagnostics, with_diagnostics
 from rconv.attack.discrepancy import compared_with_simulation, needs_simulation, second_look
-from rconv.attack.doubts import with_batch_doubts, with_doubts
 from rconv.attack.entry_points import (
     EntryPoint,
     best_entry_point,
@@ -27,9 +27,9 @@ from rconv.attack.entry_points import (
 from rconv.attack.plan import make_plan
 from rconv.attack.report import Reconstruction
 from rconv.model.batchnorm import without_statistics
-from rconv.model.ends import Entry
+from rconv.model.heads import ConvEntry
 from rconv.model.wrappers import unwrapped
-from rconv.observe.check import check_gradients, check_value_range, told_noise
+from rconv.observe.check import check_gradients, check_value_range, declared_noise
 from rconv.observe.noise import Noise, Observed
 from rconv.observe.observation import Gradients
 
@@ -96,7 +96,7 @@ class Attack:
         self.network = points[0].network
         self.model = copy.deepcopy(without_statistics(model))
         head, self._exact = self.network.head, None  # all gradients are taken as float64
-        if isinstance(head, Entry) and head.embedding:  # only those that equations are made of
+        if isinstance(head, ConvEntry) and head.embedding:  # only those that equations are made of
             self._exact = {f"{head.logits}.bias", *chain.from_iterable(self.network.parameters)}
         else:
             self.model.double()
@@ -163,7 +163,7 @@ class Attack:
             others = [g.dtype for name, g in gradients.items() if name not in self._exact]
             own = [p.dtype for p in self.model.parameters()]
             self.model.to(max(torch.float32, *others, *own, key=lambda dtype: dtype.itemsize))
-        noise = told_noise(self.model, rounding, precision, noise)
+        noise = declared_noise(self.model, rounding, precision, noise)
         clients = Observed.of(gradients, noise)
         points = observed_entry_points(self.entry_points, gradients)
         point, closed = best_entry_point(points, clients)
@@ -181,8 +181,8 @@ class Attack:
                 bar.update(len(part))
         result = Reconstruction.concatenate(parts)
         if any(closed):
-            doubts = (own or other for own, other in zip(closed, result.doubts, strict=True))
-            result = replace(result, doubts=tuple(doubts))
+            each = zip(closed, result.diagnostics, strict=True)
+            result = replace(result, diagnostics=tuple(own or other for own, other in each))
         if strict:
             result.raise_if_short()
         return result
@@ -213,9 +213,9 @@ class Attack:
         if any(plan.kind == "auto" and plan.prior for plan in point.plans):
             result = within_range(result, self.value_range)
         if batch > 1:
-            return result if result.doubts[0] else with_batch_doubts(result)
+            return result if result.diagnostics[0] else with_batch_diagnostics(result)
         own = head, self.model, clients.gradients, self.loss, self.value_range
-        return with_doubts(result, *own, batches=permits_batches(point.network))
+        return with_diagnostics(result, *own, batches=permits_batches(point.network))
 
     def _simulated(
         self,

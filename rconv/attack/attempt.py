@@ -17,7 +17,7 @@ from rconv.attack.certificate import distance, recomputed, where_observed
 from rconv.attack.entry_points import EntryPoint, checked
 from rconv.attack.estimate import Start
 from rconv.attack.head import head_report, rank_one
-from rconv.attack.labels import own_logits, told_labels
+from rconv.attack.label_inference import inferred_labels, own_logits
 from rconv.attack.map_problem import MapProblem
 from rconv.attack.report import LayerReport, Reconstruction
 from rconv.attack.systematic import (
@@ -31,15 +31,15 @@ from rconv.attack.verdict import (
     ARITHMETIC,
     STATED,
     expected_error,
-    layer_levels,
     layer_names,
+    layer_relative_std,
     residual_excess,
     revealed_noise,
 )
 from rconv.linalg.solution import Solution
-from rconv.model.ends import Entry, Head
+from rconv.model.heads import ConvEntry, Head
 from rconv.model.nodes import Network
-from rconv.model.told import backward_order
+from rconv.model.solve_order import solve_order
 from rconv.model.wrappers import tensor_of
 from rconv.observe.noise import Observed
 from rconv.observe.observation import Gradients
@@ -83,19 +83,19 @@ def attempt(
     Returns
     -------
     Reconstruction
-        Of N·B images; with the reason among the doubts where a batch is not disaggregated.
+        Of N·B images; with the reason among the diagnostics where a batch is not disaggregated.
     """
     noise = 0.0
     try:
         start = point.start(model, clients, batch)
     except InseparableError as error:
         if not ARITHMETIC < error.noise < HOPELESS:
-            return _untold(point.network, batch, clients, str(error))
+            return _inseparable(point.network, batch, clients, str(error))
         noise, first = error.noise, str(error)
         try:  # the discrepancy principle: noise of the size that the head shows
             start = point.start(model, with_noise(clients, noise), batch)
         except InseparableError:
-            return _untold(point.network, batch, clients, first)
+            return _inseparable(point.network, batch, clients, first)
     solve = partial(_solved, announce, frugal)
     found = _certified(model, point, start, value_range, solve)
     if noise:
@@ -121,11 +121,11 @@ def _certified(
     network, batch, head = point.network, start.samples, point.network.head
     known = start.observed.gradients, start.observed.noise, start.observed.unit
     images, reports, std = backward_pass(network, point.plans, start, solve=solve)
-    if isinstance(head, Entry) and point.spans is None:
+    if isinstance(head, ConvEntry) and point.spans is None:
         reports = checked(network, start, reports)
     error = expected_error(images, reports, std, value_range)
     own = where_observed(_recomputed(model, network, images, start), *known[:2])
-    levels = layer_levels(network, *known)
+    levels = layer_relative_std(network, *known)
     residual = distance(own, known[0], [name for name in own if name in known[0]])
     worst, entry = error.reshape(-1, batch).amax(dim=1), reports[0].residual[::batch]
     revealed = revealed_noise(network, own, known[0], levels, entry, worst)
@@ -168,7 +168,7 @@ def _recomputed(model: nn.Module, network: Network, images: Tensor, start: Start
 
 def _systematic(
     model: nn.Module,
-    head: Head | Entry,
+    head: Head | ConvEntry,
     images: Tensor,
     start: Start,
     labels: Tensor,
@@ -177,7 +177,7 @@ def _systematic(
 ) -> Tensor:
     """Relative error of the images if what their noise does not explain is systematic."""
     error = second_order(revealed)
-    if isinstance(head, Entry) or not (head.has_bias and head.logits and len(head.weight) > 2):
+    if isinstance(head, ConvEntry) or not (head.has_bias and head.logits and len(head.weight) > 2):
         # No head that would show several images, whose differences drown in a coarse noise.
         return torch.where(level > COARSE, torch.ones_like(error), error)
     own, seen = (start.estimate.value.flatten(1), start.derivative), start.observed
@@ -186,21 +186,23 @@ def _systematic(
     return error.maximum(head_mixture(head, turn, *own, black, *known))
 
 
-def _labels(model: nn.Module, head: Head | Entry, images: Tensor, start: Start) -> Tensor:
+def _labels(model: nn.Module, head: Head | ConvEntry, images: Tensor, start: Start) -> Tensor:
     """Classes from the logit gradients; -1 where the head does not end in logits."""
     if start.labels is not None:
         return start.labels
     if head.logits is None:
         return torch.full((len(images),), -1, device=images.device)
-    if isinstance(head, Entry):
-        return told_labels(start.derivative)
+    if isinstance(head, ConvEntry):
+        return inferred_labels(start.derivative)
     logit_gradient = _logit_gradient(head, start.derivative, start.observed.gradients)
     if logit_gradient is None:
         return torch.full((len(images),), -1, device=images.device)
     if head.last and (start.report.rank > 0).all():
-        return told_labels(logit_gradient, own_logits(model, head, start.estimate.value.flatten(1)))
+        return inferred_labels(
+            logit_gradient, own_logits(model, head, start.estimate.value.flatten(1))
+        )
     with torch.no_grad():
-        return told_labels(logit_gradient, tensor_of(model(images)))
+        return inferred_labels(logit_gradient, tensor_of(model(images)))
 
 
 def _logit_gradient(linear: Head, derivative: Tensor, gradients: Gradients) -> Tensor | None:
@@ -225,14 +227,14 @@ def _with_excess(revealed: Tensor, residual: Tensor, excess: Tensor) -> Tensor:
     return torch.where(undeclared, revealed.maximum(residual.clamp(max=1.0)), revealed)
 
 
-def _untold(network: Network, batch: int, clients: Observed, reason: str) -> Reconstruction:
+def _inseparable(network: Network, batch: int, clients: Observed, reason: str) -> Reconstruction:
     """A batch that is not disaggregated: nothing is known of its images."""
     head, like = network.head, network.head.weight
     lost, rank = like.new_full((batch,), torch.inf), torch.zeros(batch, dtype=torch.int64)
     rank, certain = rank.to(like.device), torch.ones_like(lost)
     flat = like.new_zeros(batch, like.shape[1])
     reports = [head_report(head.name, flat, len(like), lost, rank.bool())]
-    for node in backward_order(network):
+    for node in solve_order(network):
         stages = [stage for _, stage in network.fed_by(node)]
         if stages:
             n, name = stages[0].geometry.unknowns, " and ".join(stage.name for stage in stages)

@@ -20,7 +20,7 @@ from rconv.linalg.system import ONE
 from rconv.model.activations import Activation
 from rconv.model.geometry import Stage
 from rconv.model.nodes import CONCATENATION, SUM, Affine, Network
-from rconv.model.told import backward_order
+from rconv.model.solve_order import solve_order
 from rconv.observe.noise import Observed
 from rconv.observe.observation import Gradients
 
@@ -75,7 +75,7 @@ class BackwardState:
         Each node must be in `maps` before the next one is asked for. The pass ends after the node
         `until`; at the image by default.
         """
-        for node in backward_order(self.network):
+        for node in solve_order(self.network):
             if node in self.given:
                 self.maps[node] = self.given[node]
             elif any(self.network.fed_by(node)):
@@ -273,7 +273,7 @@ def _weight_gradient(stage: Stage, observed: Observed) -> dict[str, Tensor | Non
     gradient, seen = observed.gradients[name], observed.seen(name)
     return {
         "gradient": gradient,
-        "relative_std": observed.level(name),
+        "relative_std": observed.relative_std(name),
         "std": observed.std(name),
         "observed": ONE if seen is None else seen.to(gradient),
     }

@@ -9,7 +9,7 @@ has a 1 at each label.
 G = C R of rank B, with orthonormal rows R (B, n + 1), leaves one B × B matrix open, Ṽ = Q R. It
 must satisfy Qᵀ Z = Cᵀ and put a 1 at the end of every row: B (K - 1) + B equations for B²
 unknowns. A head without a bias, and one sample, is the equation in
-`rconv.attack.head.scales`.
+`rconv.attack.head.scales_from_softmax`.
 
 What the noise does to features and cotangents is measured: gradients with random errors of its
 size are disaggregated again.
@@ -23,11 +23,11 @@ from torch import Tensor
 
 from rconv.attack.estimate import Cotangent, Estimate, Start
 from rconv.attack.head import head_report
-from rconv.attack.labels import label_counts
+from rconv.attack.label_inference import label_counts
 from rconv.attack.verdict import ACCUMULATED, ARITHMETIC
 from rconv.linalg.levenberg import levenberg_marquardt
 from rconv.linalg.solution import largest_of_noise, relative, root_mean_square
-from rconv.model.ends import Entry, Head
+from rconv.model.heads import ConvEntry, Head
 from rconv.model.nodes import Network, UnsupportedModelError
 from rconv.observe.noise import ARITHMETIC as ROUNDING
 from rconv.observe.noise import Observed, largest_entry
@@ -232,7 +232,7 @@ def required_for_batches(network: Network, batch: int | None) -> None:
         A batch that is no positive number, or not below the number of classes.
     """
     head = network.head
-    if isinstance(head, Entry):
+    if isinstance(head, ConvEntry):
         raise UnsupportedModelError(
             f"{head.reason}; a batch is separated by the softmax of the last layer, which must be "
             "reached"

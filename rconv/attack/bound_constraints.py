@@ -19,11 +19,11 @@ from rconv.linalg.inequalities import (
     FEW,
     PROGRAM,
     Forced,
-    extremes,
     forced,
     forced_at,
     moving,
     nonnegative,
+    tightened_bounds,
 )
 from rconv.linalg.operator import Entries
 from rconv.linalg.solution import Solution, root_mean_square
@@ -268,7 +268,7 @@ def _left(
     if exact and basis.shape[1]:
         margins, slopes = bounds.along(point, basis)
         scaled = ends[0] / scale, ends[1] / scale
-        found = extremes(point / scale, basis, margins / scale + noise, slopes, scaled)
+        found = tightened_bounds(point / scale, basis, margins / scale + noise, slopes, scaled)
         if found is not None:
             low, high = (torch.from_numpy(end * scale).to(value) for end in found)
     return replace(given, low=low, high=high)

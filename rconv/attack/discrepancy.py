@@ -18,7 +18,7 @@ from rconv.attack.certificate import recomputed
 from rconv.attack.report import LayerReport, Reconstruction
 from rconv.attack.systematic import is_scattered, second_order
 from rconv.attack.verdict import ACCUMULATED, ARITHMETIC, STATED
-from rconv.model.ends import Head
+from rconv.model.heads import Head
 from rconv.observe.noise import ARITHMETIC as ROUNDING
 from rconv.observe.noise import Observed
 
@@ -95,7 +95,7 @@ def compared_with_simulation(
     widened, generator = replace(noise, relative=rounding), torch.Generator().manual_seed(0)
     for name, own in sent.items():
         e = torch.randn(own.shape, generator=generator, dtype=own.dtype).to(own)
-        sent[name] = own + e * widened.deviation(name, gradients[name])
+        sent[name] = own + e * widened.entry_std(name, gradients[name])
     simulated = attempt(replace(clients, gradients=sent))
     expected = (STATED * simulated.excess).clamp(min=1.0)
     beyond = (result.excess > expected).any(dim=1)

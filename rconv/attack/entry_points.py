@@ -20,8 +20,8 @@ from rconv.attack.report import LayerReport
 from rconv.attack.span_entry import from_spans, span_ranks
 from rconv.equations.spans import Spans
 from rconv.linalg.dense import MAX_UNKNOWNS
-from rconv.model.ends import Entry, Head
-from rconv.model.entrances import entrances
+from rconv.model.entry_convolutions import entry_networks
+from rconv.model.heads import ConvEntry, Head
 from rconv.model.nodes import Network, UnsupportedModelError
 from rconv.model.read import read
 from rconv.model.wrappers import unwrapped
@@ -91,7 +91,7 @@ class EntryPoint:
         needed = head.parameters
         if isinstance(head, Head) and not head.has_bias:
             needed = needed[:1]
-        elif isinstance(head, Entry) and head.embedding is not None:
+        elif isinstance(head, ConvEntry) and head.embedding is not None:
             needed = [head.embedding.name, f"{head.name}.weight", f"{head.logits}.bias"]
         return next((name for name in needed if name not in observed), None)
 
@@ -114,12 +114,12 @@ def entry_points(model: nn.Module, input_shape: Sequence[int]) -> list[EntryPoin
         reason = error
     most = isqrt(MAX_UNKNOWNS)
     try:
-        networks, refusals = entrances(model, input_shape, str(reason), most)
+        networks, refusals = entry_networks(model, input_shape, str(reason), most)
     except UnsupportedModelError as error:
         raise final_refusal([reason, error]) from None
     found = []
     for network in networks:
-        spans = Spans(network.nodes[network.entered].does.geometry, network.head.reach)
+        spans = Spans(network.nodes[network.entered].does.geometry, network.head.subspace)
         refusal = _refusal(network, spans)
         if refusal is None:
             found.append(EntryPoint(network, spans))
@@ -236,7 +236,7 @@ def from_embedding(network: Network, clients: Observed) -> Start:
         name, "embedding", rows, rows, known * rows, condition, residual, flat
     )
     logits, every = observed.gradients[f"{entry.logits}.bias"], torch.arange(len(flat))
-    cotangent = Cotangent(value, observed.level(name))
+    cotangent = Cotangent(value, observed.relative_std(name))
     return Start(observed, every.to(flat.device), None, cotangent, report, entry.logits, logits)
 
 

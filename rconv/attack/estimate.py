@@ -67,7 +67,7 @@ class Estimate:
 
     def or_better(self, other: "Estimate") -> "Estimate":
         """At each position whichever of two accounts of one map has the smaller error."""
-        own, new = self.deviation(), other.deviation()
+        own, new = self.entry_std(), other.entry_std()
         better = new < own
         value = torch.where(better, other.value, self.value)
         deviation = torch.where(better, new, own)
@@ -81,7 +81,7 @@ class Estimate:
         side = torch.where(bounded, sides[1], sides[0]) * ~known
         return Estimate(value, torch.where(known, weight, 0.0), std, side)
 
-    def deviation(self) -> Tensor:
+    def entry_std(self) -> Tensor:
         """Standard deviation of each value, infinite where none is known; shaped as `value`."""
         known = self.weight > 0
         spread = self.std[..., None, None] / torch.where(known, self.weight, 1.0)
@@ -91,7 +91,7 @@ class Estimate:
         """(N,): relative error where the map is known, as root mean squares; 1 nowhere."""
         used = self.weight > 0
         size = (self.value * used).flatten(1).norm(dim=1)
-        spread = torch.where(used, self.deviation(), 0.0)
+        spread = torch.where(used, self.entry_std(), 0.0)
         relative = spread.flatten(1).norm(dim=1) / size
         return relative.nan_to_num(nan=1.0, posinf=1.0).clamp(max=1.0)
 

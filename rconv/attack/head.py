@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from rconv.attack.estimate import Cotangent, Estimate, Start, channel_errors
-from rconv.attack.labels import told_labels
+from rconv.attack.label_inference import inferred_labels
 from rconv.attack.report import LayerReport
 from rconv.linalg.solution import relative, root_mean_square
-from rconv.model.ends import Head
+from rconv.model.heads import Head
 from rconv.observe.noise import Noise, Observed
 from rconv.observe.observation import Gradients
 
@@ -78,9 +78,11 @@ def head_input(head: Head, gradients: Gradients, noise: Noise | None = None) -> 
     g = weight_gradient / unit[:, None, None]
     value = (g.mT @ z[..., None])[..., 0] / _unit(z.square().sum(dim=1))[:, None]
     name, error = f"{head.name}.weight", None
-    spread, seen = (noise.rows(name, g, unit), noise.observed(name, g)) if noise else (None, None)
+    spread, seen = (
+        (noise.row_std(name, g, unit), noise.observed(name, g)) if noise else (None, None)
+    )
     if spread is not None:
-        own = noise.deviation(f"{head.name}.bias", z, unit)
+        own = noise.entry_std(f"{head.name}.bias", z, unit)
         if seen is not None:
             spread = torch.where(seen, spread, torch.inf)
         value, error = _weighted(g, z, spread, own[:, :, None] * value[:, None, :])
@@ -114,7 +116,7 @@ def _without_bias(weight: Tensor, weight_gradient: Tensor) -> HeadInput:
         if not direction.any():
             found.append((direction, g[:, 0] * 0, i, g.new_zeros(()), False))
             continue
-        sizes, mismatch = scales(weight @ direction, left * unit)
+        sizes, mismatch = scales_from_softmax(weight @ direction, left * unit)
         for scale in sizes:
             value, cotangent = direction * scale, left * unit / scale
             residual = relative((g - cotangent[:, None] * value)[None], g[None])[0]
@@ -171,7 +173,7 @@ def from_head(linear: Head, clients: Observed, shape: tuple[int, int, int]) -> S
     value, z = head.value.reshape(-1, *shape), head.cotangent / unit[:, None]
     cotangent, sizes = z @ linear.weight, z.abs() @ linear.weight.abs()
     if head.error is None:
-        levels = [observed.level(n) for n in linear.parameters if n in observed.gradients]
+        levels = [observed.relative_std(n) for n in linear.parameters if n in observed.gradients]
         level = torch.stack(levels).norm(dim=0).clamp(max=1.0)
         error = channel_errors(value, level, ("gradient",) * len(value), noise)
         # Each z̄ carries its own error; where the rows of V cancel, so that v̄ is small, it weighs
@@ -182,7 +184,7 @@ def from_head(linear: Head, clients: Observed, shape: tuple[int, int, int]) -> S
             spread = torch.hypot(spread, own[:, None] * linear.weight.norm(dim=0))
     else:
         error = head.error.reshape(value.shape).flatten(2).square().mean(dim=2).sqrt()
-        own = noise.deviation(f"{linear.name}.bias", z, unit)
+        own = noise.entry_std(f"{linear.name}.bias", z, unit)
         spread = (own.square() @ linear.weight.square()).sqrt()
         spread = torch.hypot(spread, noise.relative * sizes)
     size = root_mean_square(cotangent)
@@ -203,7 +205,7 @@ def head_report(
     return LayerReport.plain(name, "head", unknowns, rows, rank, condition, residual, value)
 
 
-def scales(logits: Tensor, left: Tensor) -> tuple[list[float], float]:
+def scales_from_softmax(logits: Tensor, left: Tensor) -> tuple[list[float], float]:
     """Scales t for which t·direction has exactly the logit gradient left / t, and their mismatch.
 
     With w = V·direction (K,), the label row says t·σ(m(t)) = |left[y]| for the margin m(t) = log
@@ -236,7 +238,7 @@ def _label_row(w: Tensor, left: Tensor, sign: float) -> tuple[Tensor, float]:
         return -w, float(left.abs().sum())
     # The label's row is the negative one. Its size is the sum of the others, which rounding has
     # not cancelled.
-    y = int(told_labels(sign * left[None], sign * w[None]))
+    y = int(inferred_labels(sign * left[None], sign * w[None]))
     difference = sign * (torch.cat([w[:y], w[y + 1 :]]) - w[y])
     return difference, float((sign * left).clamp(min=0).sum())
 
@@ -350,7 +352,7 @@ def _mismatch(logits: Tensor, left: Tensor, scale: float) -> float:
             (torch.sigmoid(scale * logits[0]) - label - observed[0]).abs() / observed.abs()
         )
     gradient = torch.softmax(scale * logits, dim=0)
-    label = int(told_labels(observed[None], scale * logits[None]))
+    label = int(inferred_labels(observed[None], scale * logits[None]))
     gradient[label] = 0
     gradient[label] = -gradient.sum()  # softmax - 1 without the cancellation
     return float((gradient - observed).abs().max() / observed.abs().max())

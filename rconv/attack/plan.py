@@ -6,8 +6,8 @@ from rconv.equations.conv_output import ConvOutput
 from rconv.equations.windows import residue_classes, window_index
 from rconv.linalg import dense
 from rconv.linalg.system import FREE
-from rconv.model.ends import Entry
 from rconv.model.geometry import Geometry, Stage
+from rconv.model.heads import ConvEntry
 from rconv.model.nodes import Network
 
 KINDS = ("auto", "gradient", "weight", "hybrid")
@@ -96,7 +96,7 @@ def make_plan(
     of `LayerPlan`. Unknown constraints raise a ValueError.
     """
     kinds = kinds_per_layer(constraints, len(network.stages))
-    entry = network.head.name if isinstance(network.head, Entry) else None
+    entry = network.head.name if isinstance(network.head, ConvEntry) else None
     if entry and kinds[-1] == "weight":
         raise ValueError(f"{entry}: its output is unknown, it has no weight constraints: use auto")
     each = zip(network.stages, kinds, network.input_ranges, strict=True)

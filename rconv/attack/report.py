@@ -133,7 +133,7 @@ class Reconstruction:
         (N,), expected error of the image per relative noise of the gradients.
     assumed : Tensor
         (N,), bool, whether the image rests on an assumption that nothing in the gradients confirms.
-    doubts : tuple of str
+    diagnostics : tuple of str
         N reasons to doubt the image, "" for none.
     """
 
@@ -148,7 +148,7 @@ class Reconstruction:
     excess: Tensor
     growth: Tensor
     assumed: Tensor
-    doubts: tuple[str, ...]
+    diagnostics: tuple[str, ...]
 
     @property
     def gap(self) -> Tensor:

@@ -25,7 +25,7 @@ from rconv.observe.observation import Gradients
 DRAWS = 2
 """Times that the noise is added once more, to see what it does to hundreds of entries."""
 
-TOLD = 100.0
+SIGNIFICANT = 100.0
 """Times its own error that the factor is, at least: beyond a per cent no image is unique."""
 
 SURE = 10.0
@@ -181,10 +181,10 @@ def _solve(spans: Spans, own: _ConvGradients) -> tuple[Tensor, Tensor, Tensor, b
         size = sums.norm().clamp(min=1e-300)
         factor = sums @ own.total / size**2
         error = own.total_spread.square().mean().sqrt() / size
-        scaled = bool(factor.abs() > TOLD * error)
+        scaled = bool(factor.abs() > SIGNIFICANT * error)
     if scaled:
         x, reached = x / factor, reached * factor
-    return x, reached @ spans.reach.mT, losses, scaled
+    return x, reached @ spans.subspace.mT, losses, scaled
 
 
 def from_spans(network: Network, spans: Spans, clients: Observed) -> Start:
@@ -197,7 +197,7 @@ def from_spans(network: Network, spans: Spans, clients: Observed) -> Start:
     node = network.entered
     stage, source = network.nodes[node].does, network.nodes[node].inputs[0]
     found = [enter(spans, own) for own in _own(stage, observed)]
-    level = observed.level(f"{stage.name}.weight")
+    level = observed.relative_std(f"{stage.name}.weight")
     value = torch.stack([own.value for own in found])
     # Errors that are not independent do not average out.
     least = level[:, None] * value.flatten(2).square().mean(dim=2).sqrt()
@@ -212,8 +212,8 @@ def from_spans(network: Network, spans: Spans, clients: Observed) -> Start:
     opened = torch.tensor([own.open for own in found], device=value.device)
     loose = torch.tensor([own.rank == own.needed and not own.scaled for own in found])
     if loose.any():
-        factor, error = factor_below(network, source, estimate, cotangent, observed.gradients)
-        takes = loose.to(error.device) & (error < 1 / TOLD)
+        factor, error = scale_from_bias(network, source, estimate, cotangent, observed.gradients)
+        takes = loose.to(error.device) & (error < 1 / SIGNIFICANT)
         # Where nothing determines the factor, its sign would be that of a singular vector, which
         # differs between libraries: take the one that makes the sum of the map positive.
         negative = loose.to(takes.device) & (estimate.value.flatten(1).sum(dim=1) < 0)
@@ -285,7 +285,7 @@ def _reports(
     )
 
 
-def factor_below(
+def scale_from_bias(
     network: Network, node: int, estimate: Estimate, cotangent: Cotangent, gradients: Gradients
 ) -> tuple[Tensor, Tensor]:
     """The factor f (N,), with its sign, of a map and of the derivative by the network's last node.

@@ -25,7 +25,7 @@ from torch.func import functional_call, grad, vmap
 
 from rconv.attack.report import Reconstruction
 from rconv.attack.verdict import ARITHMETIC, STATED
-from rconv.model.ends import Head
+from rconv.model.heads import Head
 from rconv.model.wrappers import tensor_of
 from rconv.observe.noise import ARITHMETIC as ROUNDING
 from rconv.observe.noise import Noise
@@ -234,7 +234,7 @@ def head_mixture(
     # What a number is rounded by is uniform within half a spacing.
     relative, absolute = (own / 3**0.5 for own in (noise.relative, noise.absolute))
     noise = replace(noise, relative=max(relative, ROUNDING), absolute=absolute)
-    deviation = noise.deviation(name, gradients[name], unit).reshape(gradient.shape)
+    deviation = noise.entry_std(name, gradients[name], unit).reshape(gradient.shape)
     rows = deviation.square().mean(dim=2).sqrt()
     rows = rows.maximum(ARITHMETIC * rows.amax(dim=1, keepdim=True)).clamp(min=1e-300)
     rest = (gradient - cotangent[:, :, None] * value[:, None, :]) / rows[:, :, None]

@@ -15,7 +15,7 @@ from torch import Tensor
 from rconv.attack.certificate import distance
 from rconv.attack.report import LayerReport
 from rconv.linalg.solution import root_mean_square
-from rconv.model.ends import Entry
+from rconv.model.heads import ConvEntry
 from rconv.model.nodes import Network
 from rconv.observe.noise import ARITHMETIC as ROUNDING
 from rconv.observe.noise import Noise
@@ -54,7 +54,7 @@ def layer_names(network: Network, parameters: Gradients) -> list[list[str]]:
     and what rounding does there is no noise of the equations.
     """
     layers = network.parameters
-    if isinstance(network.head, Entry) and network.head.embedding is not None:
+    if isinstance(network.head, ConvEntry) and network.head.embedding is not None:
         read, others = set(chain.from_iterable(layers)), {}
         for name in parameters:
             if name not in read:
@@ -117,7 +117,9 @@ def expected_error(
     return error.nan_to_num(nan=1.0, posinf=1.0).clamp(max=1.0)
 
 
-def layer_levels(network: Network, gradients: Gradients, noise: Noise, unit: Tensor) -> Tensor:
+def layer_relative_std(
+    network: Network, gradients: Gradients, noise: Noise, unit: Tensor
+) -> Tensor:
     """Relative noise of each layer's gradients, weight and bias together.
 
     Parameters
@@ -139,7 +141,7 @@ def layer_levels(network: Network, gradients: Gradients, noise: Noise, unit: Ten
     levels = []
     for names in layer_names(network, gradients):
         sizes = torch.stack([gradients[name].flatten(1).norm(dim=1) for name in names])
-        own = torch.stack([noise.level(name, gradients[name], unit) for name in names])
+        own = torch.stack([noise.relative_std(name, gradients[name], unit) for name in names])
         size = sizes.norm(dim=0)
         levels.append((own * sizes).norm(dim=0) / torch.where(size > 0, size, 1.0))
     return torch.stack(levels, dim=1)
@@ -175,7 +177,7 @@ def residual_excess(
     )
     names = layer_names(network, gradients)
     residuals = torch.stack([distance(own, gradients, layer) for layer in names], dim=1)
-    return residuals / (layer_levels(network, gradients, widened, unit) + ARITHMETIC)
+    return residuals / (layer_relative_std(network, gradients, widened, unit) + ARITHMETIC)
 
 
 def revealed_noise(
@@ -195,7 +197,7 @@ def revealed_noise(
     own, gradients : dict of str to Tensor
         Gradients recomputed from the images, and observed: name → (N, *parameter shape).
     levels : Tensor
-        (N, layers), the noise that is known; see `layer_levels`.
+        (N, layers), the noise that is known; see `layer_relative_std`.
     head_residual : Tensor
         (N,), of the head's own equations, or of those at the entry.
     expected_error : Tensor
@@ -210,7 +212,7 @@ def revealed_noise(
     names = layer_names(network, gradients)
     residuals = torch.stack([distance(own, gradients, layer) for layer in names], dim=1)
     allowed = ACCUMULATED * levels + ARITHMETIC + FITTED * expected_error[:, None]
-    if isinstance(network.head, Entry):  # what contradicts itself does so whatever the image
+    if isinstance(network.head, ConvEntry):  # what contradicts itself does so whatever the image
         least = ACCUMULATED * levels[:, :2].norm(dim=1) + ARITHMETIC
         residuals = torch.cat([residuals, head_residual[:, None]], dim=1)
         allowed = torch.cat([allowed, least[:, None]], dim=1)

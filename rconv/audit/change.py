@@ -18,7 +18,7 @@ from rconv.audit.layers import (
 )
 from rconv.audit.needed import Width, met_at, width_of
 from rconv.audit.widths import parameters, with_filters
-from rconv.model.ends import Entry
+from rconv.model.heads import ConvEntry
 from rconv.model.nodes import Network, UnsupportedModelError
 
 
@@ -99,7 +99,7 @@ def examine(
     network = entry_points(model, input_shape)[0].network
     options = {"active": active, "seed": seed}
     layers = audit_network(network, **options)
-    if isinstance(network.head, Entry):
+    if isinstance(network.head, ConvEntry):
         return Findings(layers, [], None, [])
     found = [
         (i, width_of(network, met, i, **options))

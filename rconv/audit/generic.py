@@ -20,8 +20,8 @@ from rconv.equations.conv_gradient import gradient_matrix
 from rconv.linalg.dense import determines
 from rconv.linalg.system import FREE
 from rconv.model.activations import Activation
-from rconv.model.ends import Entry
 from rconv.model.geometry import Stage
+from rconv.model.heads import ConvEntry
 from rconv.model.nodes import Network
 
 
@@ -127,7 +127,7 @@ def random_problems(
         The next one; those above it are taken to be solved.
     """
     tiny = maps[0].new_full((1,), EPS)
-    entry = network.head if isinstance(network.head, Entry) else None
+    entry = network.head if isinstance(network.head, ConvEntry) else None
     # Bounds and the prior are no equations.
     ranges = zip(network.stages, network.input_ranges, strict=True)
     plans = [LayerPlan(stage, first=own is None, bounds=own or FREE, signs=False)

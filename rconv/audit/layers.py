@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rconv.attack.entry_points import entry_points
 from rconv.audit.generic import RandomProblem, random_maps, random_problems
-from rconv.model.ends import Entry
+from rconv.model.heads import ConvEntry
 from rconv.model.nodes import Network
 
 GRADIENT = "leaks by gradient constraints"
@@ -156,7 +156,7 @@ def judge(met: RandomProblem) -> LayerAudit:
 def _judge_top(network: Network) -> LayerAudit:
     """The head, or what the network is entered by."""
     head = network.head
-    if not isinstance(head, Entry):
+    if not isinstance(head, ConvEntry):
         k, n = head.weight.shape
         return LayerAudit(head.name, n, k * n, n, 0, n, GRADIENT)
     if head.embedding is not None:

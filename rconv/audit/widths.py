@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rconv.model.ends import Head
 from rconv.model.geometry import Stage
+from rconv.model.heads import Head
 from rconv.model.nodes import CONCATENATION, SUM, Affine, Network, Node, UnsupportedModelError
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rconv.attack.labels import told_labels
+from rconv.attack.label_inference import inferred_labels
 from rconv.observe.observation import Gradients
 
 
@@ -41,7 +41,7 @@ def infer_labels(model: nn.Module, gradients: Gradients) -> Tensor:
     logit_gradient = gradients.get(f"{prefix}bias")
     if logit_gradient is None:
         logit_gradient = _up_to_size(gradients[f"{prefix}weight"])
-    return told_labels(logit_gradient)
+    return inferred_labels(logit_gradient)
 
 
 def _up_to_size(weight_gradient: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ which leaves X no freedom but a factor, as a rule.
 
 What lies above may tie positions together for good: BatchNorm that normalises by the image makes
 Ō sum to zero over them, pooling may pass some over. Then Ō = (Ō Q) Qᵀ with orthonormal Q (L, m),
-the `reach`, and the same holds for m combinations of patches: Qᵀ · patches lies in the space.
+the `subspace`, and the same holds for m combinations of patches: Qᵀ · patches lies in the space.
 """
 
 from dataclasses import dataclass
@@ -46,17 +46,17 @@ class Spans:
     ----------
     geometry : Geometry
         The convolution's shapes.
-    reach : Tensor
+    subspace : Tensor
         Q, (L, m), orthonormal columns: the combinations of positions that Ō can be made of.
     """
 
     geometry: Geometry
-    reach: Tensor
+    subspace: Tensor
 
     @property
     def combinations(self) -> int:
         """m, the rank that Ō needs."""
-        return self.reach.shape[1]
+        return self.subspace.shape[1]
 
     @property
     def row_length(self) -> int:
@@ -66,16 +66,16 @@ class Spans:
     @cached_property
     def sums(self) -> Tensor:
         """Qᵀ 1, (m,): how combinations add up over the positions; zero where all sum to zero."""
-        sums = self.reach.sum(dim=0)
+        sums = self.subspace.sum(dim=0)
         tied = sums.norm() < TIED * self.geometry.positions**0.5
         return torch.zeros_like(sums) if tied else sums
 
     @cached_property
     def places(self) -> Tensor:
         """(m, H·W, kh·kw): weight of pixel q at kernel offset t in combination j of patches."""
-        nowhere = self.reach.new_zeros(1, self.combinations)
-        window = window_index(self.geometry).to(self.reach.device)
-        return torch.cat([self.reach, nowhere])[window].permute(2, 1, 0)
+        nowhere = self.subspace.new_zeros(1, self.combinations)
+        window = window_index(self.geometry).to(self.subspace.device)
+        return torch.cat([self.subspace, nowhere])[window].permute(2, 1, 0)
 
     @cached_property
     def _inverse(self) -> tuple[Tensor, int]:
@@ -123,7 +123,7 @@ class Spans:
         m = self.combinations
         taps = torch.einsum("act,bcs->tsab", basis, basis).reshape(-1, m * m)
         fixed = (self._overlap @ taps).reshape(m, m, m, m).transpose(1, 2).reshape(m * m, -1)
-        losses, vectors = preserved((fixed + fixed.mT) / 2)
+        losses, vectors = fixed_space((fixed + fixed.mT) / 2)
         coordinates = vectors[:, 0].reshape(m, m)
         return self.nearest(torch.einsum("ja,act->jct", coordinates, basis)), losses
 
@@ -138,7 +138,7 @@ class Spans:
             return None
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(self.geometry.input, generator=generator, dtype=torch.float64)
-        space, rank = row_space(self.patches(x.to(self.reach)), self.combinations)
+        space, rank = row_space(self.patches(x.to(self.subspace)), self.combinations)
         return self.dimension(self.within(space)[1]) if rank == self.combinations else None
 
 
@@ -149,7 +149,7 @@ def row_space(rows: Tensor, dimension: int) -> tuple[Tensor, int]:
     return basis[:dimension].reshape(-1, *rows.shape[1:]), rank
 
 
-def preserved(matrix: Tensor, most: int = 32) -> tuple[Tensor, Tensor]:
+def fixed_space(matrix: Tensor, most: int = 32) -> tuple[Tensor, Tensor]:
     """Eigenvalues next to 1 of a symmetric matrix (n, n) that has none above, and eigenvectors.
 
     By inverse iteration on a block of at most `most` vectors: one Cholesky factorisation, some

@@ -248,7 +248,7 @@ def judge(
             "gradient_residual": finite(found.gradient_residual[i]),
             "full_rank": bool(found.full_rank[i]),
             "unique": bool(found.unique[i]),
-            "doubt": found.doubts[i],
+            "doubt": found.diagnostics[i],
             "false": bool(found.unique[i] and not right[i]),
         }
         for i in range(len(truth))

@@ -14,8 +14,8 @@ from rconv.attack.activation_vjp import through_activation
 from rconv.attack.map_problem import ConvData, MapProblem
 from rconv.attack.plan import LayerPlan
 from rconv.linalg.system import FREE
-from rconv.model.ends import Head
 from rconv.model.geometry import Stage
+from rconv.model.heads import Head
 from rconv.model.read import UnsupportedModelError, read
 from rconv.observe.check import check_gradients
 from rconv.observe.observation import Gradients, per_sample_gradients

@@ -135,7 +135,7 @@ class Trial:
         return (
             f"The two differ. '{generic}' is said by the generic rank, of what the shapes allow at "
             "best. With these weights and images it is not reached: the first that is not unique, "
-            f"image {first}: {self.reconstruction.doubts[first]}."
+            f"image {first}: {self.reconstruction.diagnostics[first]}."
         )
 
 

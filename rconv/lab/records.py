@@ -61,7 +61,7 @@ def make_records(
             "full_rank": bool(reconstruction.full_rank[i]),
             "gap": int(reconstruction.gap[i]),
             "unique": bool(reconstruction.unique[i]),
-            "doubt": reconstruction.doubts[i],
+            "doubt": reconstruction.diagnostics[i],
             "layers": [_layer_record(layer, i) for layer in reconstruction.layers],
         }
         records.append(record)

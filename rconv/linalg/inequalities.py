@@ -121,7 +121,7 @@ def forced(values: np.ndarray, directions: np.ndarray, noise: float) -> Forced |
         moved = moving(directions, size)
         if not moved.any():
             break
-        program = deepest(values[moved], directions[moved], steps)
+        program = chebyshev_center(values[moved], directions[moved], steps)
         if program is None and not active.any():
             return None
         if program is None:  # what was found holds all the same
@@ -201,7 +201,7 @@ def _reduced(
     return values + directions @ step, directions @ vt[rank:].T
 
 
-def deepest(
+def chebyshev_center(
     values: np.ndarray, directions: np.ndarray, limit: int = SIMPLEX_STEPS
 ) -> tuple[float, np.ndarray, int] | None:
     """The largest t ≤ `DEEP` with values + directions · z ≥ t for some z.
@@ -266,7 +266,7 @@ def _program(values: np.ndarray, directions: np.ndarray) -> "scipy.optimize.Opti
     return None
 
 
-def extremes(
+def tightened_bounds(
     point: np.ndarray,
     basis: np.ndarray,
     values: np.ndarray,

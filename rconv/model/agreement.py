@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from rconv.model.batchnorm import without_statistics
-from rconv.model.ends import Entry
 from rconv.model.geometry import Stage
 from rconv.model.graph import first_line
+from rconv.model.heads import ConvEntry
 from rconv.model.nodes import Network, UnsupportedModelError
 from rconv.model.simulate import InFloat64
 from rconv.model.wrappers import shared_copy
@@ -44,7 +44,7 @@ def refuse_other_values(model: nn.Module, network: Network) -> None:
     image = image.to(next(model.parameters(), torch.empty(0)).device)
     maps = network.maps(image)
     expected = {network.head.name: maps[-1]}
-    if isinstance(network.head, Entry):
+    if isinstance(network.head, ConvEntry):
         taken = [node for node in network.nodes if isinstance(node.does, Stage)]
         expected = {node.does.name: maps[node.inputs[0]] for node in taken}
     found: dict[str, torch.Tensor] = {}

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx, nn
 
-from rconv.model.ends import Embedding
 from rconv.model.functions import SUMS
 from rconv.model.graph import before, graph_of, sees, values_of
+from rconv.model.heads import Embedding
 from rconv.model.nodes import UnsupportedModelError
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from rconv.model.layers import is_layer
+from rconv.model.module_layers import is_layer
 from rconv.model.nodes import UnsupportedModelError
 from rconv.model.wrappers import tensor_of
 

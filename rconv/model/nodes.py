@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rconv.model.activations import Activation
-from rconv.model.ends import Entry, Head
 from rconv.model.geometry import Stage
+from rconv.model.heads import ConvEntry, Head
 
 SUM, CONCATENATION = "sum", "concatenation"
 
@@ -95,7 +95,7 @@ class Network:
     stages : tuple of Stage
         The convolutions in the order of the forward pass; none where the model starts with its
         Linear.
-    head : Head or Entry
+    head : Head or ConvEntry
         What follows them: the first Linear, or a part that is not read.
     nodes : tuple of Node
         From the image to the input of the head, or to the convolution that is entered, each after
@@ -103,11 +103,11 @@ class Network:
     """
 
     stages: tuple[Stage, ...]
-    head: Head | Entry
+    head: Head | ConvEntry
     nodes: tuple[Node, ...]
 
     @staticmethod
-    def of(nodes: list[Node], head: Head | Entry) -> "Network":
+    def of(nodes: list[Node], head: Head | ConvEntry) -> "Network":
         """The network of these nodes."""
         stages = tuple(node.does for node in nodes if isinstance(node.does, Stage))
         return Network(stages, head, tuple(nodes))
@@ -124,7 +124,7 @@ class Network:
 
     @property
     def entered(self) -> int:
-        """The node of the convolution that an `Entry` names."""
+        """The node of the convolution that a `ConvEntry` names."""
         names = [node.does.name if isinstance(node.does, Stage) else "" for node in self.nodes]
         return names.index(self.head.name)
 
@@ -177,7 +177,7 @@ class Network:
             If a map has two consumers, or is made of two others; at a BatchNorm; or if the model
             is not read up to its first Linear.
         """
-        if isinstance(self.head, Entry):
+        if isinstance(self.head, ConvEntry):
             raise UnsupportedModelError(f"{self.head.reason}; {method} starts at the first Linear")
         branch = next((i for i, own in enumerate(self.consumers) if len(own) > 1), None)
         if branch is not None:

@@ -9,9 +9,9 @@ from torch import nn
 from rconv.model.agreement import refuse_other_values
 from rconv.model.batchnorm import without_statistics
 from rconv.model.build import build
-from rconv.model.ends import Head
-from rconv.model.entry import entered
-from rconv.model.layers import layers_of
+from rconv.model.embedding_entry import entered
+from rconv.model.heads import Head
+from rconv.model.module_layers import layers_of
 from rconv.model.nodes import Network, UnsupportedModelError
 from rconv.model.operations import (
     Operation,
@@ -22,8 +22,8 @@ from rconv.model.operations import (
     refuse_ways_around,
     without_passed,
 )
-from rconv.model.told import backward_order
-from rconv.model.trace import traced
+from rconv.model.solve_order import solve_order
+from rconv.model.tracing import traced
 from rconv.model.weights import check_own_parameters, check_weights, copy_of
 
 
@@ -107,7 +107,7 @@ def _up_to_the_head(steps: list[Operation], shape: tuple[int, int, int]) -> Netw
         steps, needed - inside - {first}, inside, f"{steps[first].name}, the first Linear"
     )
     network = Network.of(nodes, _head(steps, first, nodes[-1].shape))
-    backward_order(network)  # or a refusal
+    solve_order(network)  # or a refusal
     return network
 
 

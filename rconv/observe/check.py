@@ -83,7 +83,7 @@ def check_gradients(
     return checked, Noise.of(coarsest)
 
 
-def told_noise(
+def declared_noise(
     model: nn.Module, rounding: Noise, precision: float | None = None, noise: Noise | None = None
 ) -> Noise:
     """What the attacker knows of the errors: what was declared, or else the rounding.

@@ -72,7 +72,7 @@ class Noise:
                 own[name] = deviation[index]
         return replace(self, deviations=own)
 
-    def deviation(self, name: str, gradient: Tensor, unit: Tensor | None = None) -> Tensor:
+    def entry_std(self, name: str, gradient: Tensor, unit: Tensor | None = None) -> Tensor:
         """Standard deviation of each entry's error, shaped as the gradient and in its unit.
 
         `unit` (N,) is what the gradients were divided by; 1 if it is not given.
@@ -84,34 +84,34 @@ class Noise:
         variance += self.spread**2 * mean_square.reshape(shape)
         variance += (self.absolute / unit.reshape(shape)) ** 2
         if name in self.deviations:
-            own = self._own_deviation(name, gradient)
+            own = self._declared_std(name, gradient)
             variance = variance + (own / unit.reshape(shape)) ** 2
         return variance.sqrt()
 
-    def rows(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor | None:
+    def row_std(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor | None:
         """Standard deviation of each entry's error as the equations weigh it.
 
         Rounding and added noise are of one size throughout a parameter: a client's sums round at
         the size of their terms, which a small result does not determine. What `deviations` says is
         each entry's own. None where one number, the level, says it all.
         """
-        own = self._own_deviation(name, gradient)
+        own = self._declared_std(name, gradient)
         if own.numel() <= 1:
             return None
         shape = (-1, *[1] * (gradient.dim() - 1))
-        others = replace(self, deviations={}).level(name, gradient, unit)
+        others = replace(self, deviations={}).relative_std(name, gradient, unit)
         common = (others * root_mean_square(gradient)).reshape(shape)
         return torch.hypot(common, own / unit.reshape(shape)).expand_as(gradient)
 
-    def row_errors(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor:
-        """`rows`, written out where one number says it all."""
-        own = self.rows(name, gradient, unit)
+    def full_row_std(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor:
+        """`row_std`, written out where one number says it all."""
+        own = self.row_std(name, gradient, unit)
         if own is not None:
             return own
-        common = self.level(name, gradient, unit) * root_mean_square(gradient)
+        common = self.relative_std(name, gradient, unit) * root_mean_square(gradient)
         return common.reshape(-1, *[1] * (gradient.dim() - 1)).expand_as(gradient)
 
-    def level(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor:
+    def relative_std(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor:
         """Relative error of one parameter's gradient, both as root mean squares.
 
         Parameters
@@ -134,7 +134,7 @@ class Noise:
         absolute = self.absolute / unit
         if name in self.deviations:
             shape = (-1, *[1] * (gradient.dim() - 1))
-            own = self._own_deviation(name, gradient) / unit.reshape(shape)
+            own = self._declared_std(name, gradient) / unit.reshape(shape)
             absolute = torch.hypot(absolute, root_mean_square(own.expand_as(gradient)))
         # Zeros are taken as they are: nothing shows how much of them was rounded away.
         return torch.hypot(absolute / size, absolute.new_tensor(least)).clamp(max=1.0)
@@ -144,7 +144,7 @@ class Noise:
         own = torch.as_tensor(self.deviations.get(name, 0.0), dtype=torch.float64).to(gradient)
         return None if own.isfinite().all() else own.isfinite().expand_as(gradient)
 
-    def _own_deviation(self, name: str, gradient: Tensor) -> Tensor:
+    def _declared_std(self, name: str, gradient: Tensor) -> Tensor:
         """What `deviations` says of a parameter; 0 for nothing, and for what is not observed."""
         own = torch.as_tensor(self.deviations.get(name, 0.0), dtype=torch.float64).to(gradient)
         return own.nan_to_num(posinf=0.0)
@@ -198,17 +198,17 @@ class Observed:
         """The gradients divided by their largest entry."""
         return self.divided(largest_entry(self.gradients))
 
-    def level(self, name: str) -> Tensor:
-        """(N,): `Noise.level` of one parameter."""
-        return self.noise.level(name, self.gradients[name], self.unit)
+    def relative_std(self, name: str) -> Tensor:
+        """(N,): `Noise.relative_std` of one parameter."""
+        return self.noise.relative_std(name, self.gradients[name], self.unit)
 
     def std(self, name: str) -> Tensor | None:
-        """`Noise.rows` of one parameter."""
-        return self.noise.rows(name, self.gradients[name], self.unit)
+        """`Noise.row_std` of one parameter."""
+        return self.noise.row_std(name, self.gradients[name], self.unit)
 
     def every_std(self, name: str) -> Tensor:
-        """`Noise.row_errors` of one parameter."""
-        return self.noise.row_errors(name, self.gradients[name], self.unit)
+        """`Noise.full_row_std` of one parameter."""
+        return self.noise.full_row_std(name, self.gradients[name], self.unit)
 
     def seen(self, name: str) -> Tensor | None:
         """`Noise.observed` of one parameter."""

@@ -46,7 +46,7 @@ def explorer(
         (`Reconstruction.gradient_residual`).
     doubts : nested sequences of str
         Axes as `ranks`: the attacker's reason to doubt a reconstruction, "" where there is none
-        (`Reconstruction.doubts`).
+        (`Reconstruction.diagnostics`).
     sliders : dict
         Name of each of the two sliders → a text for each of its positions: the columns and the
         rows of the maps.

@@ -10,7 +10,7 @@ from rconv.model.activations import Activation
 from rconv.model.nodes import CONCATENATION, SUM, Affine, Network, UnsupportedModelError
 
 
-def backward_order(network: Network) -> tuple[int, ...]:
+def solve_order(network: Network) -> tuple[int, ...]:
     """The order in which the attack goes through the nodes.
 
     Parameters
@@ -33,7 +33,7 @@ def backward_order(network: Network) -> tuple[int, ...]:
     waiting = set(range(len(network.nodes)))
     while waiting:
         ready = [i for i in waiting if waiting.isdisjoint(network.consumers[i])]
-        told = {i: _is_told(network, i, whole) for i in ready}
+        told = {i: _is_solved(network, i, whole) for i in ready}
         able = [i for i in ready if told[i] or not isinstance(network.nodes[i].does, Activation)]
         if not able:
             raise _refusal(network, max(ready))
@@ -46,7 +46,7 @@ def backward_order(network: Network) -> tuple[int, ...]:
     return tuple(order)
 
 
-def _is_told(network: Network, node: int, whole: set[int]) -> bool:
+def _is_solved(network: Network, node: int, whole: set[int]) -> bool:
     """Whether a node is known whole once those in `whole` are."""
     if node == len(network.nodes) - 1 or any(network.fed_by(node)):
         return True

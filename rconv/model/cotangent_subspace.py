@@ -28,7 +28,7 @@ NONE = 1e-9
 """Share of the largest singular value below which a combination is never reached."""
 
 
-def reach(
+def cotangent_subspace(
     model: nn.Module, names: Sequence[str], images: tuple[int, int, int]
 ) -> dict[str, Tensor]:
     """Combinations of positions that ∂ℓ/∂O of convolutions can be made of.

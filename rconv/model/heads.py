@@ -55,7 +55,7 @@ class Embedding:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ConvEntry:
     """How a network is entered whose upper part is not read: at a convolution near its end.
 
     It is the last node; or that is a sum that its output is a term of.
@@ -71,15 +71,15 @@ class Entry:
         the loss by the logits; without an embedding it may be None.
     reason : str
         Why the model is not read up to its first Linear.
-    reach : Tensor or None
-        Without an embedding, of `rconv.model.reach.reach`.
+    subspace : Tensor or None
+        Without an embedding, of `rconv.model.cotangent_subspace.cotangent_subspace`.
     """
 
     name: str
     embedding: Embedding | None
     logits: str | None
     reason: str
-    reach: Tensor | None = None
+    subspace: Tensor | None = None
 
     @property
     def parameters(self) -> list[str]:

@@ -5,10 +5,10 @@ from torch import nn
 from rconv.model.agreement import refuse_other_values
 from rconv.model.build import build
 from rconv.model.embedding import NoEmbeddingError, embedding_of
-from rconv.model.ends import Entry
+from rconv.model.heads import ConvEntry
 from rconv.model.nodes import Network, UnsupportedModelError
 from rconv.model.operations import Operation, leading_to, logits_of, refuse_ways_around
-from rconv.model.told import backward_order
+from rconv.model.solve_order import solve_order
 
 
 def entered(
@@ -43,7 +43,7 @@ def entered(
     try:
         found = embedding_of(model, shape)
         convolution, embedding = found
-        entry = Entry(convolution, embedding, _logits(model, steps), str(reason))
+        entry = ConvEntry(convolution, embedding, _logits(model, steps), str(reason))
         network = network_below(steps, shape, entry)
         refuse_other_values(model, network)
     except UnsupportedModelError as error:
@@ -54,7 +54,7 @@ def entered(
 
 
 def network_below(
-    steps: list[Operation], shape: tuple[int, int, int], entry: Entry, end: int | None = None
+    steps: list[Operation], shape: tuple[int, int, int], entry: ConvEntry, end: int | None = None
 ) -> Network:
     """The part of a model that a convolution's output is made of.
 
@@ -64,7 +64,7 @@ def network_below(
         Of the whole model.
     shape : tuple of int
         (C, H, W) of the image.
-    entry : Entry
+    entry : ConvEntry
         The convolution, and how it is entered.
     end : int, optional
         The step that is the last node; the convolution if not given.
@@ -87,7 +87,7 @@ def network_below(
     # Nothing stands below the image that would need its derivative.
     refuse_ways_around(steps, behind, inside - {0, end}, entry.name)
     network = Network.of(nodes, entry)
-    backward_order(network)  # or a refusal
+    solve_order(network)  # or a refusal
     return network
 
 

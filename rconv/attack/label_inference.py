@@ -6,7 +6,7 @@ from itertools import combinations_with_replacement, islice
 import torch
 from torch import Tensor, nn
 
-from rconv.model.ends import Head
+from rconv.model.heads import Head
 
 MOST = 60
 """Of the label counts that are possible, so many are looked at."""
@@ -18,7 +18,7 @@ def own_logits(model: nn.Module, head: Head, v: Tensor) -> Tensor:
     return logits + model.get_parameter(f"{head.name}.bias").detach() if head.has_bias else logits
 
 
-def told_labels(logit_gradient: Tensor, logits: Tensor | None = None) -> Tensor:
+def inferred_labels(logit_gradient: Tensor, logits: Tensor | None = None) -> Tensor:
     """The class whose logit a step of cross-entropy pushes up, (N,); -1 where all entries are zero.
 
     The derivative by the logits (N, K), softmax minus one-hot, is negative at the label and nowhere

@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from rconv.attack.labels import own_logits
+from rconv.attack.label_inference import own_logits
 from rconv.attack.report import CLEAR, LayerReport, Reconstruction
 from rconv.linalg.dense import MAX_UNKNOWNS
-from rconv.model.ends import Entry, Head
+from rconv.model.heads import ConvEntry, Head
 from rconv.observe.observation import Gradients
 
 SATURATED, SAME = 1e-3, 1e-2
@@ -21,9 +21,9 @@ SEVERAL, REMEDY = "several", "; batch=None reads from the gradients how many ima
 SIGNS = "every entry of the head's gradient has the same size: only signs were sent"
 
 
-def with_doubts(
+def with_diagnostics(
     result: Reconstruction,
-    head: Head | Entry,
+    head: Head | ConvEntry,
     model: nn.Module,
     gradients: Gradients,
     loss: str | None,
@@ -31,13 +31,13 @@ def with_doubts(
     *,
     batches: bool = False,
 ) -> Reconstruction:
-    """The result with its doubts in words, and with what only an assumption tells.
+    """The result with its diagnostics in words, and with what only an assumption tells.
 
     Parameters
     ----------
     result : Reconstruction
         With its certificate and expected error.
-    head : Head or Entry
+    head : Head or ConvEntry
         Of the network.
     model : Module
         The shared model, float64.
@@ -69,7 +69,7 @@ def with_doubts(
         if batches and SEVERAL in reason:
             reason += REMEDY
         reasons.append(reason or _remark(factors[i]))
-    return replace(result, doubts=tuple(reasons), assumed=assumed)
+    return replace(result, diagnostics=tuple(reasons), assumed=assumed)
 
 
 def _assumed(
@@ -83,8 +83,8 @@ def _assumed(
     return assumed | (_outside(result, value_range) & (head.weight.shape[0] == 1))
 
 
-def with_batch_doubts(result: Reconstruction) -> Reconstruction:
-    """The images of one batch with their doubts in words; what its head told is past doubt.
+def with_batch_diagnostics(result: Reconstruction) -> Reconstruction:
+    """The images of one batch with their diagnostics in words; what its head told is past doubt.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def with_batch_doubts(result: Reconstruction) -> Reconstruction:
     Reconstruction
     """
     reasons = (_layers_reason(result, i, own) for i, own in enumerate(_short(result)))
-    return replace(result, doubts=tuple(reasons))
+    return replace(result, diagnostics=tuple(reasons))
 
 
 def _short(result: Reconstruction) -> list[list[LayerReport]]:

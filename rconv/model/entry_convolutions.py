@@ -12,18 +12,18 @@ from torch import nn
 
 from rconv.model.agreement import refuse_other_values
 from rconv.model.batchnorm import without_statistics
-from rconv.model.ends import Entry
-from rconv.model.entry import network_below
+from rconv.model.cotangent_subspace import cotangent_subspace
+from rconv.model.embedding_entry import network_below
 from rconv.model.graph import first_line
+from rconv.model.heads import ConvEntry
 from rconv.model.nodes import SUM, Network, UnsupportedModelError
 from rconv.model.operations import Operation, leading_to, logits_of
-from rconv.model.reach import reach
 from rconv.model.read import check_input_shape, steps_of
 from rconv.model.simulate import shapes_alone, without_values
 from rconv.model.wrappers import tensor_of
 
 
-def entrances(
+def entry_networks(
     model: nn.Module, input_shape: Sequence[int], reason: str, most: int
 ) -> tuple[list[Network], list[UnsupportedModelError]]:
     """Networks that end at a convolution, or at a sum that its output is a term of.
@@ -57,7 +57,7 @@ def entrances(
     steps = steps_of(model, shape)
     own = without_statistics(model)
     shapes, result = _shapes(own, shape)
-    entry = Entry("", None, _logits(own, steps, result), reason)
+    entry = ConvEntry("", None, _logits(own, steps, result), reason)
     found: list[Network] = []
     refusals: list[UnsupportedModelError] = []
     for i in sorted(leading_to(steps, len(steps) - 1), reverse=True):
@@ -71,10 +71,10 @@ def entrances(
     if not found:
         return found, refusals
     try:
-        reached = reach(own, [network.head.name for network in found], shape)
+        reached = cotangent_subspace(own, [network.head.name for network in found], shape)
     except Exception as error:  # whatever the model's own code raises
         raise UnsupportedModelError(f"cannot be run on one image: {first_line(error)}") from None
-    heads = (replace(network.head, reach=reached[network.head.name]) for network in found)
+    heads = (replace(network.head, subspace=reached[network.head.name]) for network in found)
     return [replace(n, head=head) for n, head in zip(found, heads, strict=True)], refusals
 
 
@@ -83,7 +83,7 @@ def _entered(
     steps: list[Operation],
     i: int,
     shape: tuple[int, int, int],
-    entry: Entry,
+    entry: ConvEntry,
     confirmed: Sequence[Network],
 ) -> Network:
     """The network that ends at a convolution, or at a sum, and that computes what was read."""
