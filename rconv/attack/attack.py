@@ -186,10 +186,8 @@ class Attack:
                 bar.update(len(part))
         result = Reconstruction.concatenate(parts)
         if any(closed):
-            diagnostics = (
-                own or other for own, other in zip(closed, result.diagnostics, strict=True)
-            )
-            result = replace(result, diagnostics=tuple(diagnostics))
+            each = zip(closed, result.diagnostics, strict=True)
+            result = replace(result, diagnostics=tuple(own or other for own, other in each))
         if strict:
             result.raise_if_short()
         return result
@@ -220,11 +218,8 @@ class Attack:
         if any(plan.kind == "auto" and plan.prior for plan in point.plans):
             result = within_range(result, self.value_range)
         if batch > 1:
-            return (
-                result
-                if result.diagnostics[0]
-                else with_batch_diagnostics(result, self.value_range)
-            )
+            inseparable = bool(result.diagnostics[0])
+            return result if inseparable else with_batch_diagnostics(result, self.value_range)
         own = head, self.model, clients.gradients, self.loss, self.value_range
         return with_diagnostics(result, *own, batches=permits_batches(point.network))
 
