@@ -233,7 +233,7 @@ def test_refusals_come_before_the_work():
     for wrong, message in ((10, "at most 9 samples"), (0, "whole number")):
         with pytest.raises(ValueError, match=message):
             Attack(model, SHAPE)(sent, batch=wrong)
-    deep = nn.Sequential(*network(), nn.ReLU(), nn.Linear(10, 10).double())
+    deep = nn.Sequential(*network(), nn.Sigmoid(), nn.Linear(10, 10).double())
     with pytest.raises(UnsupportedModelError, match="not followed by the loss"):
         Attack(deep, SHAPE)(averaged(deep, x, torch.tensor([1])), batch=2)
 

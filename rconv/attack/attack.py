@@ -154,11 +154,13 @@ class Attack:
         Raises
         ------
         UnsupportedModelError
-            With another batch than 1: a network whose head is not one Linear with a bias. Missing
-            gradients without which nothing determines a layer's input.
+            With another batch than 1: a network whose first Linear is neither the last with a bias
+            nor a hidden layer with a bias and ReLU or LeakyReLU. Missing gradients without which
+            nothing determines a layer's input.
         ValueError
             Unknown names, wrong shapes, NaN or infinite entries, a precision that is
-            negative or no number, a batch that is not below the number of classes.
+            negative or no number, a batch that is not below the number of classes where the
+            first Linear is the last.
         ShortRankError
             With `strict`, the first layer of short rank and what would help.
         """
@@ -206,6 +208,8 @@ class Attack:
         attempted = partial(attempt, self.model, point, **options)
         result = attempted(clients)
         # Where the rank is short, the image need not explain the gradients; that says no more.
+        if batch > 1 and head.hidden is not None:  # its samples are certified one by one
+            return result
         again = (result.full_rank & (result.revealed_noise > 0)).reshape(-1, batch).any(dim=1)
         if again.any():
             each = torch.arange(len(result.images)).reshape(-1, batch)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from rconv.attack.backward import backward_pass
 from rconv.attack.batch_head import InseparableError
-from rconv.attack.certificate import distance, recomputed, where_observed
+from rconv.attack.certificate import distance, recomputed, recomputed_sum, where_observed
+from rconv.attack.diagnostics import with_batch_diagnostics
 from rconv.attack.entry_points import EntryPoint, checked
 from rconv.attack.estimate import Start
 from rconv.attack.head import head_report, rank_one
@@ -38,7 +39,7 @@ from rconv.attack.verdict import (
 )
 from rconv.linalg.solution import Solution
 from rconv.model.heads import ConvEntry, Head
-from rconv.model.nodes import Network
+from rconv.model.nodes import Network, UnsupportedModelError
 from rconv.model.solve_order import solve_order
 from rconv.model.wrappers import tensor_of
 from rconv.observe.noise import Observed
@@ -46,6 +47,11 @@ from rconv.observe.observation import Gradients
 
 EXPLAINS = 1e-8
 """Gradient residual below which a candidate always counts as an explanation."""
+
+MERGED = (
+    "it weighs as several samples: one image several times, or the mean of images that are nearly "
+    "alike, which the gradient does not separate"
+)
 
 HOPELESS = 0.1
 """Relative noise from which on no further attempt is made: next to all directions drown in it."""
@@ -87,16 +93,18 @@ def attempt(
     """
     noise = 0.0
     try:
-        start = point.start(model, clients, batch)
+        start = point.start(model, clients, batch, announce)
     except InseparableError as error:
         if not ARITHMETIC < error.noise < HOPELESS:
             return _inseparable(point.network, batch, clients, str(error))
         noise, first = error.noise, str(error)
         try:  # the discrepancy principle: noise of the size that the head shows
-            start = point.start(model, with_noise(clients, noise), batch)
+            start = point.start(model, with_noise(clients, noise), batch, announce)
         except InseparableError:
             return _inseparable(point.network, batch, clients, first)
     solve = partial(_solved, announce, frugal)
+    if start.separated is not None:
+        return _whole_batch(model, point, start, value_range, solve, clients, batch)
     found = _certified(model, point, start, value_range, solve)
     if noise:
         revealed = found.revealed_noise.clamp(min=noise)
@@ -124,6 +132,8 @@ def _certified(
     if isinstance(head, ConvEntry) and point.spans is None:
         reports = checked(network, start, reports)
     error = expected_error(images, reports, std, value_range)
+    if start.separated is not None and not start.separated.complete:
+        return _one_by_one(images, reports, start, error, len(layer_names(network, known[0])))
     own = where_observed(_recomputed(model, network, images, start), *known[:2])
     levels = layer_relative_std(network, *known)
     residual = distance(own, known[0], [name for name in own if name in known[0]])
@@ -145,6 +155,50 @@ def _certified(
     return Reconstruction(images, reports, labels, each(residual), error, none, *judged)
 
 
+def _whole_batch(
+    model: nn.Module,
+    point: EntryPoint,
+    start: Start,
+    value_range: tuple[float, float],
+    solve: Callable[[MapProblem], tuple[Solution, LayerReport]],
+    clients: Observed,
+    batch: int,
+) -> Reconstruction:
+    """B images of a hidden layer: a sample as often as it is there, then those not found."""
+    separated, network = start.separated, point.network
+    try:
+        solved = _certified(model, point, start, value_range, solve)
+    except UnsupportedModelError as error:  # the rows of single samples do not suffice
+        return _inseparable(network, batch, clients, str(error))
+    solved = replace(solved, assumed=~separated.certain)
+    solved = with_batch_diagnostics(solved, value_range)
+    each = zip(solved.diagnostics, separated.certain.tolist(), strict=True)
+    solved = replace(
+        solved, diagnostics=tuple(own or ("" if sure else MERGED) for own, sure in each)
+    )
+    index = torch.arange(len(separated.count), device=separated.count.device)
+    parts = [solved.select(torch.repeat_interleave(index, separated.count)[:batch])]
+    missing = batch - len(parts[0].images)
+    if missing:
+        reason = (
+            "it sends no gradient above the noise, or is alike another"
+            if separated.complete
+            else f"not separated: only {len(index)} samples are found, and no unit is left with one"
+        )
+        parts.append(_inseparable(network, missing, start.observed, reason))
+    return Reconstruction.concatenate(parts)
+
+
+def _one_by_one(
+    images: Tensor, reports: tuple[LayerReport, ...], start: Start, error: Tensor, layers: int
+) -> Reconstruction:
+    """Images of samples that were certified one by one, in a gradient that others are in too."""
+    zero, none = torch.zeros_like(error), torch.zeros_like(start.labels)
+    fields = start.labels, zero + start.report.residual, error, none
+    judged = zero, zero, zero[:, None].expand(-1, layers), zero, none.bool()
+    return Reconstruction(images, reports, *fields, *judged, ("",) * len(images))
+
+
 def _solved(
     announce: Callable[[str], None] | None, frugal: bool, problem: MapProblem
 ) -> tuple[Solution, LayerReport]:
@@ -157,9 +211,8 @@ def _solved(
 def _recomputed(model: nn.Module, network: Network, images: Tensor, start: Start) -> Gradients:
     """The gradients of images, summed over those of a system, of all layers that were read."""
     gradients = start.observed.gradients
-    own = recomputed(model, start.linear, images, start.derivative)
-    if start.samples > 1:
-        own = {n: g.unflatten(0, (-1, start.samples)).sum(dim=1) for n, g in own.items()}
+    compute = recomputed if len(start.client) == len(images) else recomputed_sum
+    own = compute(model, start.linear, images, start.derivative)
     # A layer that the model cuts off from the loss has no gradient; what was read has one.
     for name in chain.from_iterable(layer_names(network, gradients)):
         own.setdefault(name, torch.zeros_like(gradients[name]))

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rconv.attack.estimate import Cotangent, Estimate, Start
 from rconv.attack.head import head_report
+from rconv.attack.hidden_state import Factors
 from rconv.attack.label_inference import label_counts
 from rconv.attack.verdict import ACCUMULATED, ARITHMETIC
 from rconv.linalg.levenberg import levenberg_marquardt
@@ -227,9 +228,11 @@ def required_for_batches(network: Network, batch: int | None) -> None:
     Raises
     ------
     UnsupportedModelError
-        A network that is not read up to its head, or whose head is not one Linear with a bias.
+        A network that is not read up to its head, or whose first Linear is neither the last with
+        a bias nor a hidden layer with a bias and ReLU or LeakyReLU.
     ValueError
-        A batch that is no positive number, or not below the number of classes.
+        A batch that is no positive number, or not below the number of classes where the first
+        Linear is the last.
     """
     head = network.head
     if isinstance(head, ConvEntry):
@@ -237,14 +240,17 @@ def required_for_batches(network: Network, batch: int | None) -> None:
             f"{head.reason}; a batch is separated by the softmax of the last layer, which must be "
             "reached"
         )
+    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
+        raise ValueError(f"the batch must be a whole number, 1 or more, or None, got {batch!r}")
+    if head.hidden is not None:
+        return
     if not (head.last and head.has_bias and head.logits):
         what = "has no bias" if head.last and head.logits else "is not followed by the loss"
         raise UnsupportedModelError(
             f"{head.name}: a batch is told apart by the softmax of the last layer; this Linear "
-            f"{what}. Ask for batches of one image"
+            f"{what}, and it is no hidden layer with a bias and ReLU or LeakyReLU. Ask for "
+            "batches of one image"
         )
-    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
-        raise ValueError(f"the batch must be a whole number, 1 or more, or None, got {batch!r}")
     classes = head.weight.shape[0]
     if batch is not None and batch >= classes:
         raise ValueError(
@@ -264,7 +270,8 @@ def permits_batches(network: Network) -> bool:
 
 def batch_size(head: Head, clients: Observed) -> int:
     """Samples of one client's batch, from the rank of its head's gradient; at least 1."""
-    return max(1, head_rank(*head_gradient(head, with_roundings(clients))))
+    known = head_gradient(head, with_roundings(clients))
+    return max(1, head_rank(*known) if head.hidden is None else Factors.of(*known).rank)
 
 
 def with_roundings(clients: Observed) -> Observed:

@@ -59,6 +59,31 @@ def recomputed(model: nn.Module, first_linear: str, images: Tensor, cotangent: T
     )
 
 
+def recomputed_sum(
+    model: nn.Module, first_linear: str, images: Tensor, cotangent: Tensor
+) -> Gradients:
+    """The sum over the images of what `recomputed` returns, without one gradient for each.
+
+    Parameters
+    ----------
+    model, first_linear, images, cotangent
+        As `gradient_residual` takes them.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Name → (1, *parameter shape).
+    """
+    linear, outputs = model.get_submodule(first_linear), []
+    hook = linear.register_forward_hook(lambda module, args, output: outputs.append(output))
+    parameters = {n: p.detach().requires_grad_() for n, p in model.named_parameters()}
+    with hook, torch.enable_grad():
+        functional_call(model, parameters, (images.to(linear.weight.dtype),))
+        total = (outputs[0] * cotangent.to(linear.weight.dtype)).sum()
+    own = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    return {n: g[None] for n, g in zip(parameters, own, strict=True) if g is not None}
+
+
 def where_observed(own: Gradients, gradients: Gradients, noise: Noise) -> Gradients:
     """Recomputed gradients with the entries that are not observed taken from the observed ones.
 

@@ -4,7 +4,7 @@ Through the head, for one image or for a batch; at a position embedding; or at a
 own gradients.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from math import isqrt
@@ -12,9 +12,10 @@ from math import isqrt
 import torch
 from torch import Tensor, nn
 
-from rconv.attack.batch_head import from_batch
+from rconv.attack.batch_head import from_batch, with_roundings
 from rconv.attack.estimate import Cotangent, Start
 from rconv.attack.head import from_head
+from rconv.attack.hidden_batch import from_hidden
 from rconv.attack.plan import LayerPlan
 from rconv.attack.report import LayerReport
 from rconv.attack.span_entry import from_spans, span_ranks
@@ -63,11 +64,17 @@ class EntryPoint:
         sizes = [8 * g.output[0] * g.offsets * g.pixels for g in shapes]
         return max(1, CHUNK_BYTES // max(sizes, default=CHUNK_BYTES))
 
-    def start(self, model: nn.Module, clients: Observed, batch: int = 1) -> Start:
+    def start(
+        self,
+        model: nn.Module,
+        clients: Observed,
+        batch: int = 1,
+        announce: Callable[[str], None] | None = None,
+    ) -> Start:
         """What the gradients determine of the network's last node.
 
         Takes the shared model, clients as they were sent (one where the batch is larger than 1),
-        and B, the samples of each.
+        B, the samples of each, and what is called with the progress in words.
 
         Raises
         ------
@@ -83,6 +90,8 @@ class EntryPoint:
         if batch == 1:
             return from_head(head, clients, shape)
         bias = model.get_parameter(f"{head.name}.bias").detach()
+        if head.hidden is not None:
+            return from_hidden(head, bias, with_roundings(clients), batch, shape, announce)
         return from_batch(head, bias, clients, batch, shape)
 
     def lacking(self, observed: Collection[str]) -> str | None:

@@ -144,6 +144,25 @@ class Cotangent:
 
 
 @dataclass(frozen=True)
+class Separated:
+    """The F samples of a batch of B that a hidden layer separates.
+
+    Parameters
+    ----------
+    complete : bool
+        Whether these samples explain the whole gradient.
+    count : Tensor
+        (F,), int64, how many times each of them is there.
+    certain : Tensor
+        (F,), bool, whether it is certified.
+    """
+
+    complete: bool
+    count: Tensor
+    certain: Tensor
+
+
+@dataclass(frozen=True)
 class Start:
     """What an entry point determines of a network's last node: M systems of B samples each.
 
@@ -168,6 +187,8 @@ class Start:
         Another node whose map is known besides, and how well.
     labels : Tensor or None
         (M·B,), int64, where the entry point needs the labels itself.
+    separated : Separated or None
+        Where a batch is entered at a hidden layer; B is then the number of samples found there.
     """
 
     observed: Observed
@@ -179,6 +200,7 @@ class Start:
     derivative: Tensor
     solved: tuple[int, Estimate, LayerReport] | None = None
     labels: Tensor | None = None
+    separated: Separated | None = None
 
     @property
     def samples(self) -> int:

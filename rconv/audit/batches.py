@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from scipy import sparse
 from scipy.sparse.csgraph import maximum_flow
-from torch import nn
+from torch import Tensor, nn
 
 from rconv.attack.batch_head import required_for_batches
 from rconv.attack.entry_points import entry_points
+from rconv.attack.hidden_batch import hidden_equations
+from rconv.attack.hidden_layer import disaggregate_hidden
 from rconv.audit.layers import check_share
 from rconv.audit.ranks import EPS
 from rconv.equations.conv_system import conv_system
@@ -23,6 +25,10 @@ from rconv.equations.windows import window_index
 from rconv.linalg.dense import determines
 from rconv.model.geometry import Geometry, Stage
 from rconv.model.nodes import Network
+from rconv.observe.noise import Noise, Observed
+
+MOST = 256
+"""The largest batch that is tried at a hidden layer."""
 
 CONFIRMED = 1_500
 """Unknowns up to which the number that was counted is confirmed by ranks of random matrices: a
@@ -39,10 +45,14 @@ class BatchLimit:
         The layer.
     largest : int or None
         B; None where the equations of every sample suffice alone, whatever B is.
+    failed : int or None
+        Of a hidden layer, whose limit is found by trial: the least batch that was tried and was not
+        separated, so that the limit lies from `largest` up to it; None where none failed.
     """
 
     name: str
     largest: int | None
+    failed: int | None = None
 
 
 def batch_limits(
@@ -58,7 +68,8 @@ def batch_limits(
     Returns
     -------
     list of BatchLimit
-        Head first: softmax tells one sample less than there are classes.
+        Head first: softmax separates one sample less than there are classes, and a hidden layer as
+        many as random images show.
 
     Raises
     ------
@@ -75,9 +86,70 @@ def limits(network: Network, *, active: float = 0.5, seed: int = 0) -> list[Batc
     """`batch_limits` of a model as it was read."""
     required_for_batches(network, None)
     network.required_chain("the largest batch")
-    head = BatchLimit(network.head.name, network.head.weight.shape[0] - 1)
+    if network.head.hidden is not None:
+        head = separated(network, seed=seed)
+    else:
+        head = BatchLimit(network.head.name, network.head.weight.shape[0] - 1)
     own = (BatchLimit(s.name, largest(s, active, seed)) for s in reversed(network.stages))
     return [head, *own]
+
+
+def separated(
+    network: Network, images: Tensor | None = None, *, draws: int = 2, seed: int = 0
+) -> BatchLimit:
+    """The largest batch that a hidden layer gives up, by trial.
+
+    Parameters
+    ----------
+    network : Network
+        With `head.hidden`.
+    images : Tensor, optional
+        (N, C, H, W) that batches are drawn from; else random ones.
+    draws : int
+        Batches of each size, of which every sample must be certified.
+    seed : int
+        Of batches and labels.
+
+    Returns
+    -------
+    BatchLimit
+        Sizes are doubled up to `MOST`, or half as many as there are units; then the interval is
+        halved until it is a tenth of its lower end.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    most = min(MOST, len(network.head.weight) // 2, len(images) if images is not None else MOST)
+    low, high = 1, None
+    while low < most and (high is None or high - low > max(1, low // 10)):
+        size = min(2 * low, most) if high is None else (low + high) // 2
+        if all(_separates(network, images, size, generator) for _ in range(draws)):
+            low = size
+        else:
+            high = size
+    return BatchLimit(network.head.name, low, high)
+
+
+def _separates(
+    network: Network, images: Tensor | None, size: int, generator: torch.Generator
+) -> bool:
+    """Whether every sample of one random batch is certified."""
+    head, hidden = network.head, network.head.hidden
+    if images is None:
+        x = torch.rand(size, *network.input_shape, generator=generator, dtype=torch.float64)
+    else:
+        x = images[torch.randperm(len(images), generator=generator)[:size]]
+    x = network.evaluate(x.to(head.weight)).flatten(1)
+    own = head.weight, torch.zeros_like(head.weight[:, 0]), hidden.weight
+    weight, bias, second = (p.clone().requires_grad_() for p in own)
+    inner = hidden.activation(x @ weight.mT + bias) @ second.mT + hidden.bias
+    logits = hidden.logits(inner)
+    labels = torch.randint(logits.shape[1], (size,), generator=generator).to(x.device)
+    loss = nn.functional.cross_entropy(logits, labels)
+    names = *head.parameters, f"{hidden.name}.weight"
+    sent = torch.autograd.grad(loss, [weight, bias, second])
+    gradients = {name: g[None] for name, g in zip(names, sent, strict=True)}
+    equations = hidden_equations(head, bias.detach(), Observed.of(gradients, Noise(EPS)))
+    found = disaggregate_hidden(equations, size)
+    return len(found.labels) == size and bool(found.certain.all())
 
 
 def weakest(layers: list[BatchLimit]) -> BatchLimit:

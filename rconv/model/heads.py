@@ -2,7 +2,45 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A ReLU or LeakyReLU behind the first Linear, and the network above it.
+
+    Parameters
+    ----------
+    slope : float
+        Derivative of the activation where its input is negative: 0 for ReLU.
+    name : str
+        The second Linear, which takes the activation's output.
+    weight, bias : Tensor, float64
+        V (K₂, m) and c (K₂,) of the second Linear.
+    rest : tuple of Linear or activation
+        What follows it up to the logits, in float64; nothing where it makes the logits.
+    """
+
+    slope: float
+    name: str
+    weight: Tensor
+    bias: Tensor
+    rest: tuple[nn.Module, ...]
+
+    def activation(self, inputs: Tensor) -> Tensor:
+        """The activation's output, any shape."""
+        return torch.where(inputs > 0, inputs, self.slope * inputs)
+
+    def derivative(self, inputs: Tensor) -> Tensor:
+        """The activation's derivative, any shape."""
+        return self.slope + (1 - self.slope) * (inputs > 0).to(inputs)
+
+    def logits(self, second: Tensor) -> Tensor:
+        """Logits (N, K) of the second Linear's output (N, K₂)."""
+        for module in self.rest:
+            second = module(second)
+        return second
 
 
 @dataclass(frozen=True)
@@ -22,6 +60,8 @@ class Head:
     logits : str or None
         Name of the Linear that makes the logits, whose gradients reveal the label; None where
         something other than LogSoftmax follows it.
+    hidden : Hidden or None
+        What follows it where it is a hidden layer that batches are disaggregated at.
     """
 
     name: str
@@ -29,6 +69,7 @@ class Head:
     has_bias: bool
     last: bool
     logits: str | None
+    hidden: Hidden | None = None
 
     @property
     def parameters(self) -> list[str]:

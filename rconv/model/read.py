@@ -11,6 +11,7 @@ from rconv.model.batchnorm import without_statistics
 from rconv.model.build import build
 from rconv.model.embedding_entry import entered
 from rconv.model.heads import Head
+from rconv.model.hidden import hidden_after
 from rconv.model.module_layers import layers_of
 from rconv.model.nodes import Network, UnsupportedModelError
 from rconv.model.operations import (
@@ -149,4 +150,5 @@ def _head(steps: list[Operation], first: int, shape: tuple[int, int, int]) -> He
         linear.bias is not None,
         last=last == first,
         logits=logits_of(steps),
+        hidden=hidden_after(steps, first),
     )

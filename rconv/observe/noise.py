@@ -1,7 +1,7 @@
 """What is known of the errors of the gradients, as data."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
 
@@ -184,6 +184,11 @@ class Observed:
         """Those of some of the clients."""
         chosen = {name: gradient[where] for name, gradient in self.gradients.items()}
         return Observed(chosen, self.noise.select(where, self.gradients), self.unit[where])
+
+    def only(self, names: Collection[str]) -> "Observed":
+        """The gradients of some of the parameters."""
+        chosen = {name: own for name, own in self.gradients.items() if name in names}
+        return replace(self, gradients=chosen)
 
     def divided(self, unit: Tensor) -> "Observed":
         """The gradients divided once more, by (N,)."""
