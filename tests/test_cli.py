@@ -226,7 +226,7 @@ def test_audit_tries_images_of_the_dataset_and_weights_of_a_file(tmp_path, capsy
 
 
 def test_audit_refuses_images_that_are_not_to_be_had_before_it_computes(monkeypatch, capsys):
-    monkeypatch.setattr("rconv.cli.judge.examine", lambda *a, **k: pytest.fail("judged first"))
+    monkeypatch.setattr("rconv.cli.audit.examine", lambda *a, **k: pytest.fail("judged first"))
     assert main(["audit", "-i", "100"]) == 2
     found = capsys.readouterr()
     assert "0 to 99" in found.err and not found.out

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from rconv.audit import examine
 from rconv.cli import main
-from rconv.cli.own import load_own
+from rconv.cli.models import load_own
 from rconv.lab.architectures import build
 from rconv.show.audit import MEANS_NOT, cheapest, page, sentence
 
@@ -74,7 +74,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("arguments, hint", REFUSED.values(), ids=REFUSED)
 def test_what_is_no_model_is_one_line_before_the_work(arguments, hint, folder, monkeypatch, capsys):
-    monkeypatch.setattr("rconv.cli.judge.trial", lambda *a, **k: pytest.fail("tried first"))
+    monkeypatch.setattr("rconv.cli.audit.trial", lambda *a, **k: pytest.fail("tried first"))
     try:
         code = main(["audit", *arguments])
     except SystemExit as stop:

@@ -3,9 +3,9 @@
 import argparse
 
 from rconv.audit import examine
+from rconv.cli.inputs import check_data, check_roles
 from rconv.cli.models import Shared, check_model, images_for, shared
-from rconv.cli.paths import check_data, check_files
-from rconv.cli.roles import check_roles
+from rconv.cli.output import check_files
 from rconv.cli.terminal import say, watched
 from rconv.data import datasets
 from rconv.files import claimed, replacing
@@ -16,7 +16,7 @@ from rconv.lab.trial import trial
 from rconv.show import audit as shown
 
 
-def judge(arguments: argparse.Namespace) -> None:
+def run_audit(arguments: argparse.Namespace) -> None:
     """Audit a model by its generic rank, then try its weights on images."""
     a = arguments
     check_model(a)
