@@ -219,7 +219,9 @@ USAGE = {
     "audit --trials -1": "whole number",
     "audit --active half": "invalid float",
     "audit --gradients g": "unrecognized",
-    "audit --json x": "unrecognized",
+    "audit --fail-on never": "leaks",
+    "audit --batch 0": "whole number",
+    "audit --time-limit -1": "seconds",
     "--out=": "the path is empty",
 }
 

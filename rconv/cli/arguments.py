@@ -2,8 +2,10 @@
 
 import argparse
 import re
+import tomllib
 from importlib.metadata import version
-from typing import TextIO
+from pathlib import Path
+from typing import Any, TextIO
 
 from rconv.cli.terminal import complain, say
 from rconv.data import names
@@ -13,11 +15,15 @@ from rconv.lab.catalogue import (
     DEFAULT,
     DTYPES,
     INITIALISATIONS,
+    MODES,
     SEED,
 )
 
 FORM = "path/to/file.py:Net or package.module:function"
 """A model of the user's own, as --model takes it."""
+
+EXCLUSIVE = (("model", "architecture"), ("trials", "index"))
+"""Options of `rconv audit` of which one may be given."""
 
 LARGEST = 2**26
 """Numbers in one image: half a GiB in float64, and an attack holds dozens of such maps."""
@@ -37,8 +43,81 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Build the parser of all commands; each leaves its name in `command`."""
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments of a command line, with what pyproject.toml says of those it leaves out.
+
+    Parameters
+    ----------
+    argv : list of str
+        The command first.
+
+    Raises
+    ------
+    ValueError
+        If pyproject.toml cannot be read, or has a setting that the command does not have.
+    """
+    arguments = parser().parse_args(argv)
+    if arguments.command != "audit":
+        return arguments
+    settings = read_settings(Path("pyproject.toml"))
+    if settings:
+        # Once alone, so that values are checked and settings that exclude one another refused.
+        texts = [f"--{name}={value}" for name, value in settings.items()]
+        own = parser().parse_args(["audit", *texts])
+        settings = {name.replace("-", "_") for name in settings}
+        defaults = {name: getattr(own, name) for name in settings}
+        arguments = parser(defaults).parse_args(argv)
+        for pair in EXCLUSIVE:
+            if None not in (getattr(arguments, name) for name in pair):
+                for name in settings.intersection(pair):
+                    setattr(arguments, name, None)
+    return arguments
+
+
+def read_settings(file: Path) -> dict[str, str]:
+    """The table [tool.rconv.audit] of a pyproject.toml, as the texts of options.
+
+    Parameters
+    ----------
+    file : Path
+        Need not exist.
+
+    Raises
+    ------
+    ValueError
+        If it is no TOML, or has a key that is no option of `rconv audit`, or a value that is
+        neither a text, a number nor a list of them.
+    """
+    try:
+        table = tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: {error}") from None
+    for key in ("tool", "rconv", "audit"):
+        table = table.get(key, {})
+    known = sorted(name.replace("_", "-") for name in vars(parser().parse_args(["audit"])))
+    known.remove("command")
+    texts = {}
+    for name, value in table.items():
+        where = f"{file}: [tool.rconv.audit] {name}"
+        if name not in known:
+            raise ValueError(f"{where}: unknown setting; known are {', '.join(known)}")
+        values = value if isinstance(value, list) else [value]
+        if not all(type(own) in (str, int, float) for own in values):
+            raise ValueError(f"{where}: must be a text, a number or a list of them, got {value!r}")
+        texts[name] = ",".join(map(str, values))
+    return texts
+
+
+def parser(audit_defaults: dict[str, Any] | None = None) -> argparse.ArgumentParser:
+    """Build the parser of all commands; each leaves its name in `command`.
+
+    Parameters
+    ----------
+    audit_defaults : dict, optional
+        Defaults of `rconv audit` in place of its own.
+    """
     whole = _Parser(
         prog="rconv",
         description="Reconstruct images from the gradients of convolutional networks.",
@@ -47,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=f"rconv {version('rconv')}")
     commands = whole.add_subparsers(metavar="command")
     _add_attack(commands)
-    _add_audit(commands)
+    _add_audit(commands, audit_defaults or {})
     _add_observe(commands)
     _add_snapshot(commands)
     return whole
@@ -94,16 +173,20 @@ def _add_received(attack: argparse.ArgumentParser) -> None:
     attack.add_argument("--weight-decay", type=float, help="with --after: of the step (default 0)")
 
 
-def _add_audit(commands: argparse._SubParsersAction) -> None:
+def _add_audit(commands: argparse._SubParsersAction, defaults: dict[str, Any]) -> None:
     audit = commands.add_parser(
-        "audit", help="does a model leak? by rank, and by attacking a few images; needs no data"
+        "audit",
+        help="does a model leak? by rank, and by attacking a few images; needs no data",
+        description="Judge whether a training setup leaks. Exit codes: 0 below the threshold of "
+        "--fail-on, 3 at or above it, 4 if the attack does not support the model, 2 for wrong "
+        "usage. Settings are also read from [tool.rconv.audit] in ./pyproject.toml, with the "
+        "names of the options; the command line wins.",
     )
     _add_model(audit)
     tried = audit.add_mutually_exclusive_group()
     tried.add_argument(
         "--trials",
         type=trials,
-        default=4,
         metavar="N",
         help="photographs that the attack is tried on (default 4), 0 for the rank alone",
     )
@@ -113,11 +196,37 @@ def _add_audit(commands: argparse._SubParsersAction) -> None:
         "--active", type=float, default=0.5, help="share of active ReLU outputs (default 0.5)"
     )
     audit.add_argument(
-        "--html",
-        type=path,
-        help="write the answer as a page to hand on, one file without links",
+        "--mode", choices=MODES, default=MODES[0], help="of the model (default evaluation)"
     )
-    audit.set_defaults(command="audit")
+    audit.add_argument(
+        "--batch",
+        type=count,
+        default=1,
+        metavar="B",
+        help="images of each client's step, which sends their mean gradient (default 1)",
+    )
+    audit.add_argument(
+        "--clients",
+        type=count,
+        default=1,
+        metavar="N",
+        help="clients whose gradients are added before the server sees them (default 1)",
+    )
+    audit.add_argument(
+        "--json", type=path, help="write the record; its schema is rconv/lab/audit.schema.json"
+    )
+    audit.add_argument("--html", type=path, help="write the report, one file that loads nothing")
+    audit.add_argument(
+        "--fail-on", choices=("leaks", "partly"), help="exit with 3 at this risk level or above"
+    )
+    audit.add_argument(
+        "--time-limit",
+        type=seconds,
+        default=120.0,
+        metavar="S",
+        help="seconds for the other scenarios in the report (default 120), 0 for none",
+    )
+    audit.set_defaults(command="audit", **defaults)
 
 
 def _add_observe(commands: argparse._SubParsersAction) -> None:
@@ -213,6 +322,20 @@ def batch(text: str) -> int | None:
     if not re.fullmatch("[0-9]{1,4}", text) or int(text) == 0:
         raise argparse.ArgumentTypeError(f"takes a whole number from 1, or auto, got {text!r}")
     return int(text)
+
+
+def count(text: str) -> int:
+    """Images, or clients."""
+    if not re.fullmatch("[0-9]{1,3}", text) or not 0 < int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"takes a whole number from 1 to {MOST}, got {text!r}")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A time limit."""
+    if not re.fullmatch("[0-9]{1,6}([.][0-9]*)?", text):
+        raise argparse.ArgumentTypeError(f"takes a number of seconds, 0 or more, got {text!r}")
+    return float(text)
 
 
 def trials(text: str) -> int:

@@ -1,73 +1,89 @@
-"""`rconv audit`: the verdict by rank, then a trial, on the terminal and as a page."""
+"""`rconv audit`: the verdict on the terminal, as JSON and as a page, and as an exit code."""
 
 import argparse
+import json
 
-from rconv.audit import examine
+from torch import Tensor
+
 from rconv.cli.inputs import check_data, check_roles
 from rconv.cli.models import Shared, check_model, images_for, shared
 from rconv.cli.output import check_files
-from rconv.cli.terminal import say, watched
-from rconv.data import datasets
+from rconv.cli.terminal import complain, say, watched
 from rconv.files import claimed, replacing
 from rconv.lab import architectures
-from rconv.lab.outcome import LAYER_COLUMNS, Trial
-from rconv.lab.records import table
-from rconv.lab.trial import trial
+from rconv.lab.audit_record import NOT_SUPPORTED, Audit, above, full_audit
+from rconv.lab.scenarios import Scenario
 from rconv.show import audit as shown
 
+REACHED, UNSUPPORTED = 3, 4
+"""Exit codes: the risk is at or above the threshold; the attack does not support the model."""
 
-def run_audit(arguments: argparse.Namespace) -> None:
-    """Audit a model by its generic rank, then try its weights on images."""
+TRIALS = 4
+"""Photographs to try where no number is given."""
+
+
+def run_audit(arguments: argparse.Namespace) -> int:
+    """Audit a model, print and write what came of it.
+
+    Parameters
+    ----------
+    arguments : Namespace
+        As `rconv.cli.arguments` gives them.
+
+    Returns
+    -------
+    int
+        The exit code: 0, `REACHED` or `UNSUPPORTED`.
+    """
     a = arguments
     check_model(a)
     check_data(a.dataset, a.data_dir)
-    check_files({"--html": a.html}, {"--weights": a.weights})
-    with claimed([] if a.html is None else [a.html]):
-        _judge(a)
-
-
-def _judge(arguments: argparse.Namespace) -> None:
-    a = arguments
-    own = shared(a, "float64")
-    check_roles(a, own.model)
-    given = None if a.index is None else images_for(a, own.input_shape)
-    found = examine(own.model, own.input_shape, active=a.active)
-    say(table(shown.HEADER, shown.layer_rows(found)))
-    say(f"{own.title}: {found.verdict}\n{shown.cheapest(found)}\n{shown.batches(found)}")
-    tried = None
-    try:
-        if given is not None or a.trials:
-            tried = _tried(own, given, a)
-            say(_told(tried, given, found.verdict))
-    finally:  # an interrupted trial does not take the page too
+    outputs = {"--json": a.json, "--html": a.html}
+    check_files(outputs, {"--weights": a.weights})
+    with claimed(path for path in outputs.values() if path is not None):
+        model = shared(a, "float64")
+        check_roles(a, model.model)
+        audit = _audited(model, a)
+        say(shown.text(audit))
+        if a.json is not None:
+            with replacing(a.json) as file:
+                file.write((json.dumps(audit.record, indent=1, allow_nan=False) + "\n").encode())
         if a.html is not None:
-            page = shown.page(found, own.title, a.active, tried, a.line)
             with replacing(a.html) as file:
-                file.write(page.encode())
+                file.write(shown.page(audit).encode())
+    risk = audit.record["verdict"]["risk"]
+    if risk == NOT_SUPPORTED:
+        return UNSUPPORTED
+    return REACHED if a.fail_on and above(risk, a.fail_on) else 0
 
 
-def _tried(own: Shared, given: datasets.Images | None, arguments: argparse.Namespace) -> Trial:
-    """The attack on the given images, or on photographs."""
-    images = labels = None
-    if given is not None:
-        images, labels = given.images, given.labels
-        if own.architecture is not None:
-            labels = architectures.targets(own.architecture, labels)
-    options = {"count": arguments.trials, "dtype": arguments.dtype, "progress": watched()}
-    return trial(own.model, own.input_shape, images, labels, **options)
+def _audited(model: Shared, arguments: argparse.Namespace) -> Audit:
+    a = arguments
+    images, labels = _given(model, a)
+    return full_audit(
+        model.model,
+        model.input_shape,
+        name=model.title,
+        scenario=Scenario(batch=a.batch, clients=a.clients, mode=a.mode, dtype=a.dtype),
+        images=images,
+        labels=labels,
+        trials=TRIALS if a.trials is None else a.trials,
+        active=a.active,
+        time_limit=a.time_limit if a.json or a.html else 0.0,
+        command=a.line,
+        announce=lambda text: complain(f"trying {text}") if watched() else None,
+        progress=watched(),
+    )
 
 
-def _told(found: Trial, given: datasets.Images | None, generic: str) -> str:
-    """What came of it, line by line."""
-    source = found.source if given is None else f"images of {given.name}"
-    rate, low, high = found.share
-    rows = [(name, n, *(f"{d:g}" for d in rest)) for name, n, *rest in found.layers]
-    lines = [
-        f"\nTried with these weights: {len(found.psnr)} {source}, gradients in {found.dtype}",
-        table(LAYER_COLUMNS, rows),
-        f"unique: {rate:.0%} (95 % interval {low:.0%} to {high:.0%}); "
-        f"at 40 dB or more: {found.clear} of {len(found.psnr)}",
-        found.verdict,
-        found.beside(generic),
-    ]
-    return "\n".join(line for line in lines if line)
+def _given(
+    model: Shared, arguments: argparse.Namespace
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """The images that -i names, with labels as the model's loss takes them."""
+    if arguments.index is None:
+        return None, None
+    given = images_for(arguments, model.input_shape)
+    labels = given.labels
+    if model.architecture is not None:
+        labels = architectures.targets(model.architecture, labels)
+    return given.images, labels

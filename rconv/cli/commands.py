@@ -114,11 +114,11 @@ def observe(arguments: argparse.Namespace) -> None:
     say(f"{what} of {len(truth)} images of {truth.name}: {arguments.gradients}")
 
 
-def audit(arguments: argparse.Namespace) -> None:
-    """Judge a model by its generic rank, and by a trial."""
+def audit(arguments: argparse.Namespace) -> int:
+    """Judge a training setup by rank and by trials; the exit code says what came of it."""
     from rconv.cli.audit import run_audit  # slow imports that an attack does not need
 
-    run_audit(arguments)
+    return run_audit(arguments)
 
 
 def snapshot(arguments: argparse.Namespace) -> None:

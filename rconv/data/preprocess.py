@@ -1,7 +1,8 @@
 """From a raw image to the square that a network takes."""
 
 import numpy as np
-from PIL import Image
+
+from rconv.extras import extra
 
 
 def preprocess(image: np.ndarray, side: int = 32) -> np.ndarray:
@@ -22,6 +23,8 @@ def preprocess(image: np.ndarray, side: int = 32) -> np.ndarray:
     ndarray, uint8
         Axes (row, column, channel), with one channel if grey.
     """
+    with extra():
+        from PIL import Image
     height, width = image.shape[:2]
     shorter = min(height, width)
     size = int(side * width / shorter), int(side * height / shorter)

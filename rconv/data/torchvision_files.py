@@ -9,6 +9,7 @@ import numpy as np
 
 from rconv.data.errors import DatasetError
 from rconv.data.raw import reason_of, validate
+from rconv.extras import extra
 
 _FOLDERS = {"MNIST": "MNIST", "CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python"}
 _STALLED = 30.0  # seconds without a byte after which a download is given up
@@ -39,7 +40,8 @@ def read_torchvision(name: str, folder: Path, download: bool) -> tuple[np.ndarra
     home = folder / _FOLDERS[name]
     if not os.path.exists(home):
         _download(name, home, download)
-    from torchvision import datasets  # takes seconds to import
+    with extra():
+        from torchvision import datasets  # takes seconds to import
 
     try:
         found = getattr(datasets, name)(folder, train=True, download=False)
@@ -61,8 +63,8 @@ def _download(name: str, home: Path, allowed: bool) -> None:
     )
     if not allowed:
         raise DatasetError(f"{name} is not in {home.parent} and was not to be downloaded: {remedy}")
-    from torchvision import datasets
-
+    with extra():
+        from torchvision import datasets
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_STALLED)
     try:

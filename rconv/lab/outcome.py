@@ -15,6 +15,9 @@ VISIBLE = 10 * math.log10(2)
 """Decibels above a flat image from which on a picture counts as showing something: its mean
 squared error is less than half the truth's variance."""
 
+LEAKS, PARTLY, NOT_BY_THIS_ATTACK = RISKS = ("leaks", "partly", "not by this attack")
+"""How much the attack shows of some image: all of it, a part of it, or nothing that is visible."""
+
 LAYER_COLUMNS = ("layer", "unknowns", "equations leave", "signs close", "left open", "images short")
 
 
@@ -63,6 +66,23 @@ class Trial:
         unique = self.unique.int().tolist()
         low, high = rate_interval(unique, [1] * len(unique))
         return sum(unique) / len(unique), low, high
+
+    @property
+    def recovered(self) -> Tensor:
+        """(N,), bool: shown at `BAR` or more, or called the only one possible and right."""
+        return (self.psnr >= BAR) | (self.unique & ~self.false.to(self.psnr.device))
+
+    @property
+    def visible(self) -> Tensor:
+        """(N,), bool: recovered, or at least `VISIBLE` dB above a flat image."""
+        return self.recovered | (self.psnr - self.flat >= VISIBLE)
+
+    @property
+    def risk(self) -> str:
+        """A value of `RISKS`, that of the image that is shown best."""
+        if self.recovered.any():
+            return LEAKS
+        return PARTLY if self.visible.any() else NOT_BY_THIS_ATTACK
 
     @property
     def clear(self) -> int:

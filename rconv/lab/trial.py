@@ -4,7 +4,6 @@
 images comes back as the only one possible, and how well the prior shows the others.
 """
 
-import copy
 import math
 
 import torch
@@ -14,12 +13,12 @@ from rconv.attack.attack import Attack
 from rconv.attack.report import Reconstruction
 from rconv.lab.experiment import DTYPES
 from rconv.lab.hunt import judge
-from rconv.lab.metrics import flat, psnr
+from rconv.lab.metrics import flat, matched, psnr
 from rconv.lab.outcome import Trial
 from rconv.lab.photographs import photographs
-from rconv.model.read import read
+from rconv.lab.scenarios import Scenario, client_model, sent
 from rconv.observe.check import check_value_range
-from rconv.observe.observation import Gradients, Loss, per_sample_gradients
+from rconv.observe.observation import Loss
 
 
 def trial(
@@ -32,6 +31,7 @@ def trial(
     value_range: tuple[float, float] = (0.0, 1.0),
     dtype: str | None = None,
     loss: Loss | None = None,
+    scenario: Scenario | None = None,
     progress: bool = False,
 ) -> Trial:
     """Attack images through a model, as it is, and compare with the truth.
@@ -57,6 +57,9 @@ def trial(
     loss : Callable, optional
         The clients' loss, of which the attacker is not told. By default cross-entropy, or the
         logistic loss for one logit, of which it is.
+    scenario : Scenario, optional
+        How the gradients come about, in place of `dtype`; by default one step on each image, in
+        the model's own mode.
     progress : bool
         Show a progress bar over the images.
 
@@ -74,47 +77,40 @@ def trial(
         such number of photographs.
     """
     low, high = check_value_range(value_range)
-    network = read(model, input_shape)
-    client = _client(model, dtype)
-    told = "cross-entropy" if loss is None else None
-    attack = Attack(client, network.input_shape, value_range=(low, high), loss=told)
+    scenario = scenario or Scenario(dtype=dtype, mode=None)
+    if scenario.dtype not in (None, *DTYPES):
+        names = ", ".join(DTYPES)
+        raise ValueError(f"unknown dtype {scenario.dtype!r}: use one of {names}")
+    client = client_model(model, scenario)
+    stated = "cross-entropy" if loss is None else None
+    attack = Attack(client, input_shape, value_range=(low, high), loss=stated)
     source = "given images"
     if images is None:
-        images, source = photographs(network.input_shape, count)
+        images, source = photographs(attack.network.input_shape, count)
         images = low + (high - low) * images
         labels = torch.arange(count) % _classes(client, images)
         source = f"{source}, labels 0 to {int(labels.max())}"
-    truth = _checked(images, labels, network.input_shape, (low, high))
-    gradients = per_sample_gradients(client, truth, labels, loss)
-    if dtype is not None:
-        gradients = {name: g.to(DTYPES[dtype]) for name, g in gradients.items()}
-    found = attack(gradients, progress=progress)
-    return _judged(source, gradients, truth.to(found.images.device), found, high - low)
+    truth = _checked(images, labels, attack.network.input_shape, (low, high))
+    gradients, noise = sent(client, truth, labels, scenario, loss)
+    found = attack(gradients, batch=scenario.together, noise=noise, progress=progress)
+    if scenario.together > 1:
+        found = found.select(matched(found.images.cpu(), truth).tolist())
+    received = str(next(iter(gradients.values())).dtype).removeprefix("torch.")
+    return _judged(source, received, truth.to(found.images.device), found, high - low)
 
 
-def _judged(
-    source: str, gradients: Gradients, truth: Tensor, found: Reconstruction, peak: float
-) -> Trial:
+def _judged(source: str, dtype: str, truth: Tensor, found: Reconstruction, peak: float) -> Trial:
     """The answer beside the truth, for pixels whose range is `peak` wide."""
     reached = psnr(found.images, truth, data_range=peak)
     return Trial(
         source,
-        str(next(iter(gradients.values())).dtype).removeprefix("torch."),
+        dtype,
         truth,
         found,
         reached.nan_to_num(-math.inf, math.inf, -math.inf),
         psnr(flat(truth), truth, data_range=peak),
         torch.tensor([r["false"] for r in judge(found, truth, {}, data_range=peak)]),
     )
-
-
-def _client(model: nn.Sequential, dtype: str | None) -> nn.Sequential:
-    """The model in the dtype that the clients compute in, which the attacker sees as well."""
-    if dtype is None:
-        return model
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
-    return copy.deepcopy(model).to(torch.float64 if dtype == "float64" else torch.float32)
 
 
 def _classes(model: nn.Sequential, images: Tensor) -> int:

@@ -11,14 +11,18 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import torch
-from matplotlib.backend_bases import FigureCanvasBase
-from matplotlib.figure import Figure
 
+from rconv.extras import extra
 from rconv.files import replacing
-from rconv.show.charts import show_psnr, show_shares, show_sweep
-from rconv.show.panels import show_error, show_image, show_map
+
+with extra():
+    import matplotlib as mpl
+    from matplotlib.backend_bases import FigureCanvasBase
+    from matplotlib.figure import Figure
+
+    from rconv.show.charts import show_psnr, show_shares, show_sweep
+    from rconv.show.panels import show_error, show_image, show_map
 
 __all__ = [
     "comparison",
