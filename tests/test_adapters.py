@@ -133,6 +133,7 @@ def test_opacuss_replacement_of_batchnorm_is_read_or_refused():
 
 def breaching_user(model):
     """A user, and the server's payload, of the real package."""
+    from breaching.cases.models.model_preparation import VisionContainer
     from breaching.cases.users import UserSingleStep
 
     settings = SimpleNamespace(
@@ -148,13 +149,14 @@ def breaching_user(model):
         shape=(3, 8, 8), mean=MEAN.tolist(), std=STD.tolist(), modality="vision"
     )
     loader = SimpleNamespace(dataset=None, name="own")
+    model = VisionContainer(model)
     user = UserSingleStep(model, nn.CrossEntropyLoss(), loader, setup, 0, settings)
     payload = {
         "parameters": list(model.parameters()),
         "buffers": list(model.buffers()),
         "metadata": metadata,
     }
-    return user, payload
+    return user, payload, model
 
 
 def test_breachings_protocol():
@@ -164,12 +166,12 @@ def test_breachings_protocol():
     wide = nn.Sequential(
         nn.Conv2d(3, 24, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(1536, 6)
     )
-    user, payload = breaching_user(wide)
-    user.data_key = "input"
+    user, payload, model = breaching_user(wide)
+    user.data_key = "inputs"
     shared, truth = user.compute_local_updates(
-        payload, custom_data={"input": NORMALISED, "labels": torch.tensor([1, 4])}
+        payload, custom_data={"inputs": NORMALISED, "labels": torch.tensor([1, 4])}
     )
-    attacker = Attacker(wide, nn.CrossEntropyLoss())
+    attacker = Attacker(model, nn.CrossEntropyLoss())
     found, stats = attacker.reconstruct([payload], [shared])
     assert stats["unique"] == [True, True] and sorted(found["labels"].tolist()) == [1, 4]
     errors = torch.cdist(found["data"].flatten(1), truth["data"].flatten(1)) / 192**0.5
@@ -212,5 +214,5 @@ def test_leakpros_orchestrator():
     images, config = orchestrator.run_attack(model, seen, torch.device("cpu"))
     assert config["converged"] and config["final_loss"] < 1e-2
     assert (images - NORMALISED[:1]).square().mean().sqrt() < 1e-2
-    assert client.compute_metrics(images, config).psnr_score > 40
+    assert client.compute_metrics(images, config).PSNR_score > 40
     assert bool(strategy.result.unique.all())

@@ -84,6 +84,8 @@ class Attacker:
             for own, sent in zip(model.buffers(), buffers or [], strict=buffers is not None):
                 own.copy_(sent)
         model.train(payload["buffers"] is None)
+        if type(model).__name__ == "VisionContainer":  # takes the labels as well
+            model = model.model
         options = dict(self.options)
         if hasattr(data, "mean"):
             options.setdefault("value_range", normalised_range(data.mean, data.std))

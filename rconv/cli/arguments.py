@@ -195,6 +195,12 @@ def _add_audit(commands: argparse._SubParsersAction, defaults: dict[str, Any]) -
     audit.add_argument(
         "--active", type=float, default=0.5, help="share of active ReLU outputs (default 0.5)"
     )
+    _add_setup(audit)
+    _add_answer(audit)
+    audit.set_defaults(command="audit", **defaults)
+
+
+def _add_setup(audit: argparse.ArgumentParser) -> None:
     audit.add_argument(
         "--mode", choices=MODES, default=MODES[0], help="of the model (default evaluation)"
     )
@@ -212,6 +218,9 @@ def _add_audit(commands: argparse._SubParsersAction, defaults: dict[str, Any]) -
         metavar="N",
         help="clients whose gradients are added before the server sees them (default 1)",
     )
+
+
+def _add_answer(audit: argparse.ArgumentParser) -> None:
     audit.add_argument(
         "--json", type=path, help="write the record; its schema is rconv/lab/audit.schema.json"
     )
@@ -226,7 +235,6 @@ def _add_audit(commands: argparse._SubParsersAction, defaults: dict[str, Any]) -
         metavar="S",
         help="seconds for the other scenarios in the report (default 120), 0 for none",
     )
-    audit.set_defaults(command="audit", **defaults)
 
 
 def _add_observe(commands: argparse._SubParsersAction) -> None:

@@ -74,8 +74,7 @@ def full_audit(
     active: float = 0.5,
     time_limit: float = 0.0,
     command: str = "",
-    announce: Callable[[str], Any] = lambda text: None,
-    progress: bool = False,
+    announce: Callable[[str], Any] | None = None,
 ) -> Audit:
     """Judge a model by rank, by a trial, and in the scenarios that there is time for.
 
@@ -99,10 +98,8 @@ def full_audit(
         Seconds for the scenarios; 0 for none of them.
     command : str
         The command line that asked for it.
-    announce : callable
-        Is told which scenario starts.
-    progress : bool
-        Show a progress bar over the images of the trial.
+    announce : callable, optional
+        Is called with the name of each scenario that starts; a trial then shows a progress bar.
 
     Returns
     -------
@@ -117,29 +114,18 @@ def full_audit(
     scenario = scenario or Scenario()
     _check_shape(model.eval(), input_shape)
     model.train(scenario.mode == "training")
-    found, tried, refusal = None, None, None
-    try:
-        found = examine(model, input_shape, active=active)
-    except UnsupportedModelError as error:
-        refusal = error
     given = {"images": images, "labels": labels}
+    found, refusal = _accepted(lambda: examine(model, input_shape, active=active))
+    tried, cells = None, []
     if trials or images is not None:
-        try:
-            own = _enough(given, scenario, trials)
-            tried = trial(model, input_shape, **own, scenario=scenario, progress=progress)
-            refusal = None
-        except UnsupportedModelError as error:
-            refusal = error
-    cells = []
+        own = {**_enough(given, scenario, trials), "scenario": scenario}
+        own["progress"] = announce is not None
+        tried, refusal = _accepted(lambda: trial(model, input_shape, **own))
     if time_limit > 0 and (trials or images is not None):
         own = _outcome(tried, str(refusal or ""))
         cells = _scenarios(model, input_shape, given, {scenario: own}, time_limit, announce)
     record: Record = {
-        "schema_version": SCHEMA_VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "versions": {"python": platform.python_version()}
-        | {own: version(own) for own in ("rconv", "torch", "numpy", "scipy")},
+        **_made(command),
         "model": _model(model, input_shape, name),
         "threat_model": _threat_model(scenario),
         "rank": _rank(found, active),
@@ -150,6 +136,25 @@ def full_audit(
     }
     record["verdict"] = _verdict(record, found, tried)
     return Audit(record, found, tried)
+
+
+def _accepted(judged: Callable[[], Any]) -> tuple[Any, UnsupportedModelError | None]:
+    """What comes of it, or the refusal."""
+    try:
+        return judged(), None
+    except UnsupportedModelError as error:
+        return None, error
+
+
+def _made(command: str) -> Record:
+    """Schema, time, command and versions."""
+    names = ("rconv", "torch", "numpy", "scipy")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "versions": {"python": platform.python_version(), **{own: version(own) for own in names}},
+    }
 
 
 def _check_shape(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
@@ -180,24 +185,30 @@ def _scenarios(
     given: Record,
     known: dict[Scenario, Record],
     limit: float,
-    announce: Callable[[str], Any],
+    announce: Callable[[str], Any] | None,
 ) -> list[Record]:
     """One entry for each scenario; those that there is no time for say so.
 
     `known` has the outcome of the user's own, and takes those of the others.
     """
-    cells, start, last = [], time.monotonic(), 0.0
-    for respect, value, scenario in matrix(next(iter(known))):
+    whole, start, last = matrix(next(iter(known))), time.monotonic(), 0.0
+    respects = [respect for respect, *_ in whole]
+    # The first of each respect, then the second, so that none is missing where time is short.
+    order = sorted(range(len(whole)), key=lambda i: i - respects.index(respects[i]))
+    for respect, value, scenario in (whole[i] for i in order):
         if scenario not in known:
             begun = time.monotonic()
             if begun - start + TIMELY * last > limit:
                 known[scenario] = _outcome(None, f"{NOT_RUN} within {limit:g} s")
             else:
-                announce(f"{respect}: {value}")
+                if announce is not None:
+                    announce(f"{respect}: {value}")
                 known[scenario] = _attempt(model, input_shape, given, scenario)
                 last = time.monotonic() - begun
-        cells.append({"respect": respect, "value": value, **asdict(scenario), **known[scenario]})
-    return cells
+    return [
+        {"respect": respect, "value": value, **asdict(scenario), **known[scenario]}
+        for respect, value, scenario in whole
+    ]
 
 
 def _attempt(
@@ -320,16 +331,16 @@ def _refusal(error: UnsupportedModelError) -> Record:
 
 
 def _verdict(record: Record, found: Findings | None, tried: Trial | None) -> Record:
-    if tried is not None:
-        risk = tried.risk
-    elif found is not None:
-        risk = PARTLY if found.verdict in (NOT_UNIQUE, TOO_LARGE) else LEAKS
-    else:
+    if record["refusal"] is not None:
         risk = NOT_SUPPORTED
+    elif tried is not None:
+        risk = tried.risk
+    else:
+        risk = PARTLY if found.verdict in (NOT_UNIQUE, TOO_LARGE) else LEAKS
     return {
         "risk": risk,
         "sentence": _sentence(risk, record, found),
-        "meaning": MEANINGS[risk] if tried or not found else f"By rank alone: {found.verdict}.",
+        "meaning": MEANINGS[risk] if tried or record["refusal"] else "By rank alone.",
         "action": _action(risk, record),
         "caveat": "" if tried is None or found is None else tried.beside(found.verdict),
     }
@@ -339,7 +350,8 @@ def _sentence(risk: str, record: Record, found: Findings | None) -> str:
     """The verdict, with the figures of the trial."""
     tried = record["trial"]
     if risk == NOT_SUPPORTED:
-        return f"rconv cannot attack this model: {record['refusal']['message']}"
+        reason = record["refusal"]["message"].split("; ")[0].rstrip(".")
+        return f"rconv cannot attack this model: {reason}. This does not mean that it is private."
     if tried is None:
         return by_rank(found)
     count, of = tried["recovered"], tried["tried"]

@@ -36,7 +36,7 @@ class Trial:
     reconstruction : Reconstruction
         The attack's answer, which does not know them.
     psnr : Tensor
-        (N,), in dB, of the reconstructions; the peak is the width of the pixels' range.
+        (N,), in dB, of the reconstructions, cut to the pixels' range, whose width is the peak.
     flat : Tensor
         (N,), in dB: the PSNR of a flat image of the truth's mean grey, which shows nothing.
     false : Tensor

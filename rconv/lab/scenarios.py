@@ -66,11 +66,11 @@ def matrix(base: Scenario) -> list[tuple[str, str, Scenario]]:
     Returns
     -------
     list of (str, str, Scenario)
-        In the order in which they are worth running where time is short.
+        Those of one respect one after the other.
     """
     one = replace(base, batch=1, clients=1)
     return [
-        *(("Precision", name, replace(one, dtype=name)) for name in reversed(DTYPES)),
+        *(("Precision", name, replace(one, dtype=name)) for name in DTYPES),
         *(("Mode", f"{mode} mode", replace(one, mode=mode)) for mode in MODES),
         *(("DP noise", f"σ = {s:g}", replace(one, noise=s)) for s in (0.01, 0.1, 1.0)),
         *(("Batch", f"{b} images", replace(one, batch=b)) for b in (2, 4, 8)),

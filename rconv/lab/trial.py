@@ -96,12 +96,15 @@ def trial(
     if scenario.together > 1:
         found = found.select(matched(found.images.cpu(), truth).tolist())
     received = str(next(iter(gradients.values())).dtype).removeprefix("torch.")
-    return _judged(source, received, truth.to(found.images.device), found, high - low)
+    return _judged(source, received, truth.to(found.images.device), found, (low, high))
 
 
-def _judged(source: str, dtype: str, truth: Tensor, found: Reconstruction, peak: float) -> Trial:
-    """The answer beside the truth, for pixels whose range is `peak` wide."""
-    reached = psnr(found.images, truth, data_range=peak)
+def _judged(
+    source: str, dtype: str, truth: Tensor, found: Reconstruction, value_range: tuple[float, float]
+) -> Trial:
+    """The answer, cut to the range of the pixels, which the attacker knows, beside the truth."""
+    peak = value_range[1] - value_range[0]
+    reached = psnr(found.images.clamp(*value_range), truth, data_range=peak)
     return Trial(
         source,
         dtype,

@@ -210,7 +210,7 @@ def _state(risk: str) -> str:
 def _figure(tried: Record | None) -> str:
     """The figures of the trial."""
     if tried is None:
-        return "<p>No image was tried.</p>"
+        return "<p>No image was attacked.</p>"
     low, high = (f"{100 * end:.0f}" for end in tried["interval"])
     said = (
         f"<p><strong>{tried['recovered']} of {tried['tried']}</strong> images "
