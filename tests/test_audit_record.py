@@ -90,6 +90,9 @@ def test_a_leaking_model_with_its_scenarios():
     assert "at most 3" in cells["Sum over clients", "4 clients"]["reason"]
     assert cells["DP noise", "σ = 1"]["risk"] == NOT_BY_THIS_ATTACK
     assert "smallest noise tried" in record["verdict"]["action"]
+    epsilons = [own["epsilon"] for own in record["scenarios"] if own["noise"]]
+    assert epsilons == sorted(epsilons, reverse=True) and 5 < epsilons[-1] < 15 < epsilons[0]
+    assert record["threat_model"]["epsilon"] is None
 
 
 def test_a_model_that_leaks_partly():

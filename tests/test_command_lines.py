@@ -221,7 +221,7 @@ USAGE = {
     "audit --gradients g": "unrecognized",
     "audit --fail-on never": "leaks",
     "audit --batch 0": "whole number",
-    "audit --time-limit -1": "seconds",
+    "audit --time-limit -1": "a number, 0 or more",
     "--out=": "the path is empty",
 }
 

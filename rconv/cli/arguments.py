@@ -218,6 +218,16 @@ def _add_setup(audit: argparse.ArgumentParser) -> None:
         metavar="N",
         help="clients whose gradients are added before the server sees them (default 1)",
     )
+    audit.add_argument(
+        "--steps", type=count, default=1, metavar="K", help="local steps of SGD (default 1)"
+    )
+    audit.add_argument(
+        "--noise",
+        type=amount,
+        default=0.0,
+        metavar="SIGMA",
+        help="noise multiplier of DP-SGD, which clips as well (default 0: neither)",
+    )
 
 
 def _add_answer(audit: argparse.ArgumentParser) -> None:
@@ -230,7 +240,7 @@ def _add_answer(audit: argparse.ArgumentParser) -> None:
     )
     audit.add_argument(
         "--time-limit",
-        type=seconds,
+        type=amount,
         default=120.0,
         metavar="S",
         help="seconds for the other scenarios in the report (default 120), 0 for none",
@@ -339,10 +349,10 @@ def count(text: str) -> int:
     return int(text)
 
 
-def seconds(text: str) -> float:
-    """A time limit."""
-    if not re.fullmatch("[0-9]{1,6}([.][0-9]*)?", text):
-        raise argparse.ArgumentTypeError(f"takes a number of seconds, 0 or more, got {text!r}")
+def amount(text: str) -> float:
+    """A time limit, or noise."""
+    if not re.fullmatch("[0-9]{1,6}([.][0-9]*)?(e-?[0-9]{1,2})?", text):
+        raise argparse.ArgumentTypeError(f"takes a number, 0 or more, got {text!r}")
     return float(text)
 
 

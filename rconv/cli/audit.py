@@ -60,11 +60,12 @@ def run_audit(arguments: argparse.Namespace) -> int:
 def _audited(model: Shared, arguments: argparse.Namespace) -> Audit:
     a = arguments
     images, labels = _given(model, a)
+    scenario = Scenario(a.batch, a.clients, a.mode, a.dtype, a.steps, a.noise)
     return full_audit(
         model.model,
         model.input_shape,
         name=model.title,
-        scenario=Scenario(batch=a.batch, clients=a.clients, mode=a.mode, dtype=a.dtype),
+        scenario=scenario,
         images=images,
         labels=labels,
         trials=TRIALS if a.trials is None else a.trials,

@@ -39,6 +39,9 @@ MEANINGS = {
 }
 """Risk level → what it means."""
 
+MEANINGFUL = 20.0
+"""ε above which differential privacy promises nothing of use: a factor of e²⁰ in likelihoods."""
+
 TIMELY = 1.5
 """How many times longer than the last one a scenario is expected to take."""
 
@@ -206,7 +209,7 @@ def _scenarios(
                 known[scenario] = _attempt(model, input_shape, given, scenario)
                 last = time.monotonic() - begun
     return [
-        {"respect": respect, "value": value, **asdict(scenario), **known[scenario]}
+        {"respect": respect, "value": value, **_setup(scenario), **known[scenario]}
         for respect, value, scenario in whole
     ]
 
@@ -246,7 +249,11 @@ def _model(model: nn.Module, input_shape: tuple[int, int, int], name: str) -> Re
 
 def _threat_model(scenario: Scenario) -> Record:
     knows = ["model code", "weights", "buffers", "range of the pixels", "loss"]
-    return {**asdict(scenario), "attacker_knows": knows}
+    return {**_setup(scenario), "attacker_knows": knows}
+
+
+def _setup(scenario: Scenario) -> Record:
+    return {**asdict(scenario), "epsilon": scenario.epsilon}
 
 
 def _rank(found: Findings | None, active: float) -> Record | None:
@@ -396,10 +403,13 @@ def _action(risk: str, record: Record) -> str:
             "rconv.adapters.breaching), and repeat the audit with trained weights and real images."
         )
     noisy = [own for own in record["scenarios"] if own["noise"] > 0 and own["tried"]]
-    quiet = [own["noise"] for own in noisy if own["risk"] == NOT_BY_THIS_ATTACK]
+    quiet = [own for own in noisy if own["risk"] == NOT_BY_THIS_ATTACK]
     said = ""
     if quiet:
-        said = f" σ = {min(quiet):g} was the smallest noise tried at which nothing was visible."
+        least = min(quiet, key=lambda own: own["noise"])
+        said = f" σ = {least['noise']:g} was the smallest noise tried at which nothing was visible"
+        weak = least["epsilon"] > MEANINGFUL
+        said += f"; its ε of {least['epsilon']:,.0f} promises nothing." if weak else "."
     elif noisy:
         said = " The noise that was tried here did not stop the attack."
     return (

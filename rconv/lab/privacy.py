@@ -1,11 +1,15 @@
-"""The ε that clipping and Gaussian noise buy, by Google's accountant `dp_accounting`.
+"""The ε that clipping and Gaussian noise buy: of one release, and of a training.
 
 A release is (ε, δ)-differentially private if no outcome set is more than e^ε times as likely, up
 to δ, on one data set than on its neighbour. What a neighbour is belongs to the number: each
-function says it. The accountant comes with the book's extra and is imported where it is asked.
+function says it. That of a training is from Google's accountant `dp_accounting`, which comes with
+the book's extra.
 """
 
-import numpy as np
+import math
+
+from scipy.optimize import brentq
+from scipy.special import log_ndtr
 
 DELTA = 1e-5
 """The δ of all tables: below one over the number of training images, as is usual."""
@@ -35,11 +39,18 @@ def epsilon_of_release(multiplier: float, delta: float) -> float:
     ValueError
         A multiplier or δ out of range.
     """
-    from dp_accounting import get_epsilon_gaussian
-
     _check(multiplier, delta)
-    with np.errstate(divide="ignore"):  # its search meets log(0) where the noise is next to none
-        return float(get_epsilon_gaussian(multiplier / 2, delta))
+    mu = 2 / multiplier
+
+    def excess(epsilon: float) -> float:
+        """Log of the δ that belongs to an ε, over the given one."""
+        first, second = log_ndtr(mu / 2 - epsilon / mu), log_ndtr(-mu / 2 - epsilon / mu)
+        return (
+            first + math.log1p(-math.exp(min(epsilon + second - first, -1e-16))) - math.log(delta)
+        )
+
+    most = mu**2 / 2 + mu * math.sqrt(2 * math.log(1 / delta))  # by the tail of the privacy loss
+    return 0.0 if excess(0.0) <= 0 else float(brentq(excess, 0.0, most, rtol=1e-12))
 
 
 def epsilon_of_training(multiplier: float, delta: float, rate: float, steps: int) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rconv.lab import defences
 from rconv.lab.catalogue import MODES
 from rconv.lab.experiment import DTYPES
+from rconv.lab.privacy import DELTA, epsilon_of_release
 from rconv.lab.several import several_steps
 from rconv.model.wrappers import tensor_of
 from rconv.observe.noise import Noise
@@ -48,6 +49,12 @@ class Scenario:
     dtype: str | None = "float32"
     steps: int = 1
     noise: float = 0.0
+
+    @property
+    def epsilon(self) -> float | None:
+        """ε of one step on one image, at δ = 1e-5 (`rconv.lab.privacy.epsilon_of_release`)."""
+        one = self.noise and self.together == self.steps == 1
+        return epsilon_of_release(self.noise, DELTA) if one else None
 
     @property
     def together(self) -> int:

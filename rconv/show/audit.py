@@ -50,6 +50,9 @@ TERMS = {
     "a prior may still show some of them.",
     "filters (needed)": "Filters of the convolution, and the fewest with which its rank is full.",
     "σ": "Standard deviation of the noise over the clipping bound, for the gradient of one step.",
+    "ε": "Differential privacy at δ = 1e-5 for one step on one image: no other image is more than "
+    "e^ε times less likely to be the one behind the gradient. Useful values have one digit; they "
+    "add up over steps and shrink by sampling.",
     "evaluation mode": "BatchNorm uses its running statistics, dropout is off.",
     "training mode": "BatchNorm normalises with the statistics of the batch, dropout is on.",
     "sum over clients": "The server sees the sum of the gradients of several clients, as with "
@@ -254,6 +257,8 @@ def _setup(record: Record) -> str:
         "Images behind one gradient": f"{behind}"
         + (f" ({own['clients']} clients, {own['batch']} each)" if own["clients"] > 1 else ""),
         "Numbers sent": own["dtype"],
+        "Local steps": f"{own['steps']}",
+        "DP noise": f"σ = {own['noise']:g}" if own["noise"] else "none",
         "The attacker knows": ", ".join(own["attacker_knows"]),
         "Images tried": record["trial"]["source"] if record["trial"] else "none",
     }
@@ -289,6 +294,8 @@ def _cell(cell: Record) -> str:
     if cell["tried"]:
         psnr = "" if cell["psnr"] is None else f", {cell['psnr']:.0f} dB"
         result = f"<span>{cell['recovered']} of {cell['tried']} recovered{psnr}</span>"
+    if cell["epsilon"] is not None:
+        result += f"<span>{term('ε')} = {cell['epsilon']:,.1f} for one step</span>"
     why = ""
     if cell["reason"] and cell["risk"] != NOT_RUN:
         why = f"<details><summary>why</summary>{_text(cell['reason'])}</details>"
