@@ -243,7 +243,7 @@ def _add_answer(audit: argparse.ArgumentParser) -> None:
         type=amount,
         default=120.0,
         metavar="S",
-        help="seconds for the other scenarios in the report (default 120), 0 for none",
+        help="seconds after which no other scenario of the report starts (default 120), 0 for none",
     )
 
 

@@ -41,9 +41,6 @@ MEANINGS = {
 MEANINGFUL = 20.0
 """ε above which differential privacy promises nothing of use: a factor of e²⁰ in likelihoods."""
 
-TIMELY = 1.5
-"""How many times longer than the last one a scenario is expected to take."""
-
 
 @dataclass(frozen=True)
 class Audit:
@@ -97,7 +94,7 @@ def full_audit(
     active : float
         As `rconv.audit.audit` takes it.
     time_limit : float
-        Seconds for the scenarios; 0 for none of them.
+        Seconds after which no further scenario starts; 0 for none of them.
     command : str
         The command line that asked for it.
     announce : callable, optional
@@ -193,20 +190,18 @@ def _scenarios(
 
     `known` has the outcome of the user's own, and takes those of the others.
     """
-    whole, start, last = matrix(next(iter(known))), time.monotonic(), 0.0
+    whole, start = matrix(next(iter(known))), time.monotonic()
     respects = [respect for respect, *_ in whole]
     # The first of each respect, then the second, so that none is missing where time is short.
     order = sorted(range(len(whole)), key=lambda i: i - respects.index(respects[i]))
     for respect, value, scenario in (whole[i] for i in order):
         if scenario not in known:
-            begun = time.monotonic()
-            if begun - start + TIMELY * last > limit:
+            if time.monotonic() - start > limit:
                 known[scenario] = _outcome(None, f"{NOT_RUN} within {limit:g} s")
             else:
                 if announce is not None:
                     announce(f"{respect}: {value}")
                 known[scenario] = _attempt(model, input_shape, given, scenario)
-                last = time.monotonic() - begun
     return [
         {"respect": respect, "value": value, **_setup(scenario), **known[scenario]}
         for respect, value, scenario in whole
