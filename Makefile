@@ -4,6 +4,7 @@
 #   make test        run the tests, the book's included
 #   make arithmetic  run the tests that rounding could decide, under other arithmetic
 #   make newest      run the tests with the newest versions that pyproject.toml allows
+#   make package     build wheel and sdist, and try the wheel in an environment without extras
 #   make lock        write constraints.txt, the exact versions that everything else is run with
 #   make paper       the book with the paper's own grid; RCONV_DATA names the data folder
 #   make kept        draw the pages of points whose records are kept, as make book does
@@ -44,7 +45,7 @@ SNAKEMAKE := Select jobs|Execute .* jobs|Using |Assuming |Building DAG|Nothing t
 CHATTER := ^($(SNAKEMAKE)|Elapsed time|\[IPKernelApp\] WARNING)
 HUSH := 2> >(grep --line-buffered -vE '$(CHATTER)' >&2)
 
-.PHONY: book both paper records grid kept html test arithmetic newest lock install notebooks lint clean
+.PHONY: book both paper records grid kept html test arithmetic newest package lock install notebooks lint clean
 
 book: $(READY) # both with the same warm kernels
 	@$(WARM) $(MAKE) --no-print-directory both WARM=
@@ -95,6 +96,15 @@ newest:
 	@rm -rf .venv-newest
 	@$(MAKE) --no-print-directory test VENV=.venv-newest LOCK=
 
+# The wheel is built from the sdist, so that both are tried.
+package: $(READY)
+	@rm -rf dist .venv-package
+	@$(RUN) uv build --quiet --no-build-isolation --python $(PYTHON)
+	@$(RUN) uv venv --quiet --python $(PYTHON) .venv-package
+	@$(RUN) uv pip install --quiet --python .venv-package $(LOCK:%=--constraints %) \
+	    $(if $(UV_TORCH_BACKEND),--no-verify-hashes) dist/*.whl
+	@.venv-package/bin/python workflow/try_package.py README.md
+
 lock: $(READY)
 	@$(RUN) uv pip compile pyproject.toml --all-extras --group environment --universal \
 	    --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
@@ -117,7 +127,7 @@ clean:
 UV = $(if $(LOCK),--requirement <(sed -n '/^uv==/,/[^\\]$$/p' $(LOCK)),uv)
 INSTALL = $(RUN) pip install --quiet --disable-pip-version-check $(UV) && \
     $(RUN) uv pip install --quiet --python $(PYTHON) $(LOCK:%=--constraints %) \
-    $(if $(UV_TORCH_BACKEND),--no-verify-hashes) --editable '.[book,test$(PLUGIN:%=,%)]'
+    $(if $(UV_TORCH_BACKEND),--no-verify-hashes) --editable '.[images,figures,adapters,book,test$(PLUGIN:%=,%)]'
 
 install: $(READY)
 	@$(if $(READY),true,$(INSTALL))

@@ -188,17 +188,19 @@ def test_audit_prints_the_verdict(capsys):
     out = capsys.readouterr().out
     conv2 = next(line for line in out.splitlines() if line.startswith("conv2"))
     assert conv2.split()[1:4] == ["3072", "3600", "2880"] and "needs hybrid" in conv2
-    *_, verdict, change, batches = out.rstrip().splitlines()
-    assert verdict == "dlg_lenet on Digits: needs hybrid"
+    *_, verdict, change, batches, blank, risk, action = out.rstrip().splitlines()
+    assert verdict == "dlg_lenet on Digits: needs hybrid" and not blank
     assert change.startswith("Cheapest change: conv2 with 9 instead of 12 filters")
-    assert batches.startswith("The gradient of one image tells it, that of more does not; conv2")
+    assert batches.startswith("The gradient of one image determines it, that of more does not")
+    assert risk.startswith("Risk: leaks. The equations of both kinds together determine the image")
+    assert action.startswith("What to do: Train with DP-SGD")
 
 
 def test_audit_tries_the_attack_without_the_datasets_files(tmp_path, capsys):
     """On photographs, in the number of channels and in the precision that are asked for."""
     audit = ["audit", "-m", "lenet_main", "-d", "MNIST", "--data-dir", str(tmp_path)]
     assert main([*audit, "--trials", "2", "--dtype", "float32"]) == 0
-    rank, tried = capsys.readouterr().out.split("\n\n")
+    rank, tried, risk = capsys.readouterr().out.split("\n\n")
     assert "\nlenet_main on MNIST: leaks\n" in rank
     header, *layers, share, verdict = tried.rstrip().splitlines()
     assert (
@@ -206,8 +208,9 @@ def test_audit_tries_the_attack_without_the_datasets_files(tmp_path, capsys):
         in header
     )
     assert [line.split()[0] for line in layers] == "layer fc conv4 conv3 conv2 conv1".split()
-    assert share.startswith("unique: 100% (95 % interval 16% to 100%); at 40 dB or more: 2 of 2")
+    assert share.startswith("recovered: 2 of 2 (95 % interval 16% to 100%); unique: 2")
     assert verdict.startswith("2 of 2 images reconstructed as the only ones possible (median ")
+    assert risk.startswith("Risk: leaks. This setup leaks: the attack recovered 2 of 2 images.")
 
 
 def test_audit_tries_images_of_the_dataset_and_weights_of_a_file(tmp_path, capsys):
@@ -219,14 +222,14 @@ def test_audit_tries_images_of_the_dataset_and_weights_of_a_file(tmp_path, capsy
     arguments = ["-d", "Digits", "-m", "lenet_o", "-i", "3,5,8", "--weights", str(tmp_path / "w")]
     assert main(["audit", *arguments]) == 0
     out = capsys.readouterr().out
-    assert "Tried with these weights: 3 images of Digits, gradients in float32" in out
+    assert "Tried with these weights: 3 given images, gradients in float32" in out
     assert "0 of 3 images reconstructed" in out and "Digits: leaks" in out
     assert "The two differ. 'leaks' is said by the generic rank" in out
-    assert "image 0: conv4 has rank" in out.splitlines()[-1]
+    assert "image 0: conv4 has rank" in out
 
 
 def test_audit_refuses_images_that_are_not_to_be_had_before_it_computes(monkeypatch, capsys):
-    monkeypatch.setattr("rconv.cli.judge.examine", lambda *a, **k: pytest.fail("judged first"))
+    monkeypatch.setattr("rconv.cli.audit.full_audit", lambda *a, **k: pytest.fail("judged first"))
     assert main(["audit", "-i", "100"]) == 2
     found = capsys.readouterr()
     assert "0 to 99" in found.err and not found.out

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from rconv.cli import main
 from rconv.cli.commands import COMMANDS
-from rconv.cli.kept import Kept
+from rconv.cli.output import ResultWriter
 
 SMALL = "-d Digits -m dlg_lenet"
 """A network and an image that take a tenth of a second."""
@@ -219,7 +219,9 @@ USAGE = {
     "audit --trials -1": "whole number",
     "audit --active half": "invalid float",
     "audit --gradients g": "unrecognized",
-    "audit --json x": "unrecognized",
+    "audit --fail-on never": "leaks",
+    "audit --batch 0": "whole number",
+    "audit --time-limit -1": "a number, 0 or more",
     "--out=": "the path is empty",
 }
 
@@ -526,10 +528,10 @@ def test_an_interruption_keeps_what_is_finished(tmp_path):
 def test_records_and_the_picture_are_written_as_images_come(tmp_path, monkeypatch, capsys):
     """An error, or Ctrl-C, in the middle keeps those that are finished."""
     out, file = tmp_path / "out.png", tmp_path / "out.json"
-    monkeypatch.setattr("rconv.cli.kept.WAIT", 0.0)
+    monkeypatch.setattr("rconv.cli.output.WAIT", 0.0)
     monkeypatch.setattr("rconv.attack.attack.FIRST", 1)
     monkeypatch.setattr("rconv.attack.attack.QUICK", 0.0)
-    add, seen = Kept.add, []
+    add, seen = ResultWriter.add, []
 
     def interrupted(kept, *group):
         if len(seen) == 2:
@@ -537,7 +539,7 @@ def test_records_and_the_picture_are_written_as_images_come(tmp_path, monkeypatc
         add(kept, *group)
         seen.append((out.exists(), len(json.loads(file.read_text()))))
 
-    monkeypatch.setattr(Kept, "add", interrupted)
+    monkeypatch.setattr(ResultWriter, "add", interrupted)
     code, found, err = answered(f"{SMALL} -i 3:6 --json {file} --out {out}", capsys)
     assert (code, err) == (130, "rconv: interrupted\n")
     assert seen[0] == (True, 1)

@@ -73,7 +73,6 @@ def test_rounding_sends_the_dtype():
 
 
 def test_epsilon_of_one_release_satisfies_the_gaussian_mechanisms_own_equation():
-    pytest.importorskip("dp_accounting")
     phi = lambda x: math.erfc(-x / math.sqrt(2)) / 2  # noqa: E731
     for sigma in (1.0, 4.0):
         eps, mu = defences.epsilon_of_release(sigma, 1e-5), 2 / sigma  # replace-one: 2 C apart

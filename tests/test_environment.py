@@ -92,14 +92,15 @@ def test_make_installs_with_the_constraints_unless_told_otherwise():
         return [line for line in made.stdout.splitlines() if "uv pip install" in line]
 
     (usual,) = commands(".venv/.installed")
-    assert "--constraints constraints.txt" in usual and ".[book,test]" in usual
+    assert "--constraints constraints.txt" in usual
+    assert ".[images,figures,adapters,book,test]" in usual
     (small,) = commands(".venv/.installed", UV_TORCH_BACKEND="cpu")
     assert "--constraints constraints.txt" in small
     assert "--no-verify-hashes" in small and "hashes" not in usual
     (conda,) = commands("install", "PYTHON=python")
     assert "--constraints constraints.txt" in conda and "--python python" in conda
     (cluster,) = commands(".venv/.installed-slurm", "PROFILE=slurm")
-    assert ".[book,test,slurm]" in cluster
+    assert ".[images,figures,adapters,book,test,slurm]" in cluster
     (newest,) = commands("newest")
     assert "constraints.txt" not in newest and ".venv-newest/bin/python" in newest
 

@@ -1,16 +1,12 @@
-"""`--model`: a user's own network from a file or a module, and the page that the audit writes."""
+"""`--model`: a user's own network from a file or a module."""
 
-import html.parser
 import json
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from rconv.audit import examine
 from rconv.cli import main
-from rconv.cli.own import load_own
-from rconv.lab.architectures import build
-from rconv.show.audit import MEANS_NOT, cheapest, page, sentence
+from rconv.cli.models import load_own
 
 SOURCE = """
 import sys
@@ -74,7 +70,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("arguments, hint", REFUSED.values(), ids=REFUSED)
 def test_what_is_no_model_is_one_line_before_the_work(arguments, hint, folder, monkeypatch, capsys):
-    monkeypatch.setattr("rconv.cli.judge.trial", lambda *a, **k: pytest.fail("tried first"))
+    monkeypatch.setattr("rconv.lab.audit_record.trial", lambda *a, **k: pytest.fail("tried first"))
     try:
         code = main(["audit", *arguments])
     except SystemExit as stop:
@@ -111,46 +107,3 @@ def test_clients_and_attacker_share_a_model_of_their_own(folder, capsys):
     assert record["unique"] and record["psnr"] > 100
     assert main(["attack", *own, "-d", "Digits"]) == 2
     assert "give --gradients" in capsys.readouterr().err
-
-
-class _Page(html.parser.HTMLParser):
-    """Tags with their attributes, and the text."""
-
-    def __init__(self, source):
-        super().__init__()
-        self.tags, self.text = [], ""
-        self.feed(source)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def test_the_audit_writes_a_page_to_hand_on(folder, capsys):
-    own = ["--model", "net.py:Net", *SHAPE, "--trials", "1", "--html", "x<b>.html"]
-    assert main(["audit", *own]) == 0
-    out, source = capsys.readouterr().out, (folder / "x<b>.html").read_text()
-    written = _Page(source)
-    names = [tag for tag, _ in written.tags]
-    assert names.count("h1") == names.count("table") == names.count("caption") == 1
-    assert (
-        not {"script", "link", "img", "b"} & set(names) and "http" not in source.split("http-")[0]
-    )
-    assert not [a for _, a in written.tags if {"src", "href"} & a.keys()]
-    assert dict(written.tags)["html"] == {"lang": "en"} and len(source) < 20_000
-    scopes = [a["scope"] for tag, a in written.tags if tag == "th"]
-    assert scopes == ["col"] * 9 + ["row"] * 4
-    assert "x<b>.html" in written.text and "--input-shape 1,6,6" in written.text
-    assert "net.py:Net on 1 × 6 × 6" in written.text and "1 of 1 images" in written.text
-    change = next(line for line in out.splitlines() if line.startswith("Cheapest change"))
-    assert change in written.text and all(text in written.text for text in MEANS_NOT)
-
-
-def test_the_page_and_the_terminal_say_when_the_rank_is_short():
-    few = examine(build("lenet_main", 1, filters=(12, 16, 12, 2)), (1, 32, 32))
-    assert "conv4 leaves" in sentence(few) and "not yet privacy" in sentence(few)
-    assert "short already" in cheapest(few)
-    assert 'class="verdict open"' in page(few, "\u202e<i>", 0.5, None, "rconv")
-    assert "<i>" not in page(few, "<i>", 0.5, None, "rconv")

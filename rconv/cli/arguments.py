@@ -1,11 +1,13 @@
 """The command line's arguments."""
 
 import argparse
+import re
+import tomllib
 from importlib.metadata import version
-from typing import TextIO
+from pathlib import Path
+from typing import Any, TextIO
 
 from rconv import data
-from rconv.cli import values
 from rconv.cli.terminal import complain, say
 from rconv.lab.architectures import (
     ACTIVATIONS,
@@ -13,8 +15,21 @@ from rconv.lab.architectures import (
     DEFAULT,
     DTYPES,
     INITIALISATIONS,
+    MODES,
     SEED,
 )
+
+FORM = "path/to/file.py:Net or package.module:function"
+"""A model of the user's own, as --model takes it."""
+
+EXCLUSIVE = (("model", "architecture"), ("trials", "index"))
+"""Options of `rconv audit` of which one may be given."""
+
+LARGEST = 2**26
+"""Numbers in one image: half a GiB in float64, and an attack holds dozens of such maps."""
+
+MOST = data.SIZES["Photos"]
+"""Photographs that there are."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,8 +43,81 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Build the parser of all commands; each leaves its name in `command`."""
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments of a command line, with what pyproject.toml says of those it leaves out.
+
+    Parameters
+    ----------
+    argv : list of str
+        The command first.
+
+    Raises
+    ------
+    ValueError
+        If pyproject.toml cannot be read, or has a setting that the command does not have.
+    """
+    arguments = parser().parse_args(argv)
+    if arguments.command != "audit":
+        return arguments
+    settings = read_settings(Path("pyproject.toml"))
+    if settings:
+        # Once alone, so that values are checked and settings that exclude one another refused.
+        texts = [f"--{name}={value}" for name, value in settings.items()]
+        own = parser().parse_args(["audit", *texts])
+        settings = {name.replace("-", "_") for name in settings}
+        defaults = {name: getattr(own, name) for name in settings}
+        arguments = parser(defaults).parse_args(argv)
+        for pair in EXCLUSIVE:
+            if None not in (getattr(arguments, name) for name in pair):
+                for name in settings.intersection(pair):
+                    setattr(arguments, name, None)
+    return arguments
+
+
+def read_settings(file: Path) -> dict[str, str]:
+    """The table [tool.rconv.audit] of a pyproject.toml, as the texts of options.
+
+    Parameters
+    ----------
+    file : Path
+        Need not exist.
+
+    Raises
+    ------
+    ValueError
+        If it is no TOML, or has a key that is no option of `rconv audit`, or a value that is
+        neither a text, a number nor a list of them.
+    """
+    try:
+        table = tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: {error}") from None
+    for key in ("tool", "rconv", "audit"):
+        table = table.get(key, {})
+    known = sorted(name.replace("_", "-") for name in vars(parser().parse_args(["audit"])))
+    known.remove("command")
+    texts = {}
+    for name, value in table.items():
+        where = f"{file}: [tool.rconv.audit] {name}"
+        if name not in known:
+            raise ValueError(f"{where}: unknown setting; known are {', '.join(known)}")
+        values = value if isinstance(value, list) else [value]
+        if not all(type(own) in (str, int, float) for own in values):
+            raise ValueError(f"{where}: must be a text, a number or a list of them, got {value!r}")
+        texts[name] = ",".join(map(str, values))
+    return texts
+
+
+def parser(audit_defaults: dict[str, Any] | None = None) -> argparse.ArgumentParser:
+    """Build the parser of all commands; each leaves its name in `command`.
+
+    Parameters
+    ----------
+    audit_defaults : dict, optional
+        Defaults of `rconv audit` in place of its own.
+    """
     whole = _Parser(
         prog="rconv",
         description="Reconstruct images from the gradients of convolutional networks.",
@@ -38,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=f"rconv {version('rconv')}")
     commands = whole.add_subparsers(metavar="command")
     _add_attack(commands)
-    _add_audit(commands)
+    _add_audit(commands, audit_defaults or {})
     _add_observe(commands)
     _add_snapshot(commands)
     return whole
@@ -55,7 +143,7 @@ def _add_attack(commands: argparse._SubParsersAction) -> None:
     )
     attack.add_argument(
         "--batch",
-        type=values.batch,
+        type=batch,
         default=1,
         metavar="B",
         help="images of each client's step, which sends their mean gradient (default 1): those "
@@ -64,39 +152,41 @@ def _add_attack(commands: argparse._SubParsersAction) -> None:
     _add_received(attack)
     attack.add_argument("--strict", action="store_true", help="fail where an image is not unique")
     attack.add_argument(
-        "--out", type=values.path, help="picture: original, reconstruction and magnified error"
+        "--out", type=path, help="picture: original, reconstruction and magnified error"
     )
-    attack.add_argument("--json", type=values.path, help="write one record per image")
+    attack.add_argument("--json", type=path, help="write one record per image")
     attack.set_defaults(command="attack")
 
 
 def _add_received(attack: argparse.ArgumentParser) -> None:
     sent = attack.add_mutually_exclusive_group()
     sent.add_argument(
-        "--gradients", type=values.path, help="attack a .safetensors file of gradients instead"
+        "--gradients", type=path, help="attack a .safetensors file of gradients instead"
     )
     sent.add_argument(
         "--after",
-        type=values.path,
+        type=path,
         help="or one of the weights that a client sent after a step of SGD",
     )
-    attack.add_argument(
-        "--before", type=values.path, help="with --after: the weights before the step"
-    )
+    attack.add_argument("--before", type=path, help="with --after: the weights before the step")
     attack.add_argument("--lr", type=float, help="with --after: the learning rate of the step")
     attack.add_argument("--weight-decay", type=float, help="with --after: of the step (default 0)")
 
 
-def _add_audit(commands: argparse._SubParsersAction) -> None:
+def _add_audit(commands: argparse._SubParsersAction, defaults: dict[str, Any]) -> None:
     audit = commands.add_parser(
-        "audit", help="does a model leak? by rank, and by attacking a few images; needs no data"
+        "audit",
+        help="does a model leak? by rank, and by attacking a few images; needs no data",
+        description="Judge whether a training setup leaks. Exit codes: 0 below the threshold of "
+        "--fail-on, 3 at or above it, 4 if the attack does not support the model, 2 for wrong "
+        "usage. Settings are also read from [tool.rconv.audit] in ./pyproject.toml, with the "
+        "names of the options; the command line wins.",
     )
     _add_model(audit)
     tried = audit.add_mutually_exclusive_group()
     tried.add_argument(
         "--trials",
-        type=values.trials,
-        default=4,
+        type=trials,
         metavar="N",
         help="photographs that the attack is tried on (default 4), 0 for the rank alone",
     )
@@ -105,23 +195,65 @@ def _add_audit(commands: argparse._SubParsersAction) -> None:
     audit.add_argument(
         "--active", type=float, default=0.5, help="share of active ReLU outputs (default 0.5)"
     )
+    _add_setup(audit)
+    _add_answer(audit)
+    audit.set_defaults(command="audit", **defaults)
+
+
+def _add_setup(audit: argparse.ArgumentParser) -> None:
     audit.add_argument(
-        "--html",
-        type=values.path,
-        help="write the answer as a page to hand on, one file without links",
+        "--mode", choices=MODES, default=MODES[0], help="of the model (default evaluation)"
     )
-    audit.set_defaults(command="audit")
+    audit.add_argument(
+        "--batch",
+        type=count,
+        default=1,
+        metavar="B",
+        help="images of each client's step, which sends their mean gradient (default 1)",
+    )
+    audit.add_argument(
+        "--clients",
+        type=count,
+        default=1,
+        metavar="N",
+        help="clients whose gradients are added before the server sees them (default 1)",
+    )
+    audit.add_argument(
+        "--steps", type=count, default=1, metavar="K", help="local steps of SGD (default 1)"
+    )
+    audit.add_argument(
+        "--noise",
+        type=amount,
+        default=0.0,
+        metavar="SIGMA",
+        help="noise multiplier of DP-SGD, which clips as well (default 0: neither)",
+    )
+
+
+def _add_answer(audit: argparse.ArgumentParser) -> None:
+    audit.add_argument(
+        "--json", type=path, help="write the record; its schema is rconv/lab/audit.schema.json"
+    )
+    audit.add_argument("--html", type=path, help="write the report, one file that loads nothing")
+    audit.add_argument(
+        "--fail-on", choices=("leaks", "partly"), help="exit with 3 at this risk level or above"
+    )
+    audit.add_argument(
+        "--time-limit",
+        type=amount,
+        default=120.0,
+        metavar="S",
+        help="seconds after which no other scenario of the report starts (default 120), 0 for none",
+    )
 
 
 def _add_observe(commands: argparse._SubParsersAction) -> None:
     observe = commands.add_parser("observe", help="be the client: write gradients and weights")
     _add_model(observe)
     _add_images(observe)
+    observe.add_argument("--gradients", type=path, required=True, help=".safetensors file to write")
     observe.add_argument(
-        "--gradients", type=values.path, required=True, help=".safetensors file to write"
-    )
-    observe.add_argument(
-        "--save-weights", type=values.path, help=".safetensors file to write the model's weights to"
+        "--save-weights", type=path, help=".safetensors file to write the model's weights to"
     )
     observe.add_argument(
         "--batch", action="store_true", help="the images are one batch: write their mean gradient"
@@ -133,11 +265,9 @@ def _add_snapshot(commands: argparse._SubParsersAction) -> None:
     snapshot = commands.add_parser("snapshot", help="write the first images of a dataset to a file")
     snapshot.add_argument("-d", "--dataset", required=True, choices=data.CLASSES)
     snapshot.add_argument("-n", "--count", type=int, default=200)
+    snapshot.add_argument("--data-dir", type=path, help="folder of the datasets (or $RCONV_DATA)")
     snapshot.add_argument(
-        "--data-dir", type=values.path, help="folder of the datasets (or $RCONV_DATA)"
-    )
-    snapshot.add_argument(
-        "--out-dir", type=values.path, help="folder to write to (default the data folder)"
+        "--out-dir", type=path, help="folder to write to (default the data folder)"
     )
     snapshot.set_defaults(command="snapshot")
 
@@ -153,26 +283,24 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
     named.add_argument(
         "--model",
-        type=values.path,
+        type=path,
         metavar="FILE.py:NAME",
-        help=f"a model of your own, {values.FORM}: a class or function without arguments, or a "
+        help=f"a model of your own, {FORM}: a class or function without arguments, or a "
         "model. This RUNS the code in it. It is taken in evaluation mode",
     )
     parser.add_argument(
-        "--input-shape", type=values.shape, metavar="C,H,W", help="with --model: of one image"
+        "--input-shape", type=shape, metavar="C,H,W", help="with --model: of one image"
     )
     parser.add_argument("-d", "--dataset", choices=data.CLASSES, default=data.DEFAULT)
     parser.add_argument(
         "-a", "--activation", choices=ACTIVATIONS, help="where the architecture leaves it open"
     )
     parser.add_argument(
-        "--seed", type=values.seed, help=f"of the initialisation (default the paper's, {SEED})"
+        "--seed", type=seed, help=f"of the initialisation (default the paper's, {SEED})"
     )
-    parser.add_argument(
-        "--filters", type=values.filters, help="filters per convolution, e.g. 16,24,12,12"
-    )
+    parser.add_argument("--filters", type=filters, help="filters per convolution, e.g. 16,24,12,12")
     parser.add_argument("--initialisation", choices=INITIALISATIONS)
-    parser.add_argument("--weights", type=values.path, help=".safetensors file of trained weights")
+    parser.add_argument("--weights", type=path, help=".safetensors file of trained weights")
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
@@ -182,12 +310,74 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_client(parser: argparse.ArgumentParser, dtype: str = DTYPES[0]) -> None:
-    parser.add_argument(
-        "--data-dir", type=values.path, help="folder of the datasets (or $RCONV_DATA)"
-    )
+    parser.add_argument("--data-dir", type=path, help="folder of the datasets (or $RCONV_DATA)")
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
         default=dtype,
         help=f"what the clients send: {', '.join(DTYPES)} (default {dtype})",
     )
+
+
+def path(text: str) -> str:
+    """What is given as a path: not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
+
+
+def seed(text: str) -> int:
+    """Seed of PyTorch's generator, which takes 64 bits."""
+    if not re.fullmatch("[0-9]{1,19}", text) or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"takes a whole number from 0 to 2^63 - 1, got {text!r}")
+    return int(text)
+
+
+def batch(text: str) -> int | None:
+    """Images of one step; None for auto."""
+    if text == "auto":
+        return None
+    if not re.fullmatch("[0-9]{1,4}", text) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"takes a whole number from 1, or auto, got {text!r}")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """Images, or clients."""
+    if not re.fullmatch("[0-9]{1,3}", text) or not 0 < int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"takes a whole number from 1 to {MOST}, got {text!r}")
+    return int(text)
+
+
+def amount(text: str) -> float:
+    """A time limit, or noise."""
+    if not re.fullmatch("[0-9]{1,6}([.][0-9]*)?(e-?[0-9]{1,2})?", text):
+        raise argparse.ArgumentTypeError(f"takes a number, 0 or more, got {text!r}")
+    return float(text)
+
+
+def trials(text: str) -> int:
+    """Photographs to try."""
+    if not re.fullmatch("[0-9]{1,3}", text) or int(text) > MOST:
+        raise argparse.ArgumentTypeError(f"takes a whole number from 0 to {MOST}, got {text!r}")
+    return int(text)
+
+
+def shape(text: str) -> tuple[int, int, int]:
+    """(C, H, W) of one image."""
+    if not re.fullmatch("[0-9]{1,5}(,[0-9]{1,5}){2}", text) or 0 in map(int, text.split(",")):
+        raise argparse.ArgumentTypeError(f"takes three numbers such as 3,64,64, got {text!r}")
+    channels, height, width = map(int, text.split(","))
+    if channels * height * width > LARGEST:
+        raise argparse.ArgumentTypeError(
+            f"{text} is {channels * height * width:,} numbers in one image: at most {LARGEST:,}"
+        )
+    return channels, height, width
+
+
+def filters(text: str) -> list[int]:
+    """Filters of each convolution."""
+    numbers = text.split(",")
+    if not all(re.fullmatch("[0-9]{1,6}", number.strip()) for number in numbers):
+        raise argparse.ArgumentTypeError(f"takes numbers such as 16,24,12,12, got {text!r}")
+    return [int(number) for number in numbers]

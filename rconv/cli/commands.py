@@ -6,11 +6,9 @@ from functools import partial
 
 from rconv.attack.attack import Attack
 from rconv.attack.report import Reconstruction
-from rconv.cli.kept import Kept
+from rconv.cli.inputs import check_data, check_roles, check_update, read_received
 from rconv.cli.models import check_model, images_for, shared
-from rconv.cli.paths import check_data, check_files
-from rconv.cli.received import check_update, read_received
-from rconv.cli.roles import check_roles
+from rconv.cli.output import ResultWriter, check_files
 from rconv.cli.terminal import say, watched
 from rconv.data import datasets
 from rconv.files import claimed
@@ -30,36 +28,40 @@ def attack(arguments: argparse.Namespace) -> None:
     outputs = {"--out": a.out, "--json": a.json}
     check_files(outputs, {f"--{name}": getattr(a, name) for name in names})
     constraints = a.constraints.split(",") if "," in a.constraints else a.constraints
-    kept = Kept(a.json, a.out)
+    writer = ResultWriter(a.json, a.out)
     attacked = _attack_images if a.gradients is None and a.after is None else _attack_file
     with claimed(path for path in outputs.values() if path is not None):
         try:
-            attacked(a, constraints, kept)
+            attacked(a, constraints, writer)
         finally:  # what is finished stays, whatever ends the rest
-            kept.close()
+            writer.close()
 
 
-def _attack_images(arguments: argparse.Namespace, constraints: str | list[str], kept: Kept) -> None:
+def _attack_images(
+    arguments: argparse.Namespace, constraints: str | list[str], writer: ResultWriter
+) -> None:
     a = arguments
     options = {"dtype": a.dtype, "constraints": constraints, "batch": a.batch}
-    options |= {"progress": watched(), "on_result": partial(_keep, kept)}
+    options |= {"progress": watched(), "on_result": partial(_keep, writer)}
     own = shared(a, a.dtype)
     check_roles(a, own.model)
     truth = images_for(a, own.input_shape)
     settings = {"dataset": a.dataset, **own.settings}
     experiment = attack_images(own.model, truth, own.architecture, settings, **options)
-    kept.clear()
-    _keep(kept, experiment)
+    writer.clear()
+    _keep(writer, experiment)
     if a.strict:
         experiment.reconstruction.raise_if_short()
 
 
-def _keep(kept: Kept, experiment: Experiment) -> None:
+def _keep(writer: ResultWriter, experiment: Experiment) -> None:
     images = experiment.reconstruction.images
-    kept.add(experiment.records, images, experiment.truth.images)
+    writer.add(experiment.records, images, experiment.truth.images)
 
 
-def _attack_file(arguments: argparse.Namespace, constraints: str | list[str], kept: Kept) -> None:
+def _attack_file(
+    arguments: argparse.Namespace, constraints: str | list[str], writer: ResultWriter
+) -> None:
     received = read_received(arguments)
     if arguments.before is not None:
         arguments.weights = arguments.before
@@ -73,9 +75,9 @@ def _attack_file(arguments: argparse.Namespace, constraints: str | list[str], ke
     start = time.perf_counter()
 
     def keep(found: Reconstruction) -> None:
-        seconds = (time.perf_counter() - start) / (kept.count + len(found.images))
-        records = score(found, None, {**settings, "seconds": seconds}, first=kept.count)
-        kept.add(records, found.images, None)
+        seconds = (time.perf_counter() - start) / (writer.count + len(found.images))
+        records = score(found, None, {**settings, "seconds": seconds}, first=writer.count)
+        writer.add(records, found.images, None)
 
     reconstruction = prepared(
         received.gradients,
@@ -85,9 +87,9 @@ def _attack_file(arguments: argparse.Namespace, constraints: str | list[str], ke
         on_result=keep,
     )
     seconds = (time.perf_counter() - start) / len(reconstruction.images)
-    kept.clear()
+    writer.clear()
     records = score(reconstruction, None, {**settings, "seconds": seconds})
-    kept.add(records, reconstruction.images, None)
+    writer.add(records, reconstruction.images, None)
     if arguments.strict:
         reconstruction.raise_if_short()
 
@@ -112,11 +114,11 @@ def observe(arguments: argparse.Namespace) -> None:
     say(f"{what} of {len(truth)} images of {truth.name}: {arguments.gradients}")
 
 
-def audit(arguments: argparse.Namespace) -> None:
-    """Judge a model by its generic rank, and by a trial."""
-    from rconv.cli.judge import judge  # slow imports that an attack does not need
+def audit(arguments: argparse.Namespace) -> int:
+    """Judge a training setup by rank and by trials; the exit code says what came of it."""
+    from rconv.cli.audit import run_audit  # slow imports that an attack does not need
 
-    judge(arguments)
+    return run_audit(arguments)
 
 
 def snapshot(arguments: argparse.Namespace) -> None:

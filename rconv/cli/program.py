@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rconv.cli.interrupt import CODE, Interrupts, interruptible
 from rconv.cli.terminal import complain
+from rconv.extras import EXTRAS, remedy
 
 DEBUG = "RCONV_DEBUG"
 """Variable of the environment that shows where an unexpected error comes from."""
@@ -23,16 +24,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code: 0, or 2 for bad input and output that cannot be written, with one line on
-        standard error that says why; 1 for a defect of this program; 130 where the user
-        interrupted.
+        The exit code: 0; 3 or 4 as `rconv audit` answers; 2 for bad input and output that cannot
+        be written, with one line on standard error that says why; 1 for a defect of this program;
+        130 where the user interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version")):
         argv.insert(0, "attack")
     with interruptible() as interrupts:
         try:
-            _answer(argv, interrupts)
+            return _answer(argv, interrupts)
         except KeyboardInterrupt:
             complain("interrupted")
             return CODE
@@ -41,26 +42,28 @@ def main(argv: Sequence[str] | None = None) -> int:
                 complain("interrupted")
                 return CODE
             return _refuse(error)
-    return 0
 
 
-def _answer(argv: list[str], interrupts: Interrupts) -> None:
+def _answer(argv: list[str], interrupts: Interrupts) -> int:
     if sys.stdout is None:
         raise ValueError("standard output is closed")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # for what its encoding does not have
-    from rconv.cli.arguments import parser  # now that Ctrl-C is handled
+    from rconv.cli.arguments import parse  # now that Ctrl-C is handled
 
-    arguments = parser().parse_args(argv)
+    arguments = parse(argv)
     arguments.line = shlex.join(["rconv", *argv])
     from rconv.cli.commands import COMMANDS  # PyTorch, which --help does not need
 
     interrupts.working = True
-    COMMANDS[arguments.command](arguments)
+    return COMMANDS[arguments.command](arguments) or 0
 
 
 def _refuse(error: Exception) -> int:
     """One line that says what is wrong, and the exit code."""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in EXTRAS:
+        complain(f"error: {remedy(error.name.split('.')[0])}")
+        return 2
     if isinstance(error, ValueError | OSError):
         complain(f"error: {_reason(error)}")
         return 2

@@ -3,11 +3,11 @@
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from os import PathLike
 
 import numpy as np
 import torch
-from PIL import Image
 
 from rconv.data import (
     CHANNELS,
@@ -20,6 +20,7 @@ from rconv.data import (
 )
 from rconv.data.embedded import embedded
 from rconv.data.sources import data_folder, read, write_snapshot
+from rconv.extras import extra
 
 __all__ = [
     "CHANNELS",
@@ -28,6 +29,7 @@ __all__ = [
     "SIZES",
     "DatasetError",
     "Images",
+    "dead_leaves",
     "load",
     "parse_indices",
     "photographs",
@@ -132,7 +134,7 @@ def load(
 
 
 def photographs(input_shape: tuple[int, int, int], count: int) -> tuple[torch.Tensor, str]:
-    """The first photographs of scikit-image in any shape, to try a model on.
+    """The first photographs of scikit-image in any shape; synthetic images where it is missing.
 
     They stand for natural images: neighbouring pixels are alike, which is what a prior builds on.
     Noise would make every prior look useless.
@@ -161,6 +163,10 @@ def photographs(input_shape: tuple[int, int, int], count: int) -> tuple[torch.Te
     if not isinstance(count, int) or not 1 <= count <= most:
         raise ValueError(f"{count!r} photographs are not to be had: ask for 1 to {most}")
     channels, height, width = input_shape
+    if not (find_spec("skimage") and find_spec("PIL")):
+        images = torch.stack([dead_leaves(input_shape, seed) for seed in range(count)])
+        shape = f"{channels} × {height} × {width}"
+        return images, f"synthetic images ({shape}; 'rconv[images]' brings photographs)"
     side = max(height, width)
     images = load("Photos", range(count), side=side).images
     top, left = (side - height) // 2, (side - width) // 2
@@ -174,6 +180,39 @@ def photographs(input_shape: tuple[int, int, int], count: int) -> tuple[torch.Te
     spectra = torch.nn.functional.interpolate(spectra, channels, mode="linear", align_corners=True)
     images = spectra.transpose(1, 2).reshape(-1, *input_shape)
     return images, f"{kind}, channels interpolated between red, green and blue)"
+
+
+def dead_leaves(input_shape: tuple[int, int, int], seed: int, leaves: int = 400) -> torch.Tensor:
+    """A synthetic image whose statistics resemble those of photographs.
+
+    Discs of random places and colours, the later ones on top, the density of whose radii falls
+    with their third power (Lee, Mumford and Huang, 2001).
+
+    Parameters
+    ----------
+    input_shape : tuple of int
+        (C, H, W).
+    seed : int
+        Of the generator.
+    leaves : int
+        Number of discs.
+
+    Returns
+    -------
+    Tensor
+        (C, H, W), float64, values in [0, 1].
+    """
+    channels, height, width = input_shape
+    generator = torch.Generator().manual_seed(seed)
+    u, y, x = torch.rand(3, leaves, generator=generator, dtype=torch.float64)
+    colours = torch.rand(leaves, channels, 1, generator=generator, dtype=torch.float64)
+    least, most = max(height, width) / 20, max(height, width) / 2
+    radii = (u / least**2 + (1 - u) / most**2).rsqrt()
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)
+    image = torch.full(input_shape, 0.5, dtype=torch.float64)
+    for radius, top, left, colour in zip(radii, y * height, x * width, colours, strict=True):
+        image[:, (rows - top) ** 2 + (columns - left) ** 2 <= radius**2] = colour
+    return image
 
 
 def _check_name(name: str) -> None:
@@ -215,6 +254,8 @@ def preprocess(image: np.ndarray, side: int = 32) -> np.ndarray:
     ndarray, uint8
         Axes (row, column, channel), with one channel if grey.
     """
+    with extra():
+        from PIL import Image
     height, width = image.shape[:2]
     shorter = min(height, width)
     size = int(side * width / shorter), int(side * height / shorter)

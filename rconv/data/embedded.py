@@ -5,9 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from rconv.data import DatasetError
+from rconv.extras import extra, remedy
 
 PHOTOS = (
     "astronaut.png",
@@ -48,7 +48,7 @@ def embedded(name: str, index: int) -> tuple[np.ndarray, int]:
     Raises
     ------
     DatasetError
-        If the package is installed without its data files.
+        If the package is not installed, or without its data files.
     """
     if name == "Digits":
         images, labels = _digits()
@@ -66,6 +66,8 @@ def embedded(name: str, index: int) -> tuple[np.ndarray, int]:
 @lru_cache
 def _photo(label: int) -> np.ndarray:
     path = _package_file("skimage", "data", PHOTOS[label])
+    with extra():
+        from PIL import Image
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB"))
 
@@ -79,7 +81,10 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
 
 def _package_file(package: str, *parts: str) -> Path:
     """Find a data file of a package without importing the package, which would take seconds."""
-    path = Path(find_spec(package).submodule_search_locations[0], *parts)
+    found = find_spec(package)
+    if found is None:
+        raise DatasetError(remedy(package))
+    path = Path(found.submodule_search_locations[0], *parts)
     if not path.is_file():
         raise DatasetError(f"{path} is missing: install {package} again, with its data files")
     return path

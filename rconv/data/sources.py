@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from rconv.data import CLASSES, TRAIN_SIZES, DatasetError
+from rconv.extras import extra
 from rconv.files import claimed, output_file, replacing
 
 _SHAPES = {"MNIST": (28, 28), "CIFAR10": (32, 32, 3), "CIFAR100": (32, 32, 3)}
@@ -166,7 +167,8 @@ def _read_torchvision(name: str, folder: Path, download: bool) -> tuple[np.ndarr
     home = folder / _FOLDERS[name]
     if not os.path.exists(home):
         _download(name, home, download)
-    from torchvision import datasets  # takes seconds to import
+    with extra():
+        from torchvision import datasets  # takes seconds to import
 
     try:
         found = getattr(datasets, name)(folder, train=True, download=False)
@@ -188,8 +190,8 @@ def _download(name: str, home: Path, allowed: bool) -> None:
     )
     if not allowed:
         raise DatasetError(f"{name} is not in {home.parent} and was not to be downloaded: {remedy}")
-    from torchvision import datasets
-
+    with extra():
+        from torchvision import datasets
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_STALLED)
     try:

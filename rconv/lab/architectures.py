@@ -22,6 +22,9 @@ INITIALISATIONS = ("uniform", "default")
 DTYPES = ("float64", "float32", "float16")
 """What the clients compute in; float16 rounds float32 gradients."""
 
+MODES = ("evaluation", "training")
+"""Of a model: which layers behave as in training."""
+
 DEFAULT = "lenet_main"
 """The network of the paper's script."""
 

@@ -6,13 +6,18 @@ draw from a generator on the CPU, so that a seed repeats them.
 
 A release is (ε, δ)-differentially private if no outcome set is more than e^ε times as likely, up
 to δ, on one data set than on its neighbour. What a neighbour is belongs to the number: each
-function says it. Google's accountant `dp_accounting` computes it; it comes with the book's extra.
+function says it. That of a training is from Google's accountant `dp_accounting`, which comes with
+the book's extra.
 """
 
-import numpy as np
+import math
+
 import torch
+from scipy.optimize import brentq
+from scipy.special import log_ndtr
 from torch import Tensor
 
+from rconv.extras import extra
 from rconv.observe.observation import Gradients
 
 DELTA = 1e-5
@@ -102,11 +107,18 @@ def epsilon_of_release(multiplier: float, delta: float) -> float:
     ValueError
         A multiplier or δ out of range.
     """
-    from dp_accounting import get_epsilon_gaussian
-
     _check_mechanism(multiplier, delta)
-    with np.errstate(divide="ignore"):  # its search meets log(0) where the noise is next to none
-        return float(get_epsilon_gaussian(multiplier / 2, delta))
+    mu = 2 / multiplier
+
+    def excess(epsilon: float) -> float:
+        """Log of the δ that belongs to an ε, over the given one."""
+        first, second = log_ndtr(mu / 2 - epsilon / mu), log_ndtr(-mu / 2 - epsilon / mu)
+        return (
+            first + math.log1p(-math.exp(min(epsilon + second - first, -1e-16))) - math.log(delta)
+        )
+
+    most = mu**2 / 2 + mu * math.sqrt(2 * math.log(1 / delta))  # by the tail of the privacy loss
+    return 0.0 if excess(0.0) <= 0 else float(brentq(excess, 0.0, most, rtol=1e-12))
 
 
 def epsilon_of_training(multiplier: float, delta: float, rate: float, steps: int) -> float:
@@ -139,8 +151,9 @@ def epsilon_of_training(multiplier: float, delta: float, rate: float, steps: int
     ValueError
         A number out of range.
     """
-    from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
-    from dp_accounting.pld import PLDAccountant
+    with extra():
+        from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
+        from dp_accounting.pld import PLDAccountant
 
     _check_mechanism(multiplier, delta)
     if not 0 < rate <= 1 or steps < 1:

@@ -4,7 +4,6 @@
 images comes back as the only one possible, and how well the prior shows the others.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 from statistics import median
@@ -18,15 +17,18 @@ from rconv.audit import NOT_UNIQUE, TOO_LARGE
 from rconv.data.datasets import photographs
 from rconv.lab.experiment import as_dtype
 from rconv.lab.intervals import rate_interval
-from rconv.lab.metrics import flat, psnr
+from rconv.lab.metrics import flat, matched, psnr
 from rconv.lab.records import SHOWN, score
-from rconv.model.read import read
+from rconv.lab.scenarios import Scenario, client_model, sent
 from rconv.observe.check import check_value_range
-from rconv.observe.observation import Gradients, Loss, per_sample_gradients
+from rconv.observe.observation import Loss
 
 VISIBLE = 10 * math.log10(2)
 """Decibels above a flat image from which on a picture counts as showing something: its mean
 squared error is less than half the truth's variance."""
+
+LEAKS, PARTLY, NOT_BY_THIS_ATTACK = RISKS = ("leaks", "partly", "not by this attack")
+"""How much the attack shows of some image: all of it, a part of it, or nothing that is visible."""
 
 LAYER_COLUMNS = ("layer", "unknowns", "equations leave", "signs close", "left open", "images short")
 
@@ -46,7 +48,7 @@ class Trial:
     reconstruction : Reconstruction
         The attack's answer, which does not know them.
     psnr : Tensor
-        (N,), in dB, of the reconstructions; the peak is the width of the pixels' range.
+        (N,), in dB, of the reconstructions, cut to the pixels' range, whose width is the peak.
     flat : Tensor
         (N,), in dB: the PSNR of a flat image of the truth's mean grey, which shows nothing.
     false : Tensor
@@ -76,6 +78,23 @@ class Trial:
         unique = self.unique.int().tolist()
         low, high = rate_interval(unique, [1] * len(unique))
         return sum(unique) / len(unique), low, high
+
+    @property
+    def recovered(self) -> Tensor:
+        """(N,), bool: shown at `SHOWN` or more, or called the only one possible and right."""
+        return (self.psnr >= SHOWN) | (self.unique & ~self.false.to(self.psnr.device))
+
+    @property
+    def visible(self) -> Tensor:
+        """(N,), bool: recovered, or at least `VISIBLE` dB above a flat image."""
+        return self.recovered | (self.psnr - self.flat >= VISIBLE)
+
+    @property
+    def risk(self) -> str:
+        """A value of `RISKS`, that of the image that is shown best."""
+        if self.recovered.any():
+            return LEAKS
+        return PARTLY if self.visible.any() else NOT_BY_THIS_ATTACK
 
     @property
     def clear(self) -> int:
@@ -162,6 +181,7 @@ def trial(
     value_range: tuple[float, float] = (0.0, 1.0),
     dtype: str | None = None,
     loss: Loss | None = None,
+    scenario: Scenario | None = None,
     progress: bool = False,
 ) -> Trial:
     """Attack images through a model, as it is, and compare with the truth.
@@ -187,6 +207,9 @@ def trial(
     loss : Callable, optional
         The clients' loss, of which the attacker is not told. By default cross-entropy, or the
         logistic loss for one logit, of which it is.
+    scenario : Scenario, optional
+        How the gradients come about, in place of `dtype`; by default one step on each image, in
+        the model's own mode.
     progress : bool
         Show a progress bar over the images.
 
@@ -204,46 +227,42 @@ def trial(
         such number of photographs.
     """
     low, high = check_value_range(value_range)
-    network = read(model, input_shape)
-    client = _client(model, dtype)
-    told = "cross-entropy" if loss is None else None
-    attack = Attack(client, network.input_shape, value_range=(low, high), loss=told)
+    scenario = scenario or Scenario(dtype=dtype, mode=None)
+    if scenario.dtype is not None:
+        as_dtype(scenario.dtype)
+    client = client_model(model, scenario)
+    stated = "cross-entropy" if loss is None else None
+    attack = Attack(client, input_shape, value_range=(low, high), loss=stated)
     source = "given images"
     if images is None:
-        images, source = photographs(network.input_shape, count)
+        images, source = photographs(attack.network.input_shape, count)
         images = low + (high - low) * images
         labels = torch.arange(count) % _classes(client, images)
         source = f"{source}, labels 0 to {int(labels.max())}"
-    truth = _checked(images, labels, network.input_shape, (low, high))
-    gradients = per_sample_gradients(client, truth, labels, loss)
-    if dtype is not None:
-        gradients = {name: g.to(as_dtype(dtype)) for name, g in gradients.items()}
-    found = attack(gradients, progress=progress)
-    return _judged(source, gradients, truth.to(found.images.device), found, high - low)
+    truth = _checked(images, labels, attack.network.input_shape, (low, high))
+    gradients, noise = sent(client, truth, labels, scenario, loss)
+    found = attack(gradients, batch=scenario.together, noise=noise, progress=progress)
+    if scenario.together > 1:
+        found = found.select(matched(found.images.cpu(), truth).tolist())
+    received = str(next(iter(gradients.values())).dtype).removeprefix("torch.")
+    return _judged(source, received, truth.to(found.images.device), found, (low, high))
 
 
 def _judged(
-    source: str, gradients: Gradients, truth: Tensor, found: Reconstruction, peak: float
+    source: str, dtype: str, truth: Tensor, found: Reconstruction, value_range: tuple[float, float]
 ) -> Trial:
-    """The answer beside the truth, for pixels whose range is `peak` wide."""
-    reached = psnr(found.images, truth, data_range=peak)
+    """The answer, cut to the range of the pixels, which the attacker knows, beside the truth."""
+    peak = value_range[1] - value_range[0]
+    reached = psnr(found.images.clamp(*value_range), truth, data_range=peak)
     return Trial(
         source,
-        str(next(iter(gradients.values())).dtype).removeprefix("torch."),
+        dtype,
         truth,
         found,
         reached.nan_to_num(-math.inf, math.inf, -math.inf),
         psnr(flat(truth), truth, data_range=peak),
         torch.tensor([r["false"] for r in score(found, truth, {}, data_range=peak)]),
     )
-
-
-def _client(model: nn.Sequential, dtype: str | None) -> nn.Sequential:
-    """The model in the dtype that the clients compute in, which the attacker sees as well."""
-    if dtype is None:
-        return model
-    exact = as_dtype(dtype) == torch.float64
-    return copy.deepcopy(model).to(torch.float64 if exact else torch.float32)
 
 
 def _classes(model: nn.Sequential, images: Tensor) -> int:

@@ -1,19 +1,26 @@
-"""What an audit found, in words, as rows, and as one page of HTML that needs nothing else.
+"""An audit in words, as rows, and as one page of HTML that needs nothing else.
 
 The page's markup and style are in `audit.html` beside this file; it runs no script and loads
-nothing.
+nothing. Everything on it is in the record (`rconv.lab.audit_record`), but for the images.
 """
 
-from collections.abc import Iterable, Sequence
-from datetime import date
+import base64
+import struct
+import zlib
+from collections.abc import Sequence
 from html import escape
-from importlib.metadata import version
 from importlib.resources import files
+from itertools import groupby
 from string import Template
 from typing import Any
 
-from rconv.audit import HYBRID, NOT_UNIQUE, TOO_LARGE, Findings, weakest
-from rconv.lab.trial import Trial
+import torch
+from torch import Tensor
+
+from rconv.audit import NOT_UNIQUE, Findings, weakest
+from rconv.lab.audit_record import MEANINGS, NOT_RUN, Audit, images_of
+from rconv.lab.records import Record, table
+from rconv.lab.trial import LAYER_COLUMNS
 
 HEADER = (
     "layer",
@@ -27,25 +34,45 @@ HEADER = (
     "verdict",
 )
 
-MEANS = (
-    "One client takes one step on one image and sends exact gradients. A layer leaks if its "
-    "equations have full rank, so that one input alone solves them; what is below it is then "
-    "attacked in turn, down to the pixels.",
-    "The rank is that of random data: {active:.0%} of the outputs of each ReLU are taken to be "
-    "active. BatchNorm counts in evaluation mode.",
-)
-"""What the verdict by rank says."""
+TERMS = {
+    "recovered": "The reconstruction has 40 dB or more, or it is the only image that explains the "
+    "gradients.",
+    "PSNR": "Peak signal-to-noise ratio in decibels: 20 dB is a mean error of a tenth of the range "
+    "of the pixels, 40 dB one of a hundredth, which nobody sees.",
+    "flat image": "An image of one colour, the mean of the original: what an attacker who learns "
+    "almost nothing would show.",
+    "interval": "With 95 % confidence, the share of recovered images lies in it for more images "
+    "of this kind.",
+    "unknowns": "Numbers in the input of a layer, which the attack computes from its equations.",
+    "rank": "Number of independent equations for the input of a layer, for random data. If it "
+    "equals the unknowns, the equations determine the input.",
+    "open": "Unknowns minus rank: directions of the input that no equation determines. Bounds and "
+    "a prior may still show some of them.",
+    "filters (needed)": "Filters of the convolution, and the fewest with which its rank is full.",
+    "σ": "Standard deviation of the noise over the clipping bound, for the gradient of one step.",
+    "ε": "Differential privacy at δ = 1e-5 for one step on one image: no other image is more than "
+    "e^ε times less likely to be the one behind the gradient. Useful values have one digit; they "
+    "add up over steps and shrink by sampling.",
+    "evaluation mode": "BatchNorm uses its running statistics, dropout is off.",
+    "training mode": "BatchNorm normalises with the statistics of the batch, dropout is on.",
+    "sum over clients": "The server sees the sum of the gradients of several clients, as with "
+    "secure aggregation.",
+    "local steps": "The client makes several steps of SGD and sends the sum of their gradients.",
+}
+"""Terms that the page explains."""
 
 MEANS_NOT = (
-    "Open directions are not privacy. The range of the pixels and zeros behind a ReLU close many "
-    "of them, and a prior of what images look like fills others: a picture can be plain to see of "
-    "which the equations tell half.",
-    "Full rank is no promise that every image comes back. Filters that are dead, rounding and "
-    "noise take away from it.",
-    "This is one attack. Others, several steps and what a server adds up from many clients are not "
-    "judged here.",
+    "A short rank is not privacy. The range of the pixels and zeros behind a ReLU determine many "
+    "of the open directions, and a prior of what images look like fills others.",
+    "A full rank is no promise that every image comes back: dead filters, rounding and noise "
+    "reduce it.",
+    "This is one attack. Others may show more, and only a mechanism such as differential privacy "
+    "bounds them all.",
 )
-"""What it does not say."""
+"""What the verdict does not mean."""
+
+PAIRS = 4
+"""Images that the page shows."""
 
 
 def layer_rows(found: Findings) -> list[tuple]:
@@ -64,34 +91,17 @@ def layer_rows(found: Findings) -> list[tuple]:
     return rows
 
 
-def sentence(found: Findings) -> str:
-    """The verdict in one sentence."""
-    if found.verdict == TOO_LARGE:
-        name = next(own.name for own in found.layers if own.verdict == TOO_LARGE)
-        return f"Not decided: the rank of {name} is too large to compute."
-    if found.verdict == NOT_UNIQUE:
-        short = [own for own in found.layers if own.verdict == NOT_UNIQUE]
-        worst = max(short, key=lambda own: own.open or 0)
-        count = worst.open or "some"
-        return (
-            f"Not by equations alone: {worst.name} leaves {count} of {worst.unknowns} directions "
-            "of its input open, which is not yet privacy."
-        )
-    kinds = " of both kinds together" if found.verdict == HYBRID else ""
-    return f"It leaks: equations{kinds} determine the image that a gradient was computed from."
-
-
 def cheapest(found: Findings) -> str:
     """The change that makes a layer short most cheaply, and what it does not promise."""
     change = found.change
     if not found.widths:
-        return "No change of filters was looked for: the network is entered below its first Linear."
+        return "No change of filters was looked for: the attack starts below the first Linear."
     if found.verdict == NOT_UNIQUE:
         return "The rank is short already: no change of filters was looked for."
     if change is None:
         return (
-            "Fewer filters in one convolution make no layer short, as far as ranks can be "
-            "computed: this leak is not closed by a change of width."
+            "Fewer filters in one convolution leave every layer at full rank, as far as ranks can "
+            "be computed: a change of width does not close this leak."
         )
     width, short = change.width, change.layer
     others = f", and with it {', '.join(width.tied)}" if width.tied else ""
@@ -106,82 +116,256 @@ def cheapest(found: Findings) -> str:
 def batches(found: Findings) -> str:
     """How many images one averaged gradient may be of, and what ends it."""
     if not found.batches:
-        return "The averaged gradient of several images is not taken apart at this head."
+        return "The attack does not separate the averaged gradient of several images at this head."
     least = weakest(found.batches)
     if not least.largest:
-        return f"No batch is told: {least.name} does not tell one image."
-    own = f"The averaged gradient of {least.largest} images tells all of them"
+        return f"No batch is determined: {least.name} does not determine one image."
+    own = f"The averaged gradient of {least.largest} images determines all of them"
     if least.largest == 1:
-        own = "The gradient of one image tells it, that of more does not"
+        own = "The gradient of one image determines it, that of more does not"
     return f"{own}; {least.name} sets the limit (counted, for random data)."
 
 
-def page(
-    found: Findings,
-    title: str,
-    active: float,
-    tried: Trial | None,
-    command: str,
-) -> str:
+def text(audit: Audit) -> str:
+    """The audit as lines for a terminal."""
+    record, found, tried = audit.record, audit.findings, audit.trial
+    lines = []
+    if found is not None:
+        lines += [table(HEADER, layer_rows(found)), f"{record['model']['name']}: {found.verdict}"]
+        lines += [cheapest(found), batches(found), ""]
+    if tried is not None:
+        rows = [(name, n, *(f"{d:g}" for d in rest)) for name, n, *rest in tried.layers]
+        own = record["trial"]
+        low, high = own["interval"]
+        lines += [
+            f"Tried with these weights: {own['tried']} {own['source']}, "
+            f"gradients in {own['dtype']}",
+            table(LAYER_COLUMNS, rows),
+            f"recovered: {own['recovered']} of {own['tried']} (95 % interval {low:.0%} to "
+            f"{high:.0%}); unique: {own['unique']}",
+            tried.verdict,
+            record["verdict"]["caveat"],
+            "",
+        ]
+    lines += [f"Risk: {record['verdict']['risk']}. {record['verdict']['sentence']}"]
+    lines += [f"What to do: {record['verdict']['action']}"]
+    return "\n".join(line for i, line in enumerate(lines) if line or (i and lines[i - 1]))
+
+
+def page(audit: Audit) -> str:
     """Write the audit as one page of HTML.
 
     Parameters
     ----------
-    found : Findings
-        The verdict by rank.
-    title : str
-        What the model is called.
-    active : float
-        Share of ReLU outputs that were taken to be active.
-    tried : Trial or None
-        What came of attacking images.
-    command : str
-        The command line that asked for it.
+    audit : Audit
+        As `rconv.lab.audit_record.full_audit` returns it.
 
     Returns
     -------
     str
         A whole document, which loads nothing. What others have named is escaped.
     """
-    facts = {
-        "Model": title,
-        "Convolutions": len(found.widths),
-        "Verdict by rank": found.verdict,
-        "rconv": version("rconv"),
-        "Date": date.today().isoformat(),
-        "Command": command,
-    }
-    body = "".join(_row(row) for row in layer_rows(found))
+    record, found = audit.record, audit.findings
+    verdict = record["verdict"]
+    details = [verdict["meaning"], verdict["caveat"]]
+    if found is not None:
+        details += [cheapest(found), batches(found)]
     return Template(files(__package__).joinpath("audit.html").read_text("utf-8")).substitute(
-        title=_text(title),
-        state="open" if found.verdict == NOT_UNIQUE else "leaks",
-        sentence=_text(sentence(found)),
-        facts="".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>\n" for k, v in facts.items()),
-        header="".join(f'<th scope="col">{_text(name)}</th>' for name in HEADER),
-        rows=body,
-        cheapest=_text(cheapest(found)),
-        batches=_text(batches(found)),
-        tried=_trial(tried, found),
-        means=_items(text.format(active=active) for text in MEANS),
-        means_not=_items(MEANS_NOT),
+        title=_text(record["model"]["name"]),
+        risk=_text(verdict["risk"]),
+        state=_state(verdict["risk"]),
+        sentence=_text(verdict["sentence"]),
+        scale="".join(_level(level, verdict["risk"]) for level in MEANINGS),
+        figure=_figure(record["trial"]),
+        pairs=_pairs(audit),
+        action=_text(verdict["action"]),
+        setup=_setup(record),
+        scenarios=_scenarios(record["scenarios"]),
+        layers=_layers(record),
+        details="".join(f"<p>{_text(own)}</p>\n" for own in details if own),
+        means_not="".join(f"<li>{_text(own)}</li>\n" for own in MEANS_NOT),
+        terms="".join(
+            f'<dt id="{_id(name)}">{_text(name)}</dt><dd>{_text(own)}</dd>\n'
+            for name, own in TERMS.items()
+        ),
+        versions=_text(", ".join(f"{name} {own}" for name, own in record["versions"].items())),
+        created=_text(record["created"]),
+        command=_text(record["command"]),
     )
 
 
-def _trial(tried: Trial | None, found: Findings) -> str:
-    """What a trial says, or that there was none."""
+def term(name: str, shown: str | None = None) -> str:
+    """A term of `TERMS` as HTML that explains itself on hover and on focus."""
+    own = f'tabindex="0" aria-describedby="{_id(name)}" data-means="{_text(TERMS[name])}"'
+    return f'<span class="term" {own}>{_text(shown or name)}</span>'
+
+
+def _level(level: str, risk: str) -> str:
+    current = ' aria-current="true"' if level == risk else ""
+    return f'<li class="{_state(level)}"{current}>{_text(level)}</li>'
+
+
+def _state(risk: str) -> str:
+    """The class of a risk level."""
+    return "state-" + risk.replace(" ", "-")
+
+
+def _figure(tried: Record | None) -> str:
+    """The figures of the trial."""
     if tried is None:
-        return "<p>No image was tried.</p>"
-    said = (f"{len(tried.psnr)} {tried.source}, gradients in {tried.dtype}.", tried.verdict)
-    return "".join(f"<p>{_text(t)}</p>" for t in (*said, tried.beside(found.verdict)) if t)
+        return "<p>No image was attacked.</p>"
+    low, high = (f"{100 * end:.0f}" for end in tried["interval"])
+    said = (
+        f"<p><strong>{tried['recovered']} of {tried['tried']}</strong> images "
+        f"{term('recovered')} (95 % {term('interval')}: {low} to {high} %).</p>"
+    )
+    if tried["psnr_of_recovered"] is not None:
+        said += f"<p>{term('PSNR')} of these: {tried['psnr_of_recovered']:.0f} dB (median).</p>"
+    if tried["psnr_of_rest"] is not None:
+        flat = sorted(tried["psnr_flat"])[len(tried["psnr_flat"]) // 2]
+        said += (
+            f"<p>{term('PSNR')} of the rest: {tried['psnr_of_rest']:.0f} dB (median); a "
+            f"{term('flat image')}: {flat:.0f} dB.</p>"
+        )
+    if tried["unique_and_wrong"]:
+        said += "<p>An image was called unique and is wrong: a defect of rconv, please report.</p>"
+    return said
 
 
-def _row(cells: Sequence[Any]) -> str:
-    name, *rest = map(_text, cells)
-    return f'<tr><th scope="row">{name}</th>{"".join(f"<td>{c}</td>" for c in rest)}</tr>\n'
+def _pairs(audit: Audit) -> str:
+    """Originals beside reconstructions, best first."""
+    if audit.trial is None:
+        return ""
+    pairs, order = images_of(audit.trial)[:PAIRS], sorted(audit.trial.psnr.tolist(), reverse=True)
+    figures = []
+    for (truth, found), decibels in zip(pairs, order, strict=False):
+        both = "".join(
+            f'<div><img src="{data_url(own)}" alt="{name}"><span>{name}</span></div>'
+            for name, own in (("original", truth), ("reconstruction", found))
+        )
+        figures.append(f"<figure>{both}<figcaption>{decibels:.0f} dB</figcaption></figure>")
+    return f'<div class="pairs">{"".join(figures)}</div>'
 
 
-def _items(texts: Iterable[str]) -> str:
-    return "".join(f"<li>{_text(text)}</li>\n" for text in texts)
+def _setup(record: Record) -> str:
+    """What was assumed."""
+    own, model = record["threat_model"], record["model"]
+    behind = own["batch"] * own["clients"]
+    facts = {
+        "Model": f"{model['name']}, {model['parameters']:,} parameters",
+        "Mode": term(f"{own['mode']} mode"),
+        "Images behind one gradient": f"{behind}"
+        + (f" ({own['clients']} clients, {own['batch']} each)" if own["clients"] > 1 else ""),
+        "Numbers sent": own["dtype"],
+        "Local steps": f"{own['steps']}",
+        "DP noise": f"σ = {own['noise']:g}" if own["noise"] else "none",
+        "The attacker knows": ", ".join(own["attacker_knows"]),
+        "Images tried": record["trial"]["source"] if record["trial"] else "none",
+    }
+    return "".join(
+        f"<dt>{name}</dt><dd>{value if value.startswith('<span') else _text(value)}</dd>\n"
+        for name, value in facts.items()
+    )
+
+
+def _scenarios(cells: Sequence[Record]) -> str:
+    """The matrix: a row for each respect, a cell for each value."""
+    if not cells:
+        return "<p>No other scenario was tried.</p>"
+    known = {name.lower(): name for name in TERMS}
+    rows = []
+    for respect, group in groupby(cells, key=lambda cell: cell["respect"]):
+        own = known.get(respect.lower())
+        head = term(own, respect) if own else _text(respect)
+        items = "".join(map(_cell, group))
+        rows.append(f'<tr><th scope="row">{head}</th><td><ul>{items}</ul></td></tr>')
+    missing = [cell["reason"] for cell in cells if cell["risk"] == NOT_RUN]
+    said = f"<p>Some were {_text(missing[0])}; --time-limit sets it.</p>" if missing else ""
+    return f'{said}<table class="matrix"><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _cell(cell: Record) -> str:
+    value = _text(cell["value"])
+    if cell["noise"]:
+        value = value.replace("σ", term("σ"))
+    elif cell["value"] in TERMS:
+        value = term(cell["value"])
+    result = ""
+    if cell["tried"]:
+        psnr = "" if cell["psnr"] is None else f", {cell['psnr']:.0f} dB"
+        result = f"<span>{cell['recovered']} of {cell['tried']} recovered{psnr}</span>"
+    if cell["epsilon"] is not None:
+        result += f"<span>{term('ε')} = {cell['epsilon']:,.1f} for one step</span>"
+    why = ""
+    if cell["reason"] and cell["risk"] != NOT_RUN:
+        why = f"<details><summary>why</summary>{_text(cell['reason'])}</details>"
+    return (
+        f'<li class="{_state(cell["risk"])}"><b>{value}</b> <em>{_text(cell["risk"])}</em>'
+        f"{result}{why}</li>"
+    )
+
+
+def _layers(record: Record) -> str:
+    """The table of layers, or what the refusal names."""
+    if record["refusal"] is not None:
+        reasons = record["refusal"]["reasons"]
+        said = (f"{own['layer']}: {own['reason']}" if own["layer"] else own["reason"]
+                for own in reasons)  # fmt: skip
+        return f"<ul>{''.join(f'<li>{_text(own)}</li>' for own in said)}</ul>"
+    names = ("unknowns", "rank", "open", "filters (needed)")
+    header = ["layer", *map(term, names), "open in the trial", "by rank"]
+    body = []
+    for own in record["layers"]:
+        open_ = None if own["rank"] is None else own["unknowns"] - own["rank"]
+        filters = zip(own["filters"], own["filters_needed"], strict=True)
+        cells = (
+            own["unknowns"],
+            _known(own["rank"]),
+            _known(open_),
+            ", ".join(f"{a} ({_known(b)})" for a, b in filters) or "–",
+            "–" if own["open_in_trial"] is None else f"{own['open_in_trial']:g}",
+            own["verdict"] or "–",
+        )
+        labels = (*names, "open in the trial", "by rank")
+        body.append(
+            f'<tr><th scope="row">{_text(own["name"])}: {_text(own["kind"])}</th>'
+            + "".join(f'<td data-label="{label}">{_text(cell)}</td>'
+                      for label, cell in zip(labels, cells, strict=True))
+            + "</tr>"
+        )  # fmt: skip
+    head = "".join(f'<th scope="col">{name}</th>' for name in header)
+    head, rows = f"<thead><tr>{head}</tr></thead>", "".join(body)
+    return f'<table class="layers">{head}<tbody>{rows}</tbody></table>'
+
+
+def data_url(image: Tensor) -> str:
+    """An image as the address of a PNG that contains it.
+
+    Parameters
+    ----------
+    image : Tensor
+        (C, H, W), values in [0, 1]. Of other numbers of channels than three, their mean is shown.
+    """
+    if image.shape[0] != 3:
+        image = image.mean(dim=0, keepdim=True)
+    channels, height, width = image.shape
+    pixels = (255 * image.nan_to_num()).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+    rows = b"".join(b"\0" + bytes(row.flatten().tolist()) for row in pixels)
+    kind = 2 if channels == 3 else 0  # RGB, or grey
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows, 9)),
+        (b"IEND", b""),
+    )
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(own)) + name + own + struct.pack(">I", zlib.crc32(name + own))
+        for name, own in parts
+    )
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _id(name: str) -> str:
+    return "term-" + "-".join("".join(c if c.isalnum() else " " for c in name).split())
 
 
 def _known(number: int | None) -> int | str:

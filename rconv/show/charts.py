@@ -4,14 +4,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-
+from rconv.extras import extra
 from rconv.lab.channels import SENT
 from rconv.lab.records import SUCCESS, Record, value
 from rconv.lab.success_rates import INITIAL_WEIGHTS, rate
 from rconv.show.comparison_tables import STARTS, find
 from rconv.show.figures import BLUE, GREEN, INK, MAP_COLOURS, NOT_A_NUMBER, ORANGE, PAPER, TITLE
+
+with extra():
+    import matplotlib as mpl
+    from matplotlib.axes import Axes
 
 BAR = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
 """The line of a success, or of what a layer has."""

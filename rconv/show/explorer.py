@@ -7,13 +7,16 @@ PSNR of its reconstruction, which needs the truth; the two bars beside it are th
 import math
 from collections.abc import Sequence
 
-import matplotlib as mpl
 import torch
 
+from rconv.extras import extra
 from rconv.lab import metrics
 from rconv.show import interactive
 from rconv.show.figures import MAP_COLOURS
 from rconv.show.numbers import scientific
+
+with extra():
+    import matplotlib as mpl
 
 DIGITS = 16
 """Decimal digits of double precision: a certificate of 10⁻¹⁶ fills its bar."""

@@ -12,13 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backend_bases import FigureCanvasBase
-from matplotlib.figure import Figure
 
+from rconv.extras import extra
 from rconv.files import replacing
+
+with extra():
+    import matplotlib as mpl
+    from matplotlib.axes import Axes
+    from matplotlib.backend_bases import FigureCanvasBase
+    from matplotlib.figure import Figure
 
 STYLE = {
     **{"font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9},

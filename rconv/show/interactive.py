@@ -14,7 +14,11 @@ from typing import Any
 
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
+
+from rconv.extras import extra
+
+with extra():
+    from PIL import Image
 
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "web"),

@@ -3,15 +3,18 @@
 import math
 from collections.abc import Sequence
 
-import matplotlib as mpl
 import torch
 from torch import Tensor
 
 from rconv.attack.report import LayerReport
+from rconv.extras import extra
 from rconv.linalg.solution import relative
 from rconv.show import interactive
 from rconv.show.figures import MAP_COLOURS, SIGNED_MAP_COLOURS
 from rconv.show.numbers import scientific
+
+with extra():
+    import matplotlib as mpl
 
 BEST = 1e-16
 """Relative error at which an error's bar is empty, that of rounding; it is full at 1."""

@@ -18,13 +18,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
-
+from rconv.extras import extra
 from rconv.show.figures import STYLE
+
+with extra():
+    import matplotlib as mpl
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 LINE = 7.0
 """Inches, 672 CSS pixels: the text column on a desk. Figures of up to `MANY` are drawn to fit it;

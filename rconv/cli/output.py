@@ -1,12 +1,16 @@
-"""Records and pictures of the images that are finished: written as they come, and at the end."""
+"""Files that a command writes, checked before the work; records and pictures as images finish."""
 
+import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from rconv.cli.terminal import say
+from rconv.files import output_file
 from rconv.lab.records import Record, summary, write_json
 
 WAIT = 2.0
@@ -16,7 +20,7 @@ SHARE = 10
 """Between two writings, this many times as long as the last one took is spent on the attack."""
 
 
-class Kept:
+class ResultWriter:
     """What an attack has finished.
 
     Parameters
@@ -90,3 +94,45 @@ class Kept:
             self.figures.save(picture, self.picture)
         self._last = time.monotonic()
         self._took = self._last - start
+
+
+def check_files(outputs: Mapping[str, str | None], inputs: Mapping[str, str | None]) -> None:
+    """Refuse outputs that cannot be written, and those that would replace one another.
+
+    Parameters
+    ----------
+    outputs : mapping of str to str or None
+        Option → file to write; None where the option is not given.
+    inputs : mapping of str to str or None
+        Option → file that is read.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be written, as `rconv.files.output_file` finds out.
+    ValueError
+        If an output is the file of another output, of an input, or of standard output, whatever
+        the two are called.
+    """
+    taken = {o: Path(os.path.realpath(path)) for o, path in inputs.items() if path is not None}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        target = output_file(path)
+        for other, file in taken.items():
+            if _same(target, file):
+                raise ValueError(f"{option} and {other} are one file, {path}: name two")
+        if _is_standard_output(target):
+            raise ValueError(f"{option}: {path} is where standard output goes: name another file")
+        taken[option] = target
+
+
+def _same(a: Path, b: Path) -> bool:
+    return a == b or (a.exists() and b.exists() and a.samefile(b))
+
+
+def _is_standard_output(path: Path) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(sys.stdout.fileno()))
+    except (OSError, ValueError):  # no such file yet, or an output that is no file
+        return False

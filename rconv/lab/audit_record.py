@@ -1,0 +1,424 @@
+"""The whole audit as one record: rank, trial, scenarios, verdict and what to do, as JSON values.
+
+`audit.schema.json` beside this file describes it. The record is what the command line prints,
+writes, and draws as a page.
+"""
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rconv.audit import HYBRID, NOT_UNIQUE, TOO_LARGE, Findings, examine, weakest
+from rconv.lab.intervals import rate_interval
+from rconv.lab.records import Record, finite
+from rconv.lab.scenarios import Scenario, matrix
+from rconv.lab.trial import LEAKS, NOT_BY_THIS_ATTACK, PARTLY, Trial, trial
+from rconv.model.nodes import UnsupportedModelError
+
+SCHEMA_VERSION = "1.0"
+"""Of `audit.schema.json`: the second number grows with new fields, the first with changed ones."""
+
+NOT_SUPPORTED, NOT_RUN = "not supported", "not run"
+
+MEANINGS = {
+    LEAKS: "At least one of the images that were tried was recovered, at 40 dB or more or as the "
+    "only image that explains the gradients.",
+    PARTLY: "No image was recovered, but some information about one was: at least one "
+    "reconstruction has less than half the error of a flat grey image.",
+    NOT_BY_THIS_ATTACK: "No reconstruction has less than half the error of a flat grey image. "
+    "Other attacks may show more.",
+    NOT_SUPPORTED: "The attack cannot read this model. That says nothing about its privacy.",
+}
+"""Risk level → what it means."""
+
+MEANINGFUL = 20.0
+"""ε above which differential privacy promises nothing of use: a factor of e²⁰ in likelihoods."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A record, and the trial whose images it is about.
+
+    Parameters
+    ----------
+    record : dict
+        JSON values, as `audit.schema.json` describes them.
+    findings : Findings or None
+        The verdict by rank; None where the model cannot be read.
+    trial : Trial or None
+        None where no image was tried.
+    """
+
+    record: Record
+    findings: Findings | None
+    trial: Trial | None
+
+
+def full_audit(
+    model: nn.Module,
+    input_shape: tuple[int, int, int],
+    *,
+    name: str = "model",
+    scenario: Scenario | None = None,
+    images: Tensor | None = None,
+    labels: Tensor | None = None,
+    trials: int = 4,
+    active: float = 0.5,
+    time_limit: float = 0.0,
+    command: str = "",
+    announce: Callable[[str], Any] | None = None,
+) -> Audit:
+    """Judge a model by rank, by a trial, and in the scenarios that there is time for.
+
+    Parameters
+    ----------
+    model : Module
+        With the weights that are asked about.
+    input_shape : tuple of int
+        (C, H, W) of one image.
+    name : str
+        What it is called.
+    scenario : Scenario, optional
+        The user's own; by default one step on one image, evaluation mode, float32.
+    images, labels : Tensor, optional
+        As `rconv.lab.trial.trial` takes them; by default photographs.
+    trials : int
+        Number of photographs; 0 for the rank alone.
+    active : float
+        As `rconv.audit.audit` takes it.
+    time_limit : float
+        Seconds after which no further scenario starts; 0 for none of them.
+    command : str
+        The command line that asked for it.
+    announce : callable, optional
+        Is called with the name of each scenario that starts; a trial then shows a progress bar.
+
+    Returns
+    -------
+    Audit
+        Also of a model that is not supported, with the reason.
+
+    Raises
+    ------
+    ValueError
+        If the model takes no image of this shape, and as `trial`.
+    """
+    scenario = scenario or Scenario()
+    _check_shape(model.eval(), input_shape)
+    model.train(scenario.mode == "training")
+    given = {"images": images, "labels": labels}
+    found, refusal = _accepted(lambda: examine(model, input_shape, active=active))
+    tried, cells = None, []
+    if trials or images is not None:
+        own = {**_enough(given, scenario, trials), "scenario": scenario}
+        own["progress"] = announce is not None
+        tried, refusal = _accepted(lambda: trial(model, input_shape, **own))
+    if time_limit > 0 and (trials or images is not None):
+        own = _outcome(tried, str(refusal or ""))
+        cells = _scenarios(model, input_shape, given, {scenario: own}, time_limit, announce)
+    record: Record = {
+        **_made(command),
+        "model": _model(model, input_shape, name),
+        "threat_model": _threat_model(scenario),
+        "rank": _rank(found, active),
+        "trial": None if tried is None else _trial(tried),
+        "layers": _layers(model, found, tried),
+        "scenarios": cells,
+        "refusal": None if refusal is None else _refusal(refusal),
+    }
+    record["verdict"] = _verdict(record, found, tried)
+    return Audit(record, found, tried)
+
+
+def _accepted(judged: Callable[[], Any]) -> tuple[Any, UnsupportedModelError | None]:
+    """What comes of it, or the refusal."""
+    try:
+        return judged(), None
+    except UnsupportedModelError as error:
+        return None, error
+
+
+def _made(command: str) -> Record:
+    """Schema, time, command and versions."""
+    names = ("rconv", "torch", "numpy", "scipy")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "versions": {"python": platform.python_version(), **{own: version(own) for own in names}},
+    }
+
+
+def _check_shape(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
+    image = torch.zeros(1, *input_shape).to(next(model.parameters(), torch.zeros(1)))
+    try:
+        with torch.no_grad():
+            model(image)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"the model takes no image of the shape {tuple(input_shape)}: {reason}"
+        ) from error
+
+
+def _enough(given: Record, scenario: Scenario, trials: int) -> Record:
+    """Images for a scenario: as many as are behind one gradient, or all that are to be tried."""
+    count = trials if scenario.together == 1 else scenario.together
+    if given["images"] is None:
+        return {"count": count}
+    if scenario.together == 1:
+        return given
+    return {key: value[:count] for key, value in given.items()}
+
+
+def _scenarios(
+    model: nn.Module,
+    input_shape: tuple[int, int, int],
+    given: Record,
+    known: dict[Scenario, Record],
+    limit: float,
+    announce: Callable[[str], Any] | None,
+) -> list[Record]:
+    """One entry for each scenario; those that there is no time for say so.
+
+    `known` has the outcome of the user's own, and takes those of the others.
+    """
+    whole, start = matrix(next(iter(known))), time.monotonic()
+    respects = [respect for respect, *_ in whole]
+    # The first of each respect, then the second, so that none is missing where time is short.
+    order = sorted(range(len(whole)), key=lambda i: i - respects.index(respects[i]))
+    for respect, value, scenario in (whole[i] for i in order):
+        if scenario not in known:
+            if time.monotonic() - start > limit:
+                known[scenario] = _outcome(None, f"{NOT_RUN} within {limit:g} s")
+            else:
+                if announce is not None:
+                    announce(f"{respect}: {value}")
+                known[scenario] = _attempt(model, input_shape, given, scenario)
+    return [
+        {"respect": respect, "value": value, **_setup(scenario), **known[scenario]}
+        for respect, value, scenario in whole
+    ]
+
+
+def _attempt(
+    model: nn.Module, input_shape: tuple[int, int, int], given: Record, scenario: Scenario
+) -> Record:
+    """What came of one scenario, on two images where each has a gradient of its own."""
+    try:
+        own = _enough(given, scenario, 2)
+        return _outcome(trial(model, input_shape, **own, scenario=scenario))
+    except ValueError as error:  # among them UnsupportedModelError
+        return _outcome(None, str(error))
+
+
+def _outcome(tried: Trial | None, reason: str = "") -> Record:
+    if tried is None:
+        risk = NOT_RUN if reason.startswith(NOT_RUN) else NOT_SUPPORTED
+        return {"risk": risk, "tried": 0, "recovered": 0, "psnr": None, "reason": reason}
+    return {
+        "risk": tried.risk,
+        "tried": len(tried.psnr),
+        "recovered": int(tried.recovered.sum()),
+        "psnr": finite(tried.psnr.median()),
+        "reason": next((own for own in tried.reconstruction.doubts if own), ""),
+    }
+
+
+def _model(model: nn.Module, input_shape: tuple[int, int, int], name: str) -> Record:
+    return {
+        "name": name,
+        "input_shape": list(input_shape),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "buffers": [own for own, _ in model.named_buffers()],
+    }
+
+
+def _threat_model(scenario: Scenario) -> Record:
+    knows = ["model code", "weights", "buffers", "range of the pixels", "loss"]
+    return {**_setup(scenario), "attacker_knows": knows}
+
+
+def _setup(scenario: Scenario) -> Record:
+    return {**asdict(scenario), "epsilon": scenario.epsilon}
+
+
+def _rank(found: Findings | None, active: float) -> Record | None:
+    """What the equations determine for random data, and how many images one gradient may have."""
+    if found is None:
+        return None
+    least = weakest(found.batches) if found.batches else None
+    return {
+        "verdict": found.verdict,
+        "active": active,
+        "largest_batch": None if least is None else least.largest,
+        "largest_batch_layer": None if least is None else least.name,
+    }
+
+
+def _trial(tried: Trial) -> Record:
+    recovered, rest = tried.recovered, ~tried.recovered
+    ones = recovered.int().tolist()
+    return {
+        "source": tried.source,
+        "dtype": tried.dtype,
+        "tried": len(ones),
+        "recovered": sum(ones),
+        "interval": list(rate_interval(ones, [1] * len(ones))),
+        "unique": int(tried.unique.sum()),
+        "unique_and_wrong": int(tried.false.sum()),
+        "visible": int(tried.visible.sum()),
+        "psnr": [finite(own) for own in tried.psnr],
+        "psnr_flat": [finite(own) for own in tried.flat],
+        "psnr_of_recovered": finite(tried.psnr[recovered].median()) if any(ones) else None,
+        "psnr_of_rest": finite(tried.psnr[rest].median()) if not all(ones) else None,
+        "reasons": list(tried.reconstruction.doubts),
+    }
+
+
+def _layers(model: nn.Module, found: Findings | None, tried: Trial | None) -> list[Record]:
+    """What is known of each layer, head first: by rank, and in the trial."""
+    if found is None and tried is None:
+        return []
+    measured = {} if tried is None else {own[0]: own for own in tried.layers}
+    judged = {} if found is None else {own.name: own for own in found.layers}
+    layers = []
+    for name in judged or measured:
+        own, row = judged.get(name), measured.get(name)
+        widths = [] if found is None else [w for w in found.widths if w.layer == name]
+        layers.append(
+            {
+                "name": name,
+                "kind": " and ".join(_kind(model, part) for part in name.split(" and ")),
+                "unknowns": row[1] if own is None else own.unknowns,
+                "counted": None if own is None else own.counted,
+                "gradient_rank": None if own is None else own.gradient_rank,
+                "weight_rows": None if own is None else own.weight_rows,
+                "rank": None if own is None else own.hybrid_rank,
+                "verdict": None if own is None else own.verdict,
+                "filters": [w.filters for w in widths],
+                "filters_needed": [w.needed for w in widths],
+                "open_in_trial": None if row is None else row[4],
+            }
+        )
+    return layers
+
+
+def _kind(model: nn.Module, name: str) -> str:
+    """Such as "Conv2d 8→8, 3×3, stride 2"; the class alone of other modules; "" for none."""
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        return ""
+    if isinstance(module, nn.Conv2d):
+        kernel, stride = ("×".join(map(str, pair)) for pair in (module.kernel_size, module.stride))
+        step = "" if module.stride == (1, 1) else f", stride {stride}"
+        return f"Conv2d {module.in_channels}→{module.out_channels}, {kernel}{step}"
+    if isinstance(module, nn.Linear):
+        return f"Linear {module.in_features}→{module.out_features}"
+    return type(module).__name__
+
+
+def _refusal(error: UnsupportedModelError) -> Record:
+    reasons = [{"layer": layer, "reason": reason} for layer, reason in error.reasons]
+    return {"message": str(error), "reasons": reasons}
+
+
+def _verdict(record: Record, found: Findings | None, tried: Trial | None) -> Record:
+    if record["refusal"] is not None:
+        risk = NOT_SUPPORTED
+    elif tried is not None:
+        risk = tried.risk
+    else:
+        risk = PARTLY if found.verdict in (NOT_UNIQUE, TOO_LARGE) else LEAKS
+    return {
+        "risk": risk,
+        "sentence": _sentence(risk, record, found),
+        "meaning": MEANINGS[risk] if tried or record["refusal"] else "By rank alone.",
+        "action": _action(risk, record),
+        "caveat": "" if tried is None or found is None else tried.beside(found.verdict),
+    }
+
+
+def _sentence(risk: str, record: Record, found: Findings | None) -> str:
+    """The verdict, with the figures of the trial."""
+    tried = record["trial"]
+    if risk == NOT_SUPPORTED:
+        reason = record["refusal"]["message"].split("; ")[0].rstrip(".")
+        return f"rconv cannot attack this model: {reason}. This does not mean that it is private."
+    if tried is None:
+        return by_rank(found)
+    count, of = tried["recovered"], tried["tried"]
+    if risk == LEAKS:
+        return f"This setup leaks: the attack recovered {count} of {of} images."
+    best, flat = (max(filter(None, tried[key])) for key in ("psnr", "psnr_flat"))
+    if risk == PARTLY:
+        return (
+            f"This setup leaks partly: none of {of} images was recovered, but {tried['visible']} "
+            f"can be made out (up to {best:.0f} dB; a flat grey image has at most {flat:.0f} dB)."
+        )
+    return f"This attack shows nothing of {of} images that were tried."
+
+
+def by_rank(found: Findings) -> str:
+    """The verdict by rank in one sentence."""
+    if found.verdict == TOO_LARGE:
+        name = next(own.name for own in found.layers if own.verdict == TOO_LARGE)
+        return f"Undecided: the rank of {name} is too large to compute."
+    if found.verdict == NOT_UNIQUE:
+        short = [own for own in found.layers if own.verdict == NOT_UNIQUE]
+        worst = max(short, key=lambda own: own.open or 0)
+        return (
+            f"The equations do not determine the image: {worst.name} leaves "
+            f"{worst.open or 'some'} of {worst.unknowns} directions of its input open. That alone "
+            "is no privacy."
+        )
+    kinds = " of both kinds together" if found.verdict == HYBRID else ""
+    return f"The equations{kinds} determine the image that a gradient was computed from: it leaks."
+
+
+def _action(risk: str, record: Record) -> str:
+    """The one thing to do."""
+    if risk == NOT_SUPPORTED:
+        return (
+            "Treat the model as leaking until another attack has been tried on it, for example an "
+            "optimisation-based one: see rconv.adapters.breaching."
+        )
+    if risk == NOT_BY_THIS_ATTACK:
+        return (
+            "Do not rely on this alone: try an optimisation-based attack as well (see "
+            "rconv.adapters.breaching), and repeat the audit with trained weights and real images."
+        )
+    noisy = [own for own in record["scenarios"] if own["noise"] > 0 and own["tried"]]
+    quiet = [own for own in noisy if own["risk"] == NOT_BY_THIS_ATTACK]
+    said = ""
+    if quiet:
+        least = min(quiet, key=lambda own: own["noise"])
+        said = f" σ = {least['noise']:g} was the smallest noise tried at which nothing was visible"
+        weak = least["epsilon"] > MEANINGFUL
+        said += f"; its ε of {least['epsilon']:,.0f} promises nothing." if weak else "."
+    elif noisy:
+        said = " The noise that was tried here did not stop the attack."
+    return (
+        f"Train with DP-SGD: clip the gradient of each image and add noise.{said} Choose σ from "
+        "the ε that you can accept, not from this trial."
+    )
+
+
+def above(risk: str, threshold: str) -> bool:
+    """Whether a risk is at or above a threshold, "leaks" or "partly"."""
+    return risk == LEAKS or (risk == PARTLY and threshold == PARTLY)
+
+
+def images_of(tried: Trial) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of an original and its reconstruction, (C, H, W) in [0, 1], best first."""
+    order = torch.argsort(tried.psnr, descending=True)
+    shown = tried.reconstruction.images.clamp(0, 1)
+    return [(tried.truth[i].cpu(), shown[i].cpu()) for i in order.tolist()]

@@ -1,0 +1,181 @@
+"""How gradients come about and reach a server: batch, sum, mode, precision, steps, noise."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from rconv.lab import defences
+from rconv.lab.architectures import DTYPES, MODES
+from rconv.lab.channels import several_steps
+from rconv.lab.experiment import as_dtype
+from rconv.model.wrappers import tensor_of
+from rconv.observe.noise import Noise
+from rconv.observe.observation import Gradients, Loss, client_losses, per_sample_gradients
+
+RATE = 0.01
+"""Learning rate of clients that make several local steps."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What one gradient that the server receives was computed from, and how.
+
+    Parameters
+    ----------
+    batch : int
+        Images of each client's step, whose mean gradient is taken.
+    clients : int
+        Clients whose gradients are added before the server sees them (secure aggregation).
+    mode : str or None
+        "evaluation" or "training"; None leaves the model in its own.
+    dtype : str or None
+        In which the clients compute, one of `DTYPES`; float16 rounds float32 gradients. None is
+        the model's own.
+    steps : int
+        Local steps of SGD with `RATE`, whose gradients are added.
+    noise : float
+        σ of DP-SGD: each image's gradient is clipped, and noise of σ times the clipping bound is
+        added to the sum. The bound is half the smallest norm, so that every image is clipped. The
+        attacker knows σ and the bound. 0 neither clips nor adds.
+    """
+
+    batch: int = 1
+    clients: int = 1
+    mode: str | None = "evaluation"
+    dtype: str | None = "float32"
+    steps: int = 1
+    noise: float = 0.0
+
+    @property
+    def epsilon(self) -> float | None:
+        """ε of one step on one image, at δ = 1e-5 (`rconv.lab.defences.epsilon_of_release`)."""
+        one = self.noise and self.together == self.steps == 1
+        return defences.epsilon_of_release(self.noise, defences.DELTA) if one else None
+
+    @property
+    def together(self) -> int:
+        """Images behind one gradient."""
+        return self.batch * self.clients
+
+
+def matrix(base: Scenario) -> list[tuple[str, str, Scenario]]:
+    """Scenarios that differ from a given one in one respect, as (respect, value, scenario).
+
+    Parameters
+    ----------
+    base : Scenario
+        The user's own.
+
+    Returns
+    -------
+    list of (str, str, Scenario)
+        Those of one respect one after the other.
+    """
+    one = replace(base, batch=1, clients=1)
+    return [
+        *(("Precision", name, replace(one, dtype=name)) for name in DTYPES),
+        *(("Mode", f"{mode} mode", replace(one, mode=mode)) for mode in MODES),
+        *(("DP noise", f"σ = {s:g}", replace(one, noise=s)) for s in (0.01, 0.1, 1.0)),
+        *(("Batch", f"{b} images", replace(one, batch=b)) for b in (2, 4, 8)),
+        *(("Sum over clients", f"{c} clients", replace(one, clients=c)) for c in (4, 16)),
+        *(("Local steps", f"{k} steps", replace(one, steps=k)) for k in (2, 5)),
+    ]
+
+
+def client_model(model: nn.Module, scenario: Scenario) -> nn.Module:
+    """A copy of the model in the dtype and in the mode of the clients, which the attacker sees.
+
+    The model itself where the scenario changes neither.
+    """
+    if not isinstance(model, nn.Module) or scenario.dtype is scenario.mode is None:
+        return model
+    client = copy.deepcopy(model)
+    if scenario.dtype is not None:
+        client = client.to(torch.float64 if scenario.dtype == "float64" else torch.float32)
+    return client if scenario.mode is None else client.train(scenario.mode == "training")
+
+
+def sent(
+    client: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    scenario: Scenario,
+    loss: Loss | None = None,
+    seed: int = 0,
+) -> tuple[Gradients, Noise | None]:
+    """What the server receives.
+
+    Parameters
+    ----------
+    client : Module
+        As `client_model` returns it.
+    images, labels : Tensor
+        (N, C, H, W) and (N,). With one image behind each gradient these are N clients.
+    scenario : Scenario
+        Else N is `scenario.together`.
+    loss : Callable, optional
+        The clients' loss; by default cross-entropy, or the logistic loss for one logit.
+    seed : int
+        Of the noise.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Name → (N, *parameter shape), or shaped as the parameter where all images are behind it.
+    Noise or None
+        What the attacker knows of its errors, beyond the rounding of its dtype.
+
+    Raises
+    ------
+    ValueError
+        Another number of images, or several steps on several images, which are not simulated.
+    """
+    s, noise = scenario, None
+    if s.together > 1 and len(images) != s.together:
+        raise ValueError(f"{s.together} images are behind one gradient, but {len(images)} given")
+    if s.steps > 1:
+        if s.together > 1:
+            raise ValueError("several local steps are simulated on one image only")
+        send = several_steps(s.steps, RATE, next(client.parameters()).dtype)
+        gradients = send(client, images, labels).gradients
+    elif s.together == 1 or s.noise:
+        gradients = per_sample_gradients(client, images, labels, loss)
+    else:
+        gradients = _summed(client, images, labels, s, loss)
+    if s.noise:
+        gradients, noise = _private(gradients, s, seed)
+    if s.dtype is not None:
+        gradients = {name: g.to(as_dtype(s.dtype)) for name, g in gradients.items()}
+    return gradients, noise
+
+
+def _summed(
+    client: nn.Module, images: Tensor, labels: Tensor, scenario: Scenario, loss: Loss | None
+) -> Gradients:
+    """The sum over clients of the gradient of each one's mean loss over its batch."""
+    own = copy.deepcopy(client)
+    names, parameters = zip(*own.named_parameters(), strict=True)
+    images = images.to(parameters[0])
+    total: Sequence[Tensor] = [torch.zeros_like(p) for p in parameters]
+    for x, y in zip(images.split(scenario.batch), labels.split(scenario.batch), strict=True):
+        value = client_losses(tensor_of(own(x)), y.to(x.device), loss).mean()
+        total = [a + b for a, b in zip(total, torch.autograd.grad(value, parameters), strict=True)]
+    return dict(zip(names, total, strict=True))
+
+
+def _private(gradients: Gradients, scenario: Scenario, seed: int) -> tuple[Gradients, Noise]:
+    """Clipped image by image, added where several are behind one gradient, and noised."""
+    bound = float(defences.norms(gradients).min()) / 2
+    clipped = defences.clip(gradients, bound)
+    if scenario.together > 1:
+        clipped = {name: g.sum(dim=0, keepdim=True) for name, g in clipped.items()}
+    generator = torch.Generator().manual_seed(seed)
+    std = scenario.noise * bound
+    noised = {
+        name: g + std * torch.randn(g.shape, generator=generator, dtype=g.dtype).to(g)
+        for name, g in clipped.items()
+    }
+    return noised, Noise(deviations=dict.fromkeys(noised, std))
