@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "notebooks").glob("*.md")), ROOT / "book" / "index.md", ROOT / "README.md"]
 SUBPACKAGES = [part.name for part in pkgutil.iter_modules(rconv.__path__, "rconv.") if part.ispkg]
 LAZY = ["rconv", *(name for name in SUBPACKAGES if name not in ("rconv.cli", "rconv.data"))]
-MODULES = {*SUBPACKAGES, "rconv.data.datasets"}  # imported as such
+MODULES = {*SUBPACKAGES, "rconv.data.datasets"}  # imported as such, and in no list
 
 each_lazy = pytest.mark.parametrize("package", LAZY)
 
@@ -47,9 +47,8 @@ def test_what_a_page_imports_is_a_public_name(path):
     assert found
     for package, name in found:
         assert package in ("rconv", *SUBPACKAGES)
-        public = importlib.import_module(package)
-        assert f"{package}.{name}" in MODULES or name in public.__all__
-        assert getattr(public, name) is not None
+        exec(f"from {package} import {name}")
+        assert f"{package}.{name}" in MODULES or name in sys.modules[package].__all__
 
 
 @each_lazy
