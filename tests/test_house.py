@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "rconv"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    {"files", "extras"},
+    {"files", "lazy", "extras"},
     {"linalg", "model", "data"},
     {"observe", "equations"},
     {"attack"},

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import rconv
+import rconv.files
 from rconv.attack.attack import Attack
 
 ROOT = Path(__file__).parents[1]
@@ -65,6 +66,14 @@ def test_a_name_leads_to_its_lines_in_the_repository(reference):
     lines = (ROOT / path).read_text().splitlines()[int(first) - 1 : int(last)]
     assert lines[0].lstrip().startswith(("@", "def __call__"))
     assert resolve("py", {"module": "rconv.lab.false_positives", "fullname": "CASES"}) is None
+
+
+def test_a_package_lists_its_public_names_and_where_they_are_documented(reference):
+    package, module = ["A package."], ["A module."]
+    reference.process_docstring(None, "module", "rconv", rconv, None, package)
+    reference.process_docstring(None, "module", "rconv.files", rconv.files, None, module)
+    assert ":py:obj:`Attack <rconv.attack.attack.Attack>`, " in package[1]
+    assert module == ["A module."]
 
 
 def lookup(path):

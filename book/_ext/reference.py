@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 
 import rconv  # its face alone, which imports nothing
+from rconv.lazy import exports
 
 FOLDER = Path("book", "api")
 MARKED = re.compile(r"(``.+?``|`.+?`)")
@@ -89,9 +90,17 @@ def plain(line):
     return "".join(parts)
 
 
+def public(package):
+    """The names that are imported from a package, with links to where they are documented."""
+    for name, (module, attribute) in sorted(exports(package).items()):
+        yield f":py:obj:`{name} <{module}.{attribute}>`"
+
+
 def process_docstring(app, what, name, obj, options, lines):
     """Rewrite one docstring in place."""
     lines[:] = [plain(line) for line in lines]
+    if hasattr(obj, "__path__") and (names := ", ".join(public(name))):
+        lines += [f"``from {name} import``: {names}.", ""]
 
 
 def setup(app):

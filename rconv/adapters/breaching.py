@@ -95,4 +95,5 @@ class Attacker:
         images = found.images.to(shared["gradients"][0])
         stats = {name: getattr(found, name).tolist()
                  for name in ("unique", "gradient_residual", "expected_error")}  # fmt: skip
-        return {"data": images, "labels": found.labels}, {**stats, "reason": list(found.doubts)}
+        stats["reason"] = list(found.diagnostics)
+        return {"data": images, "labels": found.labels}, stats

@@ -83,7 +83,7 @@ class Audited:
             found, reason = None, ""
             try:
                 found = self._attacked(answer.parameters)
-                reason = "; ".join(dict.fromkeys(filter(None, found.doubts)))
+                reason = "; ".join(dict.fromkeys(filter(None, found.diagnostics)))
             except ValueError as error:  # also a model that is not supported
                 reason = str(error)
             self.findings.append(Finding(server_round, proxy.cid, found, reason))

@@ -85,7 +85,7 @@ class RConvStrategy:
         }
         attack = Attack(model, tuple(reconstruction.shape[-3:]), **options)
         self.result = found = attack(gradients, batch=reconstruction.shape[0])
-        metrics = {"unique": found.unique.tolist(), "reason": list(found.doubts),
+        metrics = {"unique": found.unique.tolist(), "reason": list(found.diagnostics),
                    "gradient_residual": found.gradient_residual.tolist()}  # fmt: skip
         return import_module(BASE).OptimizationState(
             found.images.to(reconstruction), found.labels, 1, float(found.gradient_residual.max()),

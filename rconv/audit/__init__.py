@@ -3,42 +3,24 @@
 Nothing here sees images or gradients; to try the attack on images is `rconv.lab.trial`.
 """
 
-from rconv.audit.batches import BatchLimit, batch_limits, weakest
-from rconv.audit.change import Change, Findings, examine
-from rconv.audit.layers import (
-    EMBEDDING,
-    GRADIENT,
-    HYBRID,
-    NOT_UNIQUE,
-    SPAN,
-    TOO_LARGE,
-    WEIGHT,
-    LayerAudit,
-    audit,
-    overall,
-)
-from rconv.audit.needed import Width
-from rconv.audit.ranks import class_bound, filters_needed, gradient_rank
+from rconv.lazy import TYPE_CHECKING, lazy
 
-__all__ = [
-    "EMBEDDING",
-    "GRADIENT",
-    "HYBRID",
-    "NOT_UNIQUE",
-    "SPAN",
-    "TOO_LARGE",
-    "WEIGHT",
-    "BatchLimit",
-    "Change",
-    "Findings",
-    "LayerAudit",
-    "Width",
-    "audit",
-    "batch_limits",
-    "class_bound",
-    "examine",
-    "filters_needed",
-    "gradient_rank",
-    "overall",
-    "weakest",
-]
+if TYPE_CHECKING:
+    from rconv.audit.batches import BatchLimit, batch_limits, weakest
+    from rconv.audit.change import Change, Findings, examine
+    from rconv.audit.layers import (
+        EMBEDDING,
+        GRADIENT,
+        HYBRID,
+        NOT_UNIQUE,
+        SPAN,
+        TOO_LARGE,
+        WEIGHT,
+        LayerAudit,
+        audit,
+        overall,
+    )
+    from rconv.audit.needed import Width
+    from rconv.audit.ranks import class_bound, filters_needed, gradient_rank
+
+__getattr__, __dir__ = lazy(__name__)

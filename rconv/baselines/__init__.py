@@ -5,16 +5,11 @@ attacker has and nothing else, and returns a `BaselineResult`: `dlg` (and iDLG, 
 `inverting_gradients` and `rgap`. `rank_analysis` counts as R-GAP counts.
 """
 
-from rconv.baselines import dlg, inverting_gradients, rgap
-from rconv.baselines.matching import BaselineResult, infer_labels
-from rconv.baselines.rank_analysis import Count, rank_analysis
+from rconv.lazy import TYPE_CHECKING, lazy
 
-__all__ = [
-    "BaselineResult",
-    "Count",
-    "dlg",
-    "infer_labels",
-    "inverting_gradients",
-    "rank_analysis",
-    "rgap",
-]
+if TYPE_CHECKING:
+    from rconv.baselines import dlg, inverting_gradients, rgap
+    from rconv.baselines.equation_counts import Count, rank_analysis
+    from rconv.baselines.matching import BaselineResult, infer_labels
+
+__getattr__, __dir__ = lazy(__name__)

@@ -228,7 +228,7 @@ def _outcome(tried: Trial | None, reason: str = "") -> Record:
         "tried": len(tried.psnr),
         "recovered": int(tried.recovered.sum()),
         "psnr": finite(tried.psnr.median()),
-        "reason": next((own for own in tried.reconstruction.doubts if own), ""),
+        "reason": next((own for own in tried.reconstruction.diagnostics if own), ""),
     }
 
 
@@ -279,7 +279,7 @@ def _trial(tried: Trial) -> Record:
         "psnr_flat": [finite(own) for own in tried.flat],
         "psnr_of_recovered": finite(tried.psnr[recovered].median()) if any(ones) else None,
         "psnr_of_rest": finite(tried.psnr[rest].median()) if not all(ones) else None,
-        "reasons": list(tried.reconstruction.doubts),
+        "reasons": list(tried.reconstruction.diagnostics),
     }
 
 
