@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from rconv.adapters import normalised_range
 from rconv.attack.attack import Attack
 from rconv.data.datasets import dead_leaves
+from rconv.observe.check import normalised_range
 
 
 def needs(package):

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from rconv.adapters import normalised_range
 from rconv.attack.attack import Attack
 from rconv.attack.report import Reconstruction
+from rconv.observe.check import normalised_range
 
 
 class Attacker:

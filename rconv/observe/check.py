@@ -1,7 +1,7 @@
 """Refuses gradients that are no gradients of the model, before any work starts."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -212,3 +212,24 @@ def _count(name: str, gradient: Tensor, parameter: Tensor) -> int:
         f"the gradient of {name} has the shape {tuple(gradient.shape)}; expected "
         f"{tuple(parameter.shape)}, or (N, …) of the same for N images"
     )
+
+
+def normalised_range(
+    mean: Iterable[float] | Tensor, std: Iterable[float] | Tensor
+) -> tuple[float, float]:
+    """What pixels in [0, 1] lie between after (x - mean) / std, over all channels.
+
+    Parameters
+    ----------
+    mean, std : iterable of float or Tensor
+        Axis (channel C); a tensor may have axes of length 1 besides.
+
+    Returns
+    -------
+    tuple of float
+        Least and greatest value.
+    """
+    means, stds = ([float(x) for x in (v.flatten() if isinstance(v, Tensor) else v)]
+                   for v in (mean, std))  # fmt: skip
+    pairs = list(zip(means, stds, strict=True))
+    return min(-m / s for m, s in pairs), max((1 - m) / s for m, s in pairs)
