@@ -224,7 +224,7 @@ class Attack:
         if batch > 1:
             inseparable = bool(result.diagnostics[0])
             return result if inseparable else with_batch_diagnostics(result, self.value_range)
-        own = head, self.model, clients.gradients, self.loss, self.value_range
+        own = point.network, self.model, clients.gradients, self.loss, self.value_range
         return with_diagnostics(result, *own, batches=permits_batches(point.network))
 
     def _simulated(

@@ -53,6 +53,10 @@ COARSE = 1e-4
 it the layers further down show differences that the head does not, as where the softmax is
 saturated."""
 
+LOW_CONTRAST = 2.0
+"""Brightness over contrast, as `verdict.image_size` measures them, above which an image is of low
+contrast: photographs mostly have 1, and at most this."""
+
 SCATTERED = 0.9
 """Share of the energy of the head's residual in one direction, up to which it is noise. Similar
 images and steps leave all of it there; noise had 0.74 at the most, through that of a cotangent."""
@@ -77,6 +81,11 @@ def second_order(revealed: Tensor) -> Tensor:
     return (SECOND_ORDER * revealed.sqrt()).clamp(max=1.0)
 
 
+def contrast_ratio(images: Tensor, value_range: tuple[float, float]) -> Tensor:
+    """Brightness of images (N, C, H, W) over their size as `verdict.image_size` has it, (N,)."""
+    return root_mean_square(images) / image_size(images, value_range)
+
+
 def relative_to_contrast(
     result: Reconstruction, value_range: tuple[float, float]
 ) -> Reconstruction:
@@ -97,10 +106,13 @@ def relative_to_contrast(
     -------
     Reconstruction
     """
-    ratio = root_mean_square(result.images) / image_size(result.images, value_range)
+    ratio = contrast_ratio(result.images, value_range)
+    # What the residual hides within the noise is small beside the brightness of an image, but not
+    # beside its contrast where that is low.
+    hidden = torch.where(ratio > LOW_CONTRAST, second_order(result.gradient_residual), 0.0)
     # A black image has no brightness that an error could be relative to.
-    error = (result.systematic_error * ratio.clamp(min=1.0)).clamp(max=1.0)
-    return replace(result, systematic_error=error)
+    error = result.systematic_error.maximum(hidden) * ratio.clamp(min=1.0)
+    return replace(result, systematic_error=error.clamp(max=1.0))
 
 
 def cotangent_turn(
