@@ -3,7 +3,7 @@
 The public face. What is behind it, from the bottom up: `rconv.linalg` and `rconv.model`, then
 `rconv.observe` and `rconv.equations`, then `rconv.attack`, `rconv.audit` and `rconv.baselines`,
 then `rconv.lab` with `rconv.data` below it, `rconv.show` and `rconv.cli`. Imports run in this
-direction only. A name is imported, and PyTorch with it, when it is first used.
+direction only. A public name is imported, and PyTorch with it, when it is first used.
 """
 
 from importlib import import_module

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 
-TYPE_CHECKING = False
-"""Type checkers take it for True. That of `typing` would be a slow import."""
+TYPE_CHECKING = bool()  # noqa: UP018
+"""False. Type checkers take it for True by its name, and editors, which do not evaluate the call,
+read both branches. That of `typing` would be a slow import."""
 
 
 @cache

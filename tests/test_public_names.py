@@ -17,7 +17,7 @@ from rconv.lazy import exports
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "notebooks").glob("*.md")), ROOT / "book" / "index.md", ROOT / "README.md"]
 SUBPACKAGES = [part.name for part in pkgutil.iter_modules(rconv.__path__, "rconv.") if part.ispkg]
-LAZY = ["rconv", *(name for name in SUBPACKAGES if name not in ("rconv.cli", "rconv.data"))]
+LAZY = [name for name in ("rconv", *SUBPACKAGES) if exports(name)]
 MODULES = {*SUBPACKAGES, "rconv.data.datasets"}  # imported as such, and in no list
 
 each_lazy = pytest.mark.parametrize("package", LAZY)
