@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from rconv.attack.attack import Attack
 from rconv.attack.report import Reconstruction
@@ -56,7 +55,7 @@ class Audited:
     def __init__(
         self,
         strategy: "Strategy",
-        model: nn.Module,
+        model: torch.nn.Module,
         input_shape: tuple[int, int, int],
         learning_rate: float,
         batch: int | None = 1,
