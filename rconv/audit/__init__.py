@@ -17,8 +17,8 @@ from rconv.audit.layers import (
     audit,
     overall,
 )
-from rconv.audit.needed import Width
 from rconv.audit.ranks import class_bound, filters_needed, gradient_rank
+from rconv.audit.widths import Width
 
 __all__ = [
     "EMBEDDING",
