@@ -78,13 +78,13 @@ def test_what_takes_no_batches_is_audited_all_the_same():
         batch_limits(deep, (2, 8, 8))
     found = examine(deep, (2, 8, 8))
     assert found.batches == []
-    assert "not taken apart" in shown.batches(found)
+    assert "does not separate" in shown.batches(found)
 
 
 SENTENCES = {
-    "several": (chain(4, 16, side=4), "of 29 images tells all of them; 5 sets"),
-    "one": (chain(6, 4, side=4), "of one image tells it"),
-    "none": (chain(6, 2, side=4), "does not tell one image"),
+    "several": (chain(4, 16, side=4), "of 29 images determines all of them; 5 sets"),
+    "one": (chain(6, 4, side=4), "of one image determines it"),
+    "none": (chain(6, 2, side=4), "does not determine one image"),
 }
 
 

@@ -3,13 +3,12 @@
 .. code-block:: python
 
     strategy = Audited(FedAvg(), Net(), (1, 32, 32), learning_rate=0.01)
-    # … start the server with it as with any strategy; afterwards:
+    # … and after the rounds:
     for finding in strategy.findings:
         print(finding.round, finding.client, finding.unique, finding.reason)
 
-Training is not changed: the wrapped strategy (`flwr.server.strategy`) configures and aggregates as
-before. The clients are taken to make one step of plain SGD and to send the new weights in the order
-of the model's state_dict, as Flower's PyTorch examples do.
+Training is as before. Clients make one step of plain SGD and send the new weights in the order of
+the model's state_dict, as in Flower's PyTorch examples.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from rconv.attack.attack import Attack
 from rconv.attack.report import Reconstruction
@@ -31,10 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the server could compute from the weights of one client.
+    """What the server could compute from one client's weights; `result` is None if it was refused.
 
-    `result` is None where the attack refused; `reason` says why it did, or why the images are not
-    unique, and is empty for neither.
+    `reason` says why it was, or why the images are not unique.
     """
 
     round: int
@@ -44,22 +41,21 @@ class Finding:
 
     @property
     def unique(self) -> bool:
-        """Whether each image is the only one that explains what the client sent."""
+        """Whether each image is the only possible one."""
         return self.result is not None and bool(self.result.unique.all())
 
 
 class Audited:
     """A strategy that does what another one does, and attacks what the clients send.
 
-    All that is not here is asked of the strategy. `learning_rate` and `batch` are those of the
-    clients' step; a batch of None is read from the update. `on_finding` is called with each
-    `Finding`; all are kept in `findings`.
+    `learning_rate` and `batch` are those of the clients' step; a batch of None is read from the
+    update. `on_finding` is called with each `Finding`; all are kept in `findings`.
     """
 
     def __init__(
         self,
         strategy: "Strategy",
-        model: nn.Module,
+        model: torch.nn.Module,
         input_shape: tuple[int, int, int],
         learning_rate: float,
         batch: int | None = 1,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         audit,
         overall,
     )
-    from rconv.audit.needed import Width
     from rconv.audit.ranks import class_bound, filters_needed, gradient_rank
+    from rconv.audit.widths import Width
 
 __getattr__, __dir__ = lazy(__name__)

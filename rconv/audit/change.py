@@ -16,8 +16,7 @@ from rconv.audit.layers import (
     judge,
     overall,
 )
-from rconv.audit.needed import Width, met_at, width_of
-from rconv.audit.widths import parameters, with_filters
+from rconv.audit.widths import Width, met_at, parameters, width_of, with_filters
 from rconv.model.heads import ConvEntry
 from rconv.model.nodes import Network, UnsupportedModelError
 

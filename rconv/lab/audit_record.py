@@ -80,7 +80,7 @@ def full_audit(
     Parameters
     ----------
     model : Module
-        With the weights that are asked about.
+        With the weights that are asked about; is put into the mode of the scenario.
     input_shape : tuple of int
         (C, H, W) of one image.
     name : str
