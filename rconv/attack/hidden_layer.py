@@ -221,8 +221,10 @@ def polished(equations: HiddenEquations, found: Peeled) -> Peeled:
         inverse = _inverse(z[:, quiet])
         if inverse is None:
             return found
-        missed = left[quiet].norm(dim=1) / factors.right.shape[1] ** 0.5
-        std = (inverse.square() @ factors.row_std[quiet].hypot(missed * (i > 1)).square()).sqrt()
+        # A row that passes for quiet may carry as much of a sample that is missing.
+        missed = left[quiet].norm(dim=1) * (i > 1) if whole else limit[quiet]
+        missed = missed / factors.right.shape[1] ** 0.5
+        std = (inverse.square() @ factors.row_std[quiet].hypot(missed).square()).sqrt()
         q = found.q + inverse @ left[quiet]
         q = q / (q @ factors.ones)[:, None]
         # Rows in which a sample is weak determine it less well than the one that it was found in.
@@ -292,7 +294,8 @@ def judged(equations: HiddenEquations, found: Peeled, batch: int | None) -> Peel
     """
     factors = equations.factors
     count = snapped(found.weight, batch)[1]
-    complete = equations.remainder(found).rank == 0
+    every = len(found.labels) == factors.rank
+    complete = every and equations.remainder(found).rank == 0
     z = found.weight[:, None] * equations.cotangents(found.q, found.labels)[0]
     hidden = factors.threshold / (z.norm(dim=1) * factors.right.shape[1] ** 0.5)
     std = found.std.hypot(hidden)
