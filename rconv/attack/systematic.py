@@ -37,7 +37,7 @@ Turn = Callable[[Tensor], Tensor]
 SECOND_ORDER = 3.0
 """Relative error of the image per square root of the undeclared relative residual. Two images of
 equal weight, whose cotangents differ as much as they do, have 2; where the cotangents differ by
-less, it is more. Measured: 1.6 to 4 in the wide network of tests/test_verdict.py."""
+less, it is more. Measured: 1.6 to 4 in the wide network of tests/attack/test_verdict.py."""
 
 LIKENESS = 1.4
 """A trace of several images, in units of the largest singular value that the known noise has, from
@@ -265,7 +265,7 @@ def head_mixture(
     Tensor
         (N,), at most 1: what the residual shows and, where the noise is above `COARSE`, the
         largest difference that the noise could hide. Float16 hides 3 % in the wide network of
-        tests/test_verdict.py.
+        tests/attack/test_verdict.py.
     """
     name = f"{head.name}.weight"
     gradient = gradients[name].reshape(-1, *head.weight.shape)

@@ -14,7 +14,7 @@ import torch
 from rconv.data.datasets import CHANNELS, CLASSES, DatasetError, load, write_snapshot
 
 RAW = ("MNIST", "CIFAR10", "CIFAR100")
-REAL = Path(os.environ.get("RCONV_DATA") or Path(__file__).parents[1] / "../shared/data")
+REAL = Path(os.environ.get("RCONV_DATA") or Path(__file__).parents[2] / "../shared/data")
 SHAPES = {"MNIST": (28, 28), "CIFAR10": (32, 32, 3), "CIFAR100": (32, 32, 3)}
 
 

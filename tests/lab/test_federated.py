@@ -13,7 +13,7 @@ from rconv.data import datasets
 from rconv.lab import architectures, federated, metrics
 from rconv.observe.update import gradients_from_update
 
-SCRIPTS = Path(__file__).parents[1] / "notebooks" / "federated"
+SCRIPTS = Path(__file__).parents[2] / "notebooks" / "federated"
 SHAPE = (1, 32, 32)
 RATES = (0.1, 0.01)
 PLAN = [{"rate": rate, "steps": 1, "images": 1} for rate in RATES]

@@ -14,7 +14,7 @@ import yaml
 from rconv.lab import archive
 from rconv.lab.records import won
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECORDS = sorted((ROOT / "book" / "records").glob("*/*.json"))
 PAPER = yaml.safe_load((ROOT / "workflow" / "grids" / "paper.yaml").read_text())
 

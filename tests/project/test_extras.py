@@ -9,7 +9,7 @@ import pytest
 
 from rconv.extras import EXTRAS, extra, remedy
 
-PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 
 BLOCKED = """
 import sys

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GRIDS = sorted((ROOT / "workflow" / "grids").glob("*.yaml"))
 PARAMETERS = json.dumps({"dataset": "Photos", "architecture": "lenet_main", "seeds": [50]})
 

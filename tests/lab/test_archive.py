@@ -16,7 +16,7 @@ from rconv.lab.experiment import run
 from rconv.lab.records import SUCCESS
 from rconv.show import pages
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EPS = torch.finfo(torch.float64).eps
 KEPT = sorted((ROOT / "book" / "records").glob("*/*.json"))
 VALUES = st.one_of(st.none(), st.booleans(), st.integers(0, 9), st.floats(0, 1), st.just("a"))

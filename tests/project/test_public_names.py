@@ -14,7 +14,7 @@ import pytest
 import rconv
 from rconv.lazy import exports
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "notebooks").glob("*.md")), ROOT / "book" / "index.md", ROOT / "README.md"]
 SUBPACKAGES = [part.name for part in pkgutil.iter_modules(rconv.__path__, "rconv.") if part.ispkg]
 LAZY = [name for name in ("rconv", *SUBPACKAGES) if exports(name)]

@@ -12,7 +12,7 @@ import matplotlib
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.md"))
 
 # The book's test executes its pages and what the grid runs without data; these are left.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "rconv"
+PACKAGE = Path(__file__).parents[2] / "rconv"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (

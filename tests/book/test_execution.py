@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("myst_nb")
-EXTENSIONS = Path(__file__).parents[1] / "book" / "_ext"
+EXTENSIONS = Path(__file__).parents[2] / "book" / "_ext"
 
 CONF = f"""
 import sys

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = sorted(Path(__file__).parents[1].glob("benchmarks/[!_]*.py"))
+BENCHMARKS = sorted(Path(__file__).parents[2].glob("benchmarks/[!_]*.py"))
 
 
 def test_there_are_benchmarks():

@@ -15,7 +15,7 @@ import rconv
 import rconv.files
 from rconv.attack.attack import Attack
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("notebooks/*.md"), *ROOT.glob("book/*.md"), *ROOT.glob("*.md")]
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "book" / "records"
 
 PHONE = {"width": 375, "height": 720, "deviceScaleFactor": 2, "mobile": True}

@@ -9,7 +9,7 @@ import yaml
 
 from rconv.cli.arguments import parse, read_settings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_job_audits_with_settings_that_are_known(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 
 from rconv.cli import main
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "README.md").read_text()
 COMMANDS = re.findall(r"^\.venv/bin/rconv (.*?)(?:\s+#|$)", README, re.MULTILINE)
 
 
