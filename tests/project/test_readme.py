@@ -38,6 +38,8 @@ def test_command_lines(command, tmp_path, monkeypatch, capsys):
     before, _, _ = README.split("```python\n")[1].partition("model = Net()")
     (tmp_path / "net.py").write_text(before)
     arguments = shlex.split(command)
+    if "--html" in arguments:  # the first scenarios do
+        arguments += ["--time-limit", "5"]
     assert main(arguments) == 0
     for option in ("--out", "--json", "--html"):
         if option in arguments:
