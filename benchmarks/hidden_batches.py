@@ -203,7 +203,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.short:
         cell = Cell("short", "CIFAR10", 128, 12)
-        print(summary(cell, [measure(cell, 0)]))
+        print(json.dumps(summary(cell, [measure(cell, 0)]), indent=2))
         return
     points = []
     for cell in cells():

@@ -147,10 +147,10 @@ def measured(seed: int, model: nn.Module, truth: datasets.Images) -> Record:
     record: Record = {"seed": seed, "image": int(truth.indices[0])}
     for dtype in ("float64", "float32"):
         (found,) = judged(model, "lenet_main", truth, dtype)
-        keys = "psnr", "unique", "open", "expected_error", "seconds"
+        keys = "psnr", "unique", "gap", "expected_error", "seconds"
         record[dtype] = {key: found[key] for key in keys}
     model.double()
-    record["undetermined"] = record["float64"]["open"] > 0 and undetermined(model, truth)
+    record["undetermined"] = record["float64"]["gap"] > 0 and undetermined(model, truth)
     return record
 
 
