@@ -212,8 +212,10 @@ def _line_of(frame: FrameType | None) -> str:
     return "" if frame is None else _line(frame, frame.f_lineno)
 
 
-def _line(frame: FrameType, number: int) -> str:
+def _line(frame: FrameType, number: int | None) -> str:
     name = frame.f_code.co_filename
+    if number is None:  # torch.fx of 2.4 runs copies of the code that have none
+        return ""
     if frame.f_code.co_name != "forward" or name.startswith(_PACKAGE):
         return ""
     return f"line {number} of forward: {linecache.getline(name, number, frame.f_globals).strip()}"
