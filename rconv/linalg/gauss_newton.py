@@ -113,7 +113,7 @@ def gauss_newton(
     x, slow, rests, steps = start, 0, 0, 0
     system, change = linearised(x)
     size = float(system.rhs.norm().nan_to_num(nan=math.inf))
-    damping = min(DAMPING, DAMPING * size**2 / system.rhs.shape[1])
+    damping = min(DAMPING, DAMPING * size * size / system.rhs.shape[1])  # ** overflows
     while steps < most and damping < MOST and slow < patience and rests < 2:
         steps += 1
         step = linear_step(system, change, system.rhs, damping if size > good else 0.0)
