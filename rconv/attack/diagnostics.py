@@ -31,9 +31,10 @@ AVERAGES = (
 CURVED = ("Sigmoid", "Tanh", "ELU", "Softplus", "GELU", "SiLU", "Mish", "Hardswish")
 """Activations above the first Linear that make the cotangents of two images differ."""
 
-LINEAR = ("Identity", "AvgPool2d", "AdaptiveAvgPool2d", "BatchNorm2d")
-KINKED = (*LINEAR, "ReLU", "LeakyReLU", "PReLU", "ReLU6", "Hardtanh")
-"""Layers that are linear, and those that are between kinks."""
+LINEAR = ("Identity", "AvgPool2d", "AdaptiveAvgPool2d", "BatchNorm2d", "Hardtanh")
+KINKED = (*LINEAR, "ReLU", "LeakyReLU", "PReLU", "ReLU6")
+"""Layers that are linear, and those that are between kinks. Hardtanh counts as linear: its inputs
+may stay between its two kinks for whatever images."""
 
 DOUBLE = 1e-12
 """Relative rounding up to which gradients count as float64."""
