@@ -157,7 +157,7 @@ def _kinds(network: Network) -> set[str]:
 def with_block_diagnostics(
     result: Reconstruction, network: Network, noise: Noise
 ) -> Reconstruction:
-    """The result, which is assumed where blocks were solved from gradients that are not float64.
+    """The result, which is assumed where blocks were solved from gradients with any noise.
 
     Parameters
     ----------
@@ -172,11 +172,14 @@ def with_block_diagnostics(
     -------
     Reconstruction
     """
-    exact = noise.relative <= DOUBLE and not noise.spread and not noise.deviations
-    if exact or all(stage.linear for stage in network.stages):
+    if all(stage.linear for stage in network.stages):
         return result
-    reasons = tuple(own or UNCHECKED for own in result.diagnostics)
-    return replace(result, assumed=torch.ones_like(result.assumed), diagnostics=reasons)
+    float64 = 0 < noise.relative <= DOUBLE  # a declared precision has no relative part
+    declared = not float64 or noise.spread > 0 or bool(noise.deviations)
+    inexact = (result.revealed_noise > DOUBLE) | declared
+    each = zip(result.diagnostics, inexact.tolist(), strict=True)
+    reasons = tuple(UNCHECKED if own and not reason else reason for reason, own in each)
+    return replace(result, assumed=result.assumed | inexact, diagnostics=reasons)
 
 
 def with_batch_diagnostics(
