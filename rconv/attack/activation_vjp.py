@@ -58,8 +58,10 @@ def through_activation(
         cotangent_noise = (error / size.clamp(min=1e-300)).amax(dim=1).clamp(max=1.0)
     threshold = error
     if activation.flat:
-        threshold = torch.maximum(SURE * error, _shown(output, size)).maximum(ZERO * size)
-        output = torch.where(output > threshold[..., None, None], output, 0.0)
+        low, high = activation.low, activation.high
+        threshold = torch.maximum(SURE * error, _shown(output - low, size)).maximum(ZERO * size)
+        output = torch.where(output > low + threshold[..., None, None], output, low)
+        output = torch.where(output < high - threshold[..., None, None], output, high)
     if activation.kink and bias_gradient is not None:
         output = settle_sides(
             activation,
@@ -76,8 +78,9 @@ def through_activation(
     relative = torch.hypot(cotangent_noise, spread).clamp(max=1.0)
     side = None
     if activation.flat:
-        side = (weight == 0).to(value)
-        value = torch.where(weight > 0, value, 0.0)
+        side = (weight == 0) * torch.where(output < activation.high, 1.0, -1.0).to(value)
+        ends = torch.where(output < activation.high, activation.low, activation.high)
+        value = torch.where(weight > 0, value, ends.to(value))
     return Cotangent(own, relative), Estimate(value, weight, error, side)
 
 
@@ -119,7 +122,9 @@ def _derivative_noise(
     )
     change = cotangent * (above - under) / 2
     if activation.kink:
-        change = torch.where(y.abs() <= shift, 0.0, change)
+        kinks = (activation.low, activation.high) if activation.flat else (0.0,)
+        for kink in kinks:
+            change = torch.where((y - kink).abs() <= shift, 0.0, change)
     size = own.flatten(1).norm(dim=1)
     return change.flatten(1).norm(dim=1) / torch.where(size > 0, size, 1.0)
 

@@ -16,7 +16,11 @@ from tqdm import tqdm
 
 from rconv.attack.attempt import attempt, within_range
 from rconv.attack.batch_head import batch_size, permits_batches, required_for_batches
-from rconv.attack.diagnostics import with_batch_diagnostics, with_diagnostics
+from rconv.attack.diagnostics import (
+    with_batch_diagnostics,
+    with_block_diagnostics,
+    with_diagnostics,
+)
 from rconv.attack.discrepancy import compared_with_simulation, needs_simulation, second_look
 from rconv.attack.entry_points import (
     EntryPoint,
@@ -29,6 +33,7 @@ from rconv.attack.report import Reconstruction
 from rconv.model.batchnorm import without_statistics
 from rconv.model.heads import ConvEntry
 from rconv.model.wrappers import unwrapped
+from rconv.observe.buffers import batch_statistics, running_statistics
 from rconv.observe.check import check_gradients, check_value_range, declared_noise
 from rconv.observe.noise import Noise, Observed
 from rconv.observe.observation import Gradients
@@ -50,6 +55,8 @@ class Attack:
     ----------
     model : Module
         Convolutions with activations, Flatten, a Linear and any head; as a Sequential, or as code.
+        Average pooling, norms that depend on the data, BatchNorm in training mode and activations
+        that are not monotone are solved for together with the convolution below them.
         Or convolutions, of which the last has a learned position embedding added to its output;
         then anything, and a Linear. Or convolutions, the last of wide enough, and then anything.
         `DataParallel` and `torch.compile` are looked through. Of several tensors that it returns,
@@ -98,6 +105,7 @@ class Attack:
         points = entry_points(model, input_shape)
         self.network = points[0].network
         self.model = copy.deepcopy(without_statistics(model))
+        self._running = running_statistics(model)
         head, self._exact = self.network.head, None  # all gradients are taken as float64
         if isinstance(head, ConvEntry) and head.embedding:  # only those that equations are made of
             self._exact = {f"{head.logits}.bias", *chain.from_iterable(self.network.parameters)}
@@ -119,6 +127,7 @@ class Attack:
         strict: bool = False,
         precision: float | None = None,
         noise: Noise | None = None,
+        buffers: Gradients | None = None,
         progress: bool | None = None,
         on_result: Callable[[Reconstruction], None] | None = None,
     ) -> Reconstruction:
@@ -140,6 +149,9 @@ class Attack:
             Error of the gradients per root mean square of each parameter's; else their rounding.
         noise : Noise, optional
             What is known of their errors in more detail, in place of `precision`.
+        buffers : dict of str to Tensor, optional
+            The client's buffers after the step, or its whole `state_dict`: running statistics of
+            BatchNorm in training mode, which reveal those of the batch.
         progress : bool, optional
             Show a progress bar over the clients, with the layer that is being solved; None shows
             it in a terminal, if the attack takes more than `PATIENCE` seconds.
@@ -160,21 +172,20 @@ class Attack:
         ValueError
             Unknown names, wrong shapes, NaN or infinite entries, a precision that is
             negative or no number, a batch that is not below the number of classes where the
-            first Linear is the last.
+            first Linear is the last, buffers that are not those of the model's BatchNorms in
+            training mode.
         ShortRankError
             With `strict`, the first layer of short rank and what would help.
         """
         gradients, rounding = check_gradients(self.model, gradients, self._exact, partial=True)
         if self._exact is not None:
-            others = [g.dtype for name, g in gradients.items() if name not in self._exact]
-            own = [p.dtype for p in self.model.parameters()]
-            self.model.to(max(torch.float32, *others, *own, key=lambda dtype: dtype.itemsize))
+            self._match_dtype(gradients)
         noise = declared_noise(self.model, rounding, precision, noise)
-        clients = Observed.of(gradients, noise)
         points = observed_entry_points(self.entry_points, gradients)
-        point, closed = best_entry_point(points, clients)
+        point, closed = best_entry_point(points, Observed.of(gradients, noise))
         if batch != 1:
             required_for_batches(point.network, batch)
+        clients = self._with_statistics(point, Observed.of(gradients, noise), buffers)
         total, parts = len(clients), []
         hidden, delay = (None, PATIENCE) if progress is None else (not progress, 0)
         with tqdm(total=total, disable=hidden, delay=delay, unit="client") as bar:
@@ -193,6 +204,21 @@ class Attack:
         if strict:
             result.raise_if_short()
         return result
+
+    def _with_statistics(
+        self, point: EntryPoint, clients: Observed, buffers: Gradients | None
+    ) -> Observed:
+        """The clients with the statistics of their batches, where blocks make use of them."""
+        statistics = batch_statistics(self._running, buffers, len(clients))
+        if all(stage.linear for stage in point.network.stages):
+            return clients
+        return replace(clients, gradients={**clients.gradients, **statistics})
+
+    def _match_dtype(self, gradients: Gradients) -> None:
+        """Bring the model to the dtype of the gradients that no equation is made of."""
+        others = [g.dtype for name, g in gradients.items() if name not in self._exact]
+        own = [p.dtype for p in self.model.parameters()]
+        self.model.to(max(torch.float32, *others, *own, key=lambda dtype: dtype.itemsize))
 
     def _reconstruct(
         self,
@@ -225,7 +251,8 @@ class Attack:
             inseparable = bool(result.diagnostics[0])
             return result if inseparable else with_batch_diagnostics(result, self.value_range)
         own = point.network, self.model, clients.gradients, self.loss, self.value_range
-        return with_diagnostics(result, *own, batches=permits_batches(point.network))
+        result = with_diagnostics(result, *own, batches=permits_batches(point.network))
+        return with_block_diagnostics(result, point.network, clients.noise)
 
     def _simulated(
         self,

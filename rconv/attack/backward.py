@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rconv.attack.activation_vjp import through_activation
+from rconv.attack.block_problem import BlockProblem, cotangent_below
 from rconv.attack.estimate import Cotangent, Estimate, Start, channel_errors
 from rconv.attack.map_problem import ConvData, MapProblem
 from rconv.attack.plan import LayerPlan
@@ -18,6 +19,7 @@ from rconv.attack.report import LayerReport
 from rconv.linalg.solution import Solution, root_mean_square
 from rconv.linalg.system import ONE
 from rconv.model.activations import Activation
+from rconv.model.blocks import Block
 from rconv.model.geometry import Stage
 from rconv.model.nodes import CONCATENATION, SUM, Affine, Network
 from rconv.model.solve_order import solve_order
@@ -84,15 +86,20 @@ class BackwardState:
             if node == until:
                 return
 
-    def problem(self, node: int, data: Callable[[Stage], dict[str, Tensor]]) -> MapProblem:
+    def problem(
+        self, node: int, data: Callable[[Stage], dict[str, Tensor]]
+    ) -> MapProblem | BlockProblem:
         """The problem of a map that `unsolved` has yielded.
 
         `data` takes a convolution and returns what is known of its weight gradient: the fields of
-        `ConvData` from `gradient` on.
+        `ConvData` from `gradient` on; of a block, those of `BlockProblem`.
         """
         layers = []
         for i, stage in self.network.fed_by(node):
             cotangent, output = self._outputs[i]
+            if isinstance(stage, Block):  # it alone takes the map
+                own = node, self.plans[stage.name], output, cotangent
+                return BlockProblem(*own, **data(stage), **self._below(node))
             layers.append(ConvData(self.plans[stage.name], output, cotangent, **data(stage)))
         return MapProblem(node, tuple(layers), self.estimate(node))
 
@@ -112,7 +119,7 @@ class BackwardState:
     def _pass_on(self, node: int) -> None:
         """Give the derivative by a node to those it is made of."""
         does, inputs = self.network.nodes[node].does, self.network.nodes[node].inputs
-        cotangent = Cotangent.total(self._cotangents.pop(node))
+        cotangent = self._received(node)
         estimate = self.maps.get(node) or self.estimate(node)
         self._estimates[node] = estimate
         if isinstance(does, Activation):
@@ -125,6 +132,8 @@ class BackwardState:
             parts = [below]
         elif isinstance(does, Stage):
             self._outputs[node] = cotangent, estimate or Estimate.nothing(cotangent.value)
+            if isinstance(does, Block):  # what it passes on depends on its input
+                return
             parts = [propagated(does, cotangent)]
         elif isinstance(does, Affine):
             parts = [replace(cotangent, value=cotangent.value * does.scale[:, None, None])]
@@ -136,6 +145,20 @@ class BackwardState:
             parts = [cotangent] * len(inputs)
         for i, part in zip(inputs, parts, strict=True):
             self._cotangents.setdefault(i, []).append(part)
+
+    def _below(self, node: int) -> dict[str, Activation | Tensor | None]:
+        """Of a map that is an activation's output, what the offset below it says."""
+        does, inputs = self.network.nodes[node].does, self.network.nodes[node].inputs
+        if not isinstance(does, Activation):
+            return {}
+        return {"below": does, "offset": self.offset_gradient(inputs[0], self.offsets)}
+
+    def _received(self, node: int) -> Cotangent:
+        """The derivative by a node that is about to be passed on."""
+        for i, stage in self.network.fed_by(node):
+            if isinstance(stage, Block):  # it alone takes the map
+                return cotangent_below(stage, self.maps[node], self._outputs[i][0])
+        return Cotangent.total(self._cotangents.pop(node))
 
     def _implied_by(self, consumer: int, node: int) -> Estimate | None:
         """What one of the nodes that are made of a node implies for it."""
@@ -256,27 +279,50 @@ def backward_pass(
         problem = state.problem(node, lambda stage: _weight_gradient(stage, observed))
         problem.refuse_without_equations()
         solved, report = solve(problem)
-        reports.append(report.under(reports, problem.layers[0].plan.bounds))
+        reports.append(report.under(reports, problem.bounds))
         value = solved.value.reshape(-1, *network.nodes[node].shape)
         std = channel_errors(value, solved.error, report.constraints, observed.noise)
         state.maps[node] = Estimate.whole(value, std)
     return state.maps[0].value, tuple(reports), root_mean_square(std)
 
 
-def _weight_gradient(stage: Stage, observed: Observed) -> dict[str, Tensor | None]:
-    """What is known of a convolution's weight gradient: fields of `ConvData`."""
+def _weight_gradient(
+    stage: Stage, observed: Observed
+) -> dict[str, Tensor | None] | dict[str, dict[str, Tensor]]:
+    """What is observed of a convolution's parameters; see `ConvData` and `BlockProblem`."""
+    if isinstance(stage, Block):
+        return _block_data(stage, observed)
     name = f"{stage.name}.weight"
     if name not in observed.gradients:  # a frozen parameter: no equation takes the zeros
         gradient = stage.weight.new_zeros(len(observed), *stage.weight.shape)
         nothing = torch.zeros_like(ONE)
         return {"gradient": gradient, "relative_std": 0 * observed.unit, "observed": nothing}
-    gradient, seen = observed.gradients[name], observed.seen(name)
+    seen, std = observed.seen(name), observed.std(name)
+    gradient = stage.expanded(observed.gradients[name])
+    known = ONE if seen is None else stage.expanded(seen.to(gradient))
+    if stage.groups > 1:
+        known = known * stage.meeting().expand(len(observed), -1, -1, -1, -1)
     return {
         "gradient": gradient,
         "relative_std": observed.relative_std(name),
-        "std": observed.std(name),
-        "observed": ONE if seen is None else seen.to(gradient),
+        "std": None if std is None else stage.expanded(std),
+        "observed": known,
     }
+
+
+def _block_data(block: Block, observed: Observed) -> dict[str, dict[str, Tensor]]:
+    """What is observed of a block's parameters; see `BlockProblem`."""
+    found, stds = {}, {}
+    for name in block.parameters:
+        if name in observed.gradients:
+            seen, std = observed.seen(name), observed.every_std(name)
+            found[name] = observed.gradients[name]
+            stds[name] = std if seen is None else torch.where(seen, std, torch.inf)
+    for name, momentum in block.statistics.items():
+        if name in observed.gradients:  # old and new value round, in size as one or as the batch's
+            found[name] = observed.gradients[name]
+            stds[name] = observed.noise.relative * (1 + found[name].abs()) / momentum
+    return {"gradients": found, "stds": stds}
 
 
 def _offsets(observed: Observed) -> Gradients:

@@ -11,8 +11,10 @@ from rconv.attack.report import CLEAR, LayerReport, Reconstruction
 from rconv.attack.systematic import LOW_CONTRAST, contrast_ratio, relative_to_contrast
 from rconv.linalg.dense import MAX_UNKNOWNS
 from rconv.model.activations import Activation
+from rconv.model.blocks import is_blocked
 from rconv.model.heads import Head
 from rconv.model.nodes import Network
+from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients
 
 SATURATED, SAME = 1e-3, 1e-2
@@ -28,6 +30,19 @@ AVERAGES = (
 
 CURVED = ("Sigmoid", "Tanh", "ELU", "Softplus", "GELU", "SiLU", "Mish", "Hardswish")
 """Activations above the first Linear that make the cotangents of two images differ."""
+
+LINEAR = ("Identity", "AvgPool2d", "AdaptiveAvgPool2d", "BatchNorm2d", "Hardtanh")
+KINKED = (*LINEAR, "ReLU", "LeakyReLU", "PReLU", "ReLU6")
+"""Layers that are linear, and those that are between kinks. Hardtanh counts as linear: its inputs
+may stay between its two kinks for whatever images."""
+
+DOUBLE = 1e-12
+"""Relative rounding up to which gradients count as float64."""
+
+UNCHECKED = (
+    "a layer that is solved together with its convolution has been checked with exact float64 "
+    "gradients only"
+)
 
 SIGNS = "every entry of the head's gradient has the same size: only signs were sent"
 
@@ -114,10 +129,9 @@ def _hides_averages(
     whatever images, else for images that differ by less than the distance to the nearest of many
     kinks. That is little beside brightness, but not beside a low contrast (measured: 10 of 40).
     """
-    head, linear = network.head, ("Identity", "ReLU", "LeakyReLU")
-    names = {a.name for node in network.nodes if isinstance(a := node.does, Activation)}
+    head, names = network.head, _kinds(network)
     one = torch.zeros_like(result.assumed)
-    if not names <= set(linear):
+    if not names <= set(KINKED):
         return one
     bias = gradients.get(f"{head.name}.bias")
     if bias is not None:
@@ -125,9 +139,47 @@ def _hides_averages(
     kinds = {type(module).__name__ for module in model.modules() if not any(module.children())}
     if head.logits and len(model.get_parameter(f"{head.logits}.weight")) <= 2:
         one |= not any(name in kinds for name in CURVED)
-    if names <= {"Identity"}:
+    if names <= set(LINEAR):
         return one
     return one & (contrast_ratio(result.images, value_range) > LOW_CONTRAST)
+
+
+def _kinds(network: Network) -> set[str]:
+    """Names of the activations, and of the layers within blocks."""
+    names = {a.name for node in network.nodes if isinstance(a := node.does, Activation)}
+    for stage in network.stages:
+        for _, module in () if stage.linear else stage.layers:
+            by_data = type(module) is nn.BatchNorm2d and is_blocked(module)
+            names.add("BatchNorm2d of the batch" if by_data else type(module).__name__)
+    return names
+
+
+def with_block_diagnostics(
+    result: Reconstruction, network: Network, noise: Noise
+) -> Reconstruction:
+    """The result, which is assumed where blocks were solved from gradients with any noise.
+
+    Parameters
+    ----------
+    result : Reconstruction
+        With its diagnostics.
+    network : Network
+        The model, as it was read.
+    noise : Noise
+        What is known of the errors of the gradients as they were sent.
+
+    Returns
+    -------
+    Reconstruction
+    """
+    if all(stage.linear for stage in network.stages):
+        return result
+    float64 = 0 < noise.relative <= DOUBLE  # a declared precision has no relative part
+    declared = not float64 or noise.spread > 0 or bool(noise.deviations)
+    inexact = (result.revealed_noise > DOUBLE) | declared
+    each = zip(result.diagnostics, inexact.tolist(), strict=True)
+    reasons = tuple(UNCHECKED if own and not reason else reason for reason, own in each)
+    return replace(result, assumed=result.assumed | inexact, diagnostics=reasons)
 
 
 def with_batch_diagnostics(

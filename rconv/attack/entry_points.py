@@ -24,15 +24,15 @@ from rconv.linalg.dense import MAX_UNKNOWNS
 from rconv.model.entry_convolutions import entry_networks
 from rconv.model.heads import ConvEntry, Head
 from rconv.model.nodes import Network, UnsupportedModelError
-from rconv.model.read import read
+from rconv.model.read import read, read_with_blocks
 from rconv.model.wrappers import unwrapped
 from rconv.observe.noise import Observed
 
 NOT_PRIVATE = "Not supported does not mean private."
 
 SUPPORTED = (
-    "use Conv2d without groups, BatchNorm2d in evaluation, invertible activations or ReLU, sums, "
-    "concatenations of channels, Flatten and Linear"
+    "use Conv2d, normalisation, activations, average pooling, sums, concatenations of channels, "
+    "Flatten and Linear"
 )
 """The remedy where a refusal has none of its own."""
 
@@ -125,7 +125,7 @@ def entry_points(model: nn.Module, input_shape: Sequence[int]) -> list[EntryPoin
     try:
         networks, refusals = entry_networks(model, input_shape, str(reason), most)
     except UnsupportedModelError as error:
-        raise final_refusal([reason, error]) from None
+        networks, refusals = [], [error]
     found = []
     for network in networks:
         spans = Spans(network.nodes[network.entered].does.geometry, network.head.subspace)
@@ -134,9 +134,12 @@ def entry_points(model: nn.Module, input_shape: Sequence[int]) -> list[EntryPoin
             found.append(EntryPoint(network, spans))
         else:
             refusals.insert(0, UnsupportedModelError(f"{network.head.name}: {refusal}"))
-    if not found:
-        raise final_refusal([reason, *refusals])
-    return found
+    if found:
+        return found
+    try:
+        return [EntryPoint(read_with_blocks(model, input_shape))]
+    except UnsupportedModelError as error:
+        raise final_refusal([reason, error, *refusals]) from None
 
 
 def final_refusal(refusals: Sequence[UnsupportedModelError]) -> UnsupportedModelError:

@@ -179,6 +179,11 @@ class MapProblem:
         return " and ".join(layer.stage.name for layer in self.layers)
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """Range of the map."""
+        return self.layers[0].plan.bounds
+
+    @property
     def alone(self) -> bool:
         """Whether one convolution is all that determines the map."""
         return self.estimate is None and len(self.layers) == 1

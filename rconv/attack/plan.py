@@ -99,11 +99,18 @@ def make_plan(
     entry = network.head.name if isinstance(network.head, ConvEntry) else None
     if entry and kinds[-1] == "weight":
         raise ValueError(f"{entry}: its output is unknown, it has no weight constraints: use auto")
+    for stage, kind in zip(network.stages, kinds, strict=True):
+        if not stage.linear and kind != "auto":
+            raise ValueError(
+                f"{stage.name}: with {stage.layers[-1][0]} behind it, all its equations are solved "
+                "together: use constraints='auto'"
+            )
     each = zip(network.stages, kinds, network.input_ranges, strict=True)
     return tuple(
         LayerPlan(
             stage, kind,
-            first=own is None and stage.name != entry, bounds=own or value_range, **options,
+            first=own is None and stage.name != entry and stage.linear,
+            bounds=own or value_range, **options,
         )
         for stage, kind, own in each
     )  # fmt: skip

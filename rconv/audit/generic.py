@@ -46,10 +46,19 @@ class RandomProblem(MapProblem):
 
     def gradient_rank(self) -> int:
         """Rank of the gradient constraints of all its convolutions."""
-        pairs = ((own.stage.unscaled(own.cotangent.value), own.stage.geometry)
-                 for own in self.layers)  # fmt: skip
-        blocks = [gradient_matrix(*pair)[0] for pair in pairs]
-        return matrix_rank(torch.cat(blocks)) * self.stages[0].geometry.input[0]
+        count = self.stages[0].geometry.input[0]
+        if all(stage.groups == 1 for stage in self.stages):
+            return matrix_rank(self._rows_of(0)) * count
+        return sum(matrix_rank(self._rows_of(channel)) for channel in range(count))
+
+    def _rows_of(self, channel: int) -> Tensor:
+        """Gradient constraints of one channel."""
+        blocks = []
+        for own in self.layers:
+            cotangent = own.stage.unscaled(own.cotangent.value)
+            meets = own.stage.meeting()[:, channel, 0, 0] > 0
+            blocks.append(gradient_matrix(cotangent[:, meets], own.stage.geometry)[0])
+        return torch.cat(blocks)
 
     @property
     def enough(self) -> bool:
@@ -100,7 +109,7 @@ def random_maps(network: Network, active: float, generator: torch.Generator) -> 
         if isinstance(node.does, Activation):
             if node.does.flat:
                 silent = torch.rand(x.shape, generator=generator) >= active
-                x = torch.where(silent, 0.0, x.abs())
+                x = torch.where(silent, 0.0, x.abs()).clamp(node.does.low, node.does.high)
             else:
                 x = node.does.function(x)
         maps.append(x.to(weight))
@@ -126,6 +135,7 @@ def random_problems(
     RandomProblem
         The next one; those above it are taken to be solved.
     """
+    network.refuse_blocks("the audit", grouped=True)
     tiny = maps[0].new_full((1,), EPS)
     entry = network.head if isinstance(network.head, ConvEntry) else None
     # Bounds and the prior are no equations.
@@ -141,7 +151,10 @@ def random_problems(
         if passed or i in spanned:
             state.given[i] = _whole(maps[i])
     for node in state.unsolved():
-        problem = state.problem(node, lambda _: {"gradient": None, "relative_std": tiny})
+        problem = state.problem(
+            node,
+            lambda own: {"gradient": None, "relative_std": tiny, "observed": own.meeting()[None]},
+        )
         layers = tuple(
             replace(own, gradient=_gradient(own.stage, own.cotangent.value, maps[node]))
             for own in problem.layers

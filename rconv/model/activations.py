@@ -30,9 +30,11 @@ class Activation:
     low, high : float
         The open range of y.
     kink : bool
-        Whether a' jumps at y = 0, so that a rounding error decides the derivative.
+        Whether a' jumps at y = 0, or at the ends of the range where it is `flat`, so that a
+        rounding error decides the derivative.
     flat : bool
-        Whether y = 0 stands for every o ≤ 0 (ReLU): the inverse holds for y > 0 only.
+        Whether y = low stands for every o ≤ low (ReLU), and y = high for every o ≥ high (ReLU6):
+        the inverse holds in between only.
     """
 
     name: str
@@ -73,6 +75,11 @@ def from_module(module: nn.Module) -> Activation:
         return Activation("Identity", _same, torch.ones_like, _same)
     if kind is nn.ReLU or (kind is nn.LeakyReLU and module.negative_slope == 0):
         return Activation("ReLU", torch.relu, _step, _same, low=0.0, kink=True, flat=True)
+    if kind in (nn.ReLU6, nn.Hardtanh):
+        low, high = module.min_val, module.max_val
+        clamp = partial(nn.functional.hardtanh, min_val=low, max_val=high)
+        functions, ends = (clamp, partial(_between, low, high), _same), {"low": low, "high": high}
+        return Activation(kind.__name__, *functions, **ends, kink=True, flat=True)
     if kind is nn.LeakyReLU and 0 < module.negative_slope < torch.inf:
         slope = module.negative_slope
         leaky = partial(nn.functional.leaky_relu, negative_slope=slope)
@@ -91,8 +98,8 @@ def from_module(module: nn.Module) -> Activation:
         return _softplus(module.beta, module.threshold)
     raise ValueError(
         f"{kind.__name__} cannot be passed: the attack needs an activation whose derivative is a "
-        "function of its output (PyTorch's own ReLU, LeakyReLU with a positive slope, Sigmoid, "
-        "Tanh, ELU, Softplus, Identity)"
+        "function of its output (PyTorch's own ReLU, ReLU6, Hardtanh, LeakyReLU with a positive "
+        "slope, Sigmoid, Tanh, ELU, Softplus, Identity)"
     )
 
 
@@ -102,6 +109,10 @@ def _same(y: Tensor) -> Tensor:
 
 def _step(y: Tensor) -> Tensor:
     return (y > 0).to(y.dtype)
+
+
+def _between(low: float, high: float, y: Tensor) -> Tensor:
+    return ((y > low) & (y < high)).to(y.dtype)
 
 
 def _two_slopes(slope: float, y: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import nn
 
 from rconv.model.activations import Activation, from_module
 from rconv.model.batchnorm import affine_of, folded
+from rconv.model.blocks import Fused, block_of, output_shape
 from rconv.model.convolution import stage_of
 from rconv.model.geometry import Stage
 from rconv.model.nodes import CONCATENATION, SUM, Node, UnsupportedModelError
@@ -80,7 +81,7 @@ class _Builder:
             if what.start_dim != 1 or what.end_dim != -1:
                 raise own.refusal("Flatten must keep the batch axis and no other")
             self.place[step], flat = self.place[own.inputs[0]], True
-        elif type(what) in (nn.Conv2d, nn.BatchNorm2d) or what == CONCATENATION:
+        elif type(what) in (nn.Conv2d, nn.BatchNorm2d, Fused) or what == CONCATENATION:
             if flat:
                 kind = what if isinstance(what, str) else type(what).__name__
                 raise own.refusal(f"{kind} stands behind a Flatten")
@@ -97,6 +98,10 @@ class _Builder:
         if isinstance(own.what, nn.Conv2d):
             stage = stage_of(own.name, own.what, IDENTITY, below.shape)
             self._put(step, own, stage, stage.geometry.output)
+        elif isinstance(own.what, Fused):
+            stage = stage_of(own.name, own.what[0], IDENTITY, below.shape)
+            block = block_of(stage, own.what)
+            self._put(step, own, block, output_shape(block))
         elif own.what == CONCATENATION:
             parts = [self.nodes[self.place[i]].shape for i in own.inputs]
             self._combine(step, own, (sum(c for c, _, _ in parts), *below.shape[1:]))
@@ -108,7 +113,7 @@ class _Builder:
         stage, alone = below.does, self.uses[own.inputs[0]] == 1
         if below.does is None:
             raise own.refusal("BatchNorm2d stands before the first convolution")
-        if isinstance(stage, Stage) and stage.scale is None and alone:
+        if type(stage) is Stage and stage.scale is None and alone:
             self.place[step] = self.place[own.inputs[0]]
             self.nodes[self.place[step]] = replace(below, does=folded(stage, own.name, affine))
         else:
@@ -123,7 +128,7 @@ class _Builder:
             raise own.refusal(f"{kind} stands before the first convolution")
         if isinstance(below.does, Activation):
             raise own.refusal(f"{kind} is a second activation after one convolution")
-        if isinstance(below.does, Stage) and self.uses[source] == 1:
+        if type(below.does) is Stage and self.uses[source] == 1:
             stage = replace(below.does, activation=activation)
             self.nodes[self.place[source]] = replace(below, does=stage)
         self._put(step, own, activation, below.shape)

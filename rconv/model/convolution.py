@@ -1,6 +1,7 @@
 """One `nn.Conv2d` as a stage: its shapes, and its weights in float64."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -32,12 +33,14 @@ def stage_of(name: str, conv: nn.Conv2d, activation: Activation, shape: tuple[in
     Raises
     ------
     UnsupportedModelError
-        If it is grouped, pads with anything but zeros, or does not fit its input.
+        If it pads with anything but zeros, or does not fit its input.
     """
     geometry = _geometry(name, conv, shape)
-    check_own_parameters(name, conv, (geometry.output[0], shape[0], *geometry.kernel))
-    bias = None if conv.bias is None else copy_of(conv.bias)
-    return Stage(name, copy_of(conv.weight), bias, activation, geometry)
+    own = geometry.output[0], shape[0] // conv.groups, *geometry.kernel
+    check_own_parameters(name, conv, own)
+    bias, weight = None if conv.bias is None else copy_of(conv.bias), copy_of(conv.weight)
+    stage = Stage(name, weight, bias, activation, geometry, groups=conv.groups)
+    return replace(stage, weight=stage.expanded(weight))
 
 
 def _geometry(name: str, conv: nn.Conv2d, shape: tuple[int, ...]) -> Geometry:
@@ -45,8 +48,6 @@ def _geometry(name: str, conv: nn.Conv2d, shape: tuple[int, ...]) -> Geometry:
         raise UnsupportedModelError(
             f"{name}: takes {conv.in_channels} channels, but its input has the shape {shape}"
         )
-    if conv.groups != 1:
-        raise UnsupportedModelError(f"{name}: grouped convolutions are not supported")
     if conv.padding_mode != "zeros":
         raise UnsupportedModelError(f"{name}: padding_mode {conv.padding_mode!r} is not supported")
     kernel, stride, dilation = map(_pair, (conv.kernel_size, conv.stride, conv.dilation))

@@ -43,6 +43,8 @@ def entered(
     try:
         found = embedding_of(model, shape)
         convolution, embedding = found
+        if model.get_submodule(convolution).groups > 1:
+            raise UnsupportedModelError(f"{convolution}: its groups have a gradient each")
         entry = ConvEntry(convolution, embedding, _logits(model, steps), str(reason))
         network = network_below(steps, shape, entry)
         refuse_other_values(model, network)

@@ -64,6 +64,8 @@ def entry_networks(
         if type(steps[i].what) is not nn.Conv2d:
             continue
         try:
+            if steps[i].what.groups > 1:
+                raise UnsupportedModelError(f"{steps[i].name}: its groups have a gradient each")
             _refuse_few_rows(steps[i], shapes[steps[i].name], most)
             found.append(_entered(own, steps, i, shape, entry, found))
         except UnsupportedModelError as error:

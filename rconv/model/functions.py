@@ -12,6 +12,14 @@ from rconv.model.nodes import CONCATENATION, SUM
 
 SAME = {
     nn.ReLU: (functional.relu, torch.relu, torch.relu_, functional.relu_, "relu", "relu_"),
+    nn.ReLU6: (functional.relu6,),
+    nn.Hardtanh: (functional.hardtanh, functional.hardtanh_),
+    nn.SiLU: (functional.silu,),
+    nn.GELU: (functional.gelu,),
+    nn.Mish: (functional.mish,),
+    nn.Hardswish: (functional.hardswish,),
+    nn.AvgPool2d: (functional.avg_pool2d,),
+    nn.AdaptiveAvgPool2d: (functional.adaptive_avg_pool2d,),
     nn.LeakyReLU: (functional.leaky_relu, functional.leaky_relu_),
     nn.Sigmoid: (functional.sigmoid, torch.sigmoid, torch.sigmoid_, "sigmoid", "sigmoid_"),
     nn.Tanh: (functional.tanh, torch.tanh, torch.tanh_, "tanh", "tanh_"),

@@ -82,6 +82,9 @@ class Stage:
         `weight` and `bias` are of both together, the gradients are those of the parameters.
     norm : str or None
         Name of this BatchNorm.
+    groups : int
+        Parts of the channels that do not meet: `weight` is zero outside of them, and the model's
+        parameter has the axes (D, C / groups, kh, kw).
     """
 
     name: str
@@ -91,6 +94,8 @@ class Stage:
     geometry: Geometry
     scale: Tensor | None = None
     norm: str | None = None
+    groups: int = 1
+    linear = True
 
     @property
     def offset(self) -> str:
@@ -103,10 +108,37 @@ class Stage:
         layers = [self.name] if self.norm is None else [self.name, self.norm]
         return [f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
 
+    def expanded(self, weight: Tensor) -> Tensor:
+        """The model's parameter, or its gradient, with zeros where groups do not meet.
+
+        (..., D, C / groups, kh, kw) → (..., D, C, kh, kw).
+        """
+        if self.groups == 1:
+            return weight
+        parts = weight.unflatten(-4, (self.groups, -1))[..., None, :, :, :]
+        meet = torch.eye(self.groups, dtype=weight.dtype, device=weight.device)
+        return (parts * meet[:, None, :, None, None, None]).flatten(-4, -3).flatten(-5, -4)
+
+    def meeting(self) -> Tensor:
+        """(D, C, kh, kw), 1 where a weight is one of the model, 0 between groups."""
+        return self.expanded(self.compact(torch.ones_like(self.weight)))
+
+    def compact(self, weight: Tensor) -> Tensor:
+        """The model's parameter of an `expanded` one, (D, C, kh, kw)."""
+        if self.groups == 1:
+            return weight
+        parts = weight.unflatten(1, (self.groups, -1)).unflatten(0, (self.groups, -1))
+        return parts.diagonal(dim1=0, dim2=2).movedim(-1, 0).flatten(0, 1)
+
     @cached_property
     def gain(self) -> float:
         """Root mean square that errors of size one in Ō have in convᵀ(Ō): of M's columns."""
         return (float(self.row_norms().square().sum()) / self.geometry.unknowns) ** 0.5
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        """Its output, bias included: (N, C, H, W) → (N, D, Ho, Wo)."""
+        output = self.convolve(x)
+        return output if self.bias is None else output + self.bias[:, None, None]
 
     def unscaled(self, cotangent: Tensor) -> Tensor:
         """Cotangent (N, D, Ho, Wo) of the convolution's own output, before the BatchNorm."""

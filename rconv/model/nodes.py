@@ -77,8 +77,7 @@ class Node:
     def evaluate(self, inputs: list[Tensor]) -> Tensor:
         """Its map, (N, C, H, W), from those it is made of."""
         if isinstance(self.does, Stage):
-            output, bias = self.does.convolve(inputs[0]), self.does.bias
-            return output if bias is None else output + bias[:, None, None]
+            return self.does.evaluate(inputs[0])
         if isinstance(self.does, Affine):
             return inputs[0] * self.does.scale[:, None, None] + self.does.shift[:, None, None]
         if isinstance(self.does, Activation):
@@ -179,6 +178,7 @@ class Network:
         """
         if isinstance(self.head, ConvEntry):
             raise UnsupportedModelError(f"{self.head.reason}; {method} starts at the first Linear")
+        self.refuse_blocks(method)
         branch = next((i for i, own in enumerate(self.consumers) if len(own) > 1), None)
         if branch is not None:
             raise UnsupportedModelError(
@@ -188,6 +188,32 @@ class Network:
         if norm is not None and not norms:
             raise UnsupportedModelError(f"{norm}: {method} does not know BatchNorm2d")
         return self
+
+    def refuse_blocks(self, method: str, *, grouped: bool = False) -> None:
+        """Refuse layers that are solved for together, and groups, for methods without them.
+
+        Parameters
+        ----------
+        method : str
+            Its name.
+        grouped : bool
+            Whether it knows groups.
+
+        Raises
+        ------
+        UnsupportedModelError
+            Naming the layer.
+        """
+        found = next((stage for stage in self.stages if stage.groups > 1 and not grouped), None)
+        if found is not None:
+            raise UnsupportedModelError(f"{found.name}: {method} does not know groups")
+        block = next((stage for stage in self.stages if not stage.linear), None)
+        if block is not None:
+            layer, module = block.layers[-1]
+            raise UnsupportedModelError(
+                f"{layer}: {method} does not know {type(module).__name__}; use a convolution with "
+                "a stride for pooling, ReLU for other activations, and model.eval() for BatchNorm"
+            )
 
     def evaluate(self, images: Tensor) -> Tensor:
         """The last node's map, (N, C, H, W), of images (N, C, H, W)."""

@@ -8,7 +8,9 @@ from rconv.model.nodes import UnsupportedModelError
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 PASSED = (nn.Identity, *DROPOUTS)
-ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.Softplus)
+ACTIVATIONS = (
+    nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.Softplus
+)  # fmt: skip
 READ = (
     nn.Sequential, nn.Conv2d, nn.Linear, nn.Flatten, nn.BatchNorm2d, *PASSED, *ACTIVATIONS
 )  # fmt: skip

@@ -8,6 +8,7 @@ from torch import nn
 
 from rconv.model.agreement import refuse_other_values
 from rconv.model.batchnorm import without_statistics
+from rconv.model.blocks import with_blocks
 from rconv.model.build import build
 from rconv.model.embedding_entry import entered
 from rconv.model.heads import Head
@@ -62,6 +63,36 @@ def read(model: nn.Module, input_shape: Sequence[int]) -> Network:
             refuse_other_values(model, network)
     except UnsupportedModelError as error:
         network = entered(model, steps, shape, error)
+    return network
+
+
+def read_with_blocks(model: nn.Module, input_shape: Sequence[int]) -> Network:
+    """Read a model up to its first Linear, layers that cannot be passed alone joined to blocks.
+
+    Parameters
+    ----------
+    model, input_shape
+        As `read` takes them.
+
+    Returns
+    -------
+    Network
+
+    Raises
+    ------
+    UnsupportedModelError
+        At what no block can hold either.
+    """
+    shape = check_input_shape(input_shape)
+    network = _up_to_the_head(with_blocks(steps_of(model, shape)), shape)
+    for i, node in enumerate(network.nodes):
+        for _, stage in network.fed_by(i):
+            if not stage.linear and len(network.consumers[i]) > 1:
+                raise UnsupportedModelError(
+                    f"{stage.layers[-1][0]}: the network branches below {stage.name}, at "
+                    f"{node.name}, where only invertible activations and ReLU may follow"
+                )
+    refuse_other_values(model, network)
     return network
 
 

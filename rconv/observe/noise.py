@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rconv.linalg.solution import root_mean_square
+from rconv.model.blocks import is_statistic
 
 ARITHMETIC = torch.finfo(torch.float64).eps / 2
 """Relative error that float64 leaves even where nothing was sent with less: one rounding. Those of
@@ -191,12 +192,15 @@ class Observed:
         return replace(self, gradients=chosen)
 
     def divided(self, unit: Tensor) -> "Observed":
-        """The gradients divided once more, by (N,)."""
+        """The gradients, but not running statistics, divided once more, by (N,)."""
 
         def own(gradient: Tensor) -> Tensor:
             return gradient / unit.to(gradient.dtype).reshape(-1, *[1] * (gradient.dim() - 1))
 
-        gradients = {name: own(gradient) for name, gradient in self.gradients.items()}
+        gradients = {
+            name: gradient if is_statistic(name) else own(gradient)
+            for name, gradient in self.gradients.items()
+        }
         return Observed(gradients, self.noise, self.unit * unit)
 
     def normalised(self) -> "Observed":
@@ -222,6 +226,7 @@ class Observed:
 
 def largest_entry(gradients: Mapping[str, Tensor]) -> Tensor:
     """(N,): size of the largest entry of each client's gradients, 1 where all are zero."""
-    sizes = torch.stack([g.flatten(1).abs().amax(dim=1).double() for g in gradients.values()])
+    own = [g for name, g in gradients.items() if not is_statistic(name)]
+    sizes = torch.stack([g.flatten(1).abs().amax(dim=1).double() for g in own])
     unit = sizes.amax(dim=0)
     return torch.where(unit > 0, unit, 1.0)

@@ -250,16 +250,16 @@ MODELS = [
     ("ELU in place", lambda: body(lambda: nn.ELU(inplace=True)), RIGHT),
     ("LeakyReLU in place", lambda: body(lambda: nn.LeakyReLU(0.1, inplace=True)), RIGHT),
     ("in place as methods", lambda: Code(in_place), "in place"),
-    ("an activation that is not monotone", lambda: body(nn.GELU), "GELU"),
-    ("an activation that saturates twice", lambda: body(nn.Hardtanh), "Hardtanh"),
-    ("PReLU, which is trained", lambda: body(nn.PReLU), "PReLU"),
-    ("BatchNorm in training", lambda: body(norm=nn.BatchNorm2d).train(), "BatchNorm2d"),
+    ("an activation that is not monotone", lambda: body(nn.GELU), OPEN),
+    ("an activation that saturates twice", lambda: body(nn.Hardtanh), OPEN),
+    ("PReLU, which is trained", lambda: body(nn.PReLU), OPEN),
+    ("BatchNorm in training", lambda: body(norm=nn.BatchNorm2d).train(), OPEN),
     ("BatchNorm of one position", flat_norm, CLIENT),
     ("BatchNorm behind global pooling", pooled_norm, CLIENT),
     ("BatchNorm of features", linear_norm, CLIENT),
     ("BatchNorm in evaluation", lambda: body(norm=nn.BatchNorm2d).eval(), RIGHT),
-    ("GroupNorm", lambda: body(norm=lambda n: nn.GroupNorm(2, n)), "GroupNorm"),
-    ("InstanceNorm in training", lambda: body(norm=nn.InstanceNorm2d).train(), "InstanceNorm2d"),
+    ("GroupNorm", lambda: body(norm=lambda n: nn.GroupNorm(2, n)), OPEN),
+    ("InstanceNorm in training", lambda: body(norm=nn.InstanceNorm2d).train(), OPEN),
     ("Dropout in training", lambda: body(top=[nn.Dropout()]).train(), "Dropout"),
     ("a convolution of one axis", conv1d, "Flatten|Conv1d"),
     ("a convolution of three axes", lambda: nn.Sequential(nn.Unflatten(1, (1, 1)),
@@ -365,8 +365,9 @@ def made(what, make):
 
 def answered(model):
     """The image from the model's own gradients, and the image."""
-    audit_model(model, SHAPE)
     attack = Attack(model, SHAPE, signs=False)
+    if all(stage.linear for stage in attack.network.stages):
+        audit_model(model, SHAPE)
     image = uniform(1, *SHAPE)
     sent = per_sample_gradients(model, image, torch.tensor([0]))
     return attack(sent), image

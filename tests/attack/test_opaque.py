@@ -157,7 +157,11 @@ def test_what_an_image_does_not_reach_is_named_with_rank_and_need():
     ("options", "top", "reason"),
     [
         ({"filters": 12}, lambda: pooled(nn.MaxPool2d(2), features=48), "rank of 12, and 16 is ne"),
-        ({}, lambda: (nn.AdaptiveAvgPool2d(1), *linear(WIDE)), "leave a family of dimension 85"),
+        (
+            {},
+            lambda: (nn.AdaptiveAvgPool2d(1), nn.MaxPool2d(1), *linear(WIDE)),
+            "leave a family of dimension 85",
+        ),
     ],
     ids=["few filters", "no ReLU before the mean"],
 )

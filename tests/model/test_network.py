@@ -184,7 +184,6 @@ REFUSED = [
     ("mixes a batch", [conv(), nn.BatchNorm2d(4), nn.ReLU(), *TAIL], "^1: BatchNorm2d"),
     ("derivative not told by the output", [conv(), nn.GELU(), *TAIL], "^1: GELU"),
     ("not monotone", [conv(), nn.SiLU(), *TAIL], "^1: SiLU"),
-    ("shares one matrix per group", [conv(4, 4, groups=2), *TAIL], "^0: grouped"),
     ("padding that depends on X", [conv(padding_mode="reflect"), *TAIL], "^0: padding_mode 'refl"),
     ("padding that depends on X", [conv(padding_mode="circular"), *TAIL], "^0: padding_mode 'circ"),
     ("one is enough", [conv(), nn.ReLU(), nn.Tanh(), *TAIL], "^2: Tanh is a second"),

@@ -1,0 +1,143 @@
+"""Everything that is observed of a block, as a nonlinear function of its input.
+
+For a block f with parameters θ and the cotangent S of its output,
+
+    r(X) = ( f(X),  ∂⟨S, f(X; θ)⟩ / ∂θ,  batch statistics ),
+
+so that the equations of the input are r(X) = what was observed. Nothing in it is special to one
+kind of layer: derivatives are PyTorch's own. Of a convolution alone it is what `ConvOutput` and
+`ConvGradient` write out.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rconv.model.activations import Activation
+from rconv.model.blocks import Block
+
+SILENT = 1e-9
+"""Share of the largest entry below which the output of an activation counts as zero."""
+
+
+@dataclass(frozen=True)
+class BlockFunction:
+    """r(X) of one client's step, as one vector.
+
+    Parameters
+    ----------
+    block : Block
+        f.
+    cotangent : Tensor
+        S, (B, D, H', W').
+    parameters : tuple of str
+        Those whose gradients are observed.
+    statistics : tuple of str
+        Buffers of its BatchNorms, as `layer.running_mean`, whose batch values are observed.
+    below : Activation or None
+        The activation whose output X is, if the sum over the positions of the derivative by its
+        input is observed. That derivative scales as 1 / X where the block normalises.
+    """
+
+    block: Block
+    cotangent: Tensor
+    parameters: tuple[str, ...]
+    statistics: tuple[str, ...] = ()
+    below: Activation | None = None
+
+    @torch.enable_grad()
+    def parts(self, x: Tensor) -> dict[str, Tensor]:
+        """What is observed of an input (B, C, H, W): "output", gradients, statistics, by name."""
+        values = self.block.values()
+        trained = {name: values[name].clone().requires_grad_() for name in self.parameters}
+        x = x if x.requires_grad else x.clone().requires_grad_()
+        seen: dict[str, Tensor] = {}
+        output = self.block.run(values | trained, x, seen)
+        loss = (output * self.cotangent).sum()
+        wanted, options = [*trained.values(), x], {"allow_unused": True, "materialize_grads": True}
+        *gradients, back = torch.autograd.grad(loss, wanted, create_graph=True, **options)
+        found = {"output": output, **dict(zip(trained, gradients, strict=True))}
+        found |= self._statistics(seen)
+        if self.below is not None:
+            sure = torch.where(x.abs() > SILENT * x.detach().abs().max(), x, 0.0)
+            found["below"] = (back * self.below.derivative(sure)).sum(dim=(0, 2, 3))
+        return found
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(n,) → (m,)."""
+        maps = x.reshape(len(self.cotangent), *self.block.geometry.input)
+        return torch.cat([part.flatten() for part in self.parts(maps).values()])
+
+    def _statistics(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Mean and unbiased variance of the inputs of BatchNorms, as they enter the buffers."""
+        found = {}
+        for name in self.statistics:
+            layer, _, kind = name.rpartition(".")
+            own = seen[layer].transpose(0, 1).flatten(1)
+            found[name] = own.mean(dim=1) if kind == "running_mean" else own.var(dim=1)
+        return found
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """The derivative of a function at one point; see `rconv.linalg.operator.Operator`.
+
+    Parameters
+    ----------
+    product, transposed : callable
+        J v, (n,) → (m,), and Jᵀ r.
+    height, width : int
+        m and n.
+    """
+
+    product: Callable[[Tensor], Tensor] = field(repr=False)
+    transposed: Callable[[Tensor], Tensor] = field(repr=False)
+    height: int
+    width: int
+    couples = True
+    columns = False
+
+    def apply(self, x: Tensor) -> Tensor:
+        """(1, n, 1) → (1, m, 1)."""
+        return self.product(x.flatten())[None, :, None]
+
+    def adjoint(self, rows: Tensor) -> Tensor:
+        """(1, m, 1) → (1, n, 1)."""
+        return self.transposed(rows.flatten())[None, :, None]
+
+    def row_norms(self) -> Tensor:
+        """One for all: the root mean square, by a random vector."""
+        generator = torch.Generator().manual_seed(0)
+        v = torch.randn(self.width, generator=generator, dtype=torch.float64)
+        return (self.product(v).norm() / self.height**0.5)[None, None, None]
+
+    def select(self, where: Tensor | list[int]) -> "Linearised":
+        """The same: there is one system."""
+        return self
+
+
+@torch.enable_grad()
+def linearise(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Linearised]:
+    """The value (m,) of a function at x (n,), and its derivative there."""
+    x = x.detach().requires_grad_()
+    rows = function(x)
+    # Jᵀr is linear in r, and its own transpose is J.
+    r = torch.zeros_like(rows, requires_grad=True)
+    (back,) = torch.autograd.grad(rows, x, r, create_graph=True)
+
+    def product(v: Tensor) -> Tensor:
+        return torch.autograd.grad(back, r, v, retain_graph=True)[0]
+
+    def transposed(v: Tensor) -> Tensor:
+        return torch.autograd.grad(rows, x, v, retain_graph=True)[0]
+
+    return rows.detach(), Linearised(product, transposed, len(rows), len(x))
+
+
+@torch.enable_grad()
+def pulled_back(function: Callable[[Tensor], Tensor], x: Tensor, cotangent: Tensor) -> Tensor:
+    """The derivative of ⟨cotangent, function(x)⟩ by x."""
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(function(x), x, cotangent)[0]

@@ -1,0 +1,237 @@
+"""Blocks: a convolution with everything that follows it up to the next map that is known.
+
+Pooling, normalisation by the data and activations that are not monotone have no derivative that
+their output determines. They are not passed backwards one by one: together with the convolution
+below them they are one function of its input, which is solved for as a whole.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from rconv.model.batchnorm import without_statistics
+from rconv.model.geometry import Stage
+from rconv.model.nodes import UnsupportedModelError
+from rconv.model.operations import ACTIVATIONS, Operation
+
+STATISTICS = ("running_mean", "running_var")
+"""Buffers of BatchNorm that a step in training mode moves towards those of the batch."""
+
+NORMS = (nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
+POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+CURVES = (
+    nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.PReLU, nn.Softsign, nn.CELU, nn.SELU, nn.LogSigmoid,
+    nn.Tanhshrink,
+)  # fmt: skip
+"""Activations whose derivative is no function of the output, or is not written as one."""
+
+BLOCKED = (*NORMS, *POOLS, *CURVES)
+
+
+class Fused(nn.ModuleList):
+    """The layers of a block, the convolution first.
+
+    Parameters
+    ----------
+    steps : list of Operation
+        One after the other.
+    """
+
+    def __init__(self, steps: list[Operation]):
+        super().__init__(step.what for step in steps)
+        self.names = tuple(step.name for step in steps)
+
+
+@dataclass(frozen=True)
+class Block(Stage):
+    """A convolution and what follows it up to a known map, as one function of its input.
+
+    Parameters
+    ----------
+    layers : tuple of (str, Module)
+        Name and module of what follows the convolution, in float64.
+    """
+
+    layers: tuple[tuple[str, nn.Module], ...] = ()
+    linear = False
+
+    @property
+    def offset(self) -> str:
+        """The parameter whose gradient is the sum of the cotangent over the positions, if any."""
+        name, module = self.layers[-1]
+        return f"{name}.bias" if type(module) in (nn.BatchNorm2d, nn.GroupNorm) else ""
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names that its parameters can have."""
+        own = [f"{self.name}.weight", f"{self.name}.bias"]
+        return own + [f"{name}.{key}" for name, m in self.layers for key, _ in m.named_parameters()]
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """Names of the buffers that a client may return, and their momentum."""
+        norms = [(name, module) for name, module in self.layers if type(module) is nn.BatchNorm2d]
+        return {
+            f"{name}.{kind}": module.momentum or 1.0
+            for name, module in norms
+            for kind in STATISTICS
+        }
+
+    def values(self) -> dict[str, Tensor]:
+        """Its parameters, by name."""
+        found = {f"{self.name}.weight": self.compact(self.weight)}
+        if self.bias is not None:
+            found[f"{self.name}.bias"] = self.bias
+        for name, module in self.layers:
+            found |= {f"{name}.{key}": p.detach() for key, p in module.named_parameters()}
+        return found
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        """Its output, (B, D, H', W'), from its input (B, C, H, W)."""
+        return self.run(self.values(), x)
+
+    def run(
+        self, parameters: Mapping[str, Tensor], x: Tensor, seen: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """Its output for other parameters.
+
+        Parameters
+        ----------
+        parameters : mapping of str to Tensor
+            All of them, by name.
+        x : Tensor
+            (B, C, H, W).
+        seen : dict of str to Tensor, optional
+            Is filled with the input of each layer that follows the convolution.
+        """
+        g = self.geometry
+        weight, bias = parameters[f"{self.name}.weight"], parameters.get(f"{self.name}.bias")
+        weight = self.expanded(weight)
+        x = nn.functional.conv2d(x, weight, bias, g.stride, g.padding, g.dilation)
+        return self.after(parameters, x, seen)
+
+    def after(
+        self, parameters: Mapping[str, Tensor], x: Tensor, seen: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """What follows the convolution, as a function of its output; see `run`."""
+        for name, module in self.layers:
+            if seen is not None:
+                seen[name] = x
+            own = {key: parameters[f"{name}.{key}"] for key, _ in module.named_parameters()}
+            x = functional_call(module, own, (x,))
+        return x
+
+
+def block_of(stage: Stage, fused: Fused) -> Block:
+    """A convolution that was read, with what follows it.
+
+    Parameters
+    ----------
+    stage : Stage
+        The first of the layers.
+    fused : Fused
+        All of them.
+    """
+    layers = tuple(
+        (name, copy.deepcopy(without_statistics(module)).double())
+        for name, module in list(zip(fused.names, fused, strict=True))[1:]
+    )
+    own = (stage.name, stage.weight, stage.bias, stage.activation, stage.geometry)
+    return Block(*own, groups=stage.groups, layers=layers)
+
+
+def output_shape(block: Block) -> tuple[int, int, int]:
+    """(D, H', W') of a block's output.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it cannot be computed for one image.
+    """
+    try:
+        shape = block.evaluate(torch.zeros(1, *block.geometry.input, dtype=torch.float64)).shape
+    except (RuntimeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{block.layers[0][0]}: cannot be run on one image: {error}"
+        ) from None
+    if len(shape) != 4:
+        raise UnsupportedModelError(f"{block.layers[-1][0]}: its output is no map")
+    return tuple(shape[1:])
+
+
+def kinks(module: nn.Module) -> tuple[float, ...]:
+    """Inputs at which the derivative of a layer jumps."""
+    if isinstance(module, nn.Hardtanh):  # ReLU6 is one
+        return module.min_val, module.max_val
+    if isinstance(module, nn.Hardswish):
+        return -3.0, 3.0
+    return (0.0,) if isinstance(module, (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU)) else ()
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a name is that of a running statistic."""
+    return name.rpartition(".")[2] in STATISTICS
+
+
+def is_blocked(module: object) -> bool:
+    """Whether a layer is passed as part of a block only."""
+    if type(module) is nn.BatchNorm2d:
+        return module.training or module.running_mean is None
+    return type(module) in BLOCKED
+
+
+def with_blocks(steps: list[Operation]) -> list[Operation]:
+    """The steps, each layer that cannot be passed alone joined with the convolution below it.
+
+    Parameters
+    ----------
+    steps : list of Operation
+        All steps.
+
+    Returns
+    -------
+    list of Operation
+        With new indices; a block has the name of its convolution.
+    """
+    uses = Counter(j for own in steps for j in own.inputs)
+    chains: dict[int, list[int]] = {}
+    for i, own in enumerate(steps):
+        chain = _down_to_convolution(steps, i, uses) if is_blocked(own.what) else None
+        if chain is not None:
+            chains[chain[0]] = chain
+    last = {chain[-1]: chain for chain in chains.values()}
+    inner = {i for chain in chains.values() for i in chain[:-1]}
+    found: list[Operation] = []
+    place: dict[int, int] = {}
+    for i, own in enumerate(steps):
+        if i in inner:
+            continue
+        first = steps[last[i][0]] if i in last else own
+        what = Fused([steps[j] for j in last[i]]) if i in last else own.what
+        place[i] = len(found)
+        inputs = tuple(place[j] for j in first.inputs)
+        found.append(Operation(first.name, what, inputs, first.line))
+    return found
+
+
+def _down_to_convolution(
+    steps: list[Operation], end: int, uses: Mapping[int, int]
+) -> list[int] | None:
+    """Steps from the convolution below a layer up to it; None where something else is there."""
+    chain = [end]
+    while len(steps[chain[0]].inputs) == 1:
+        below = steps[chain[0]].inputs[0]
+        what = steps[below].what
+        if uses[below] != 1:
+            return None
+        chain.insert(0, below)
+        if type(what) is nn.Conv2d:
+            return chain
+        if not (is_blocked(what) or type(what) in (*ACTIVATIONS, nn.BatchNorm2d)):
+            return None
+    return None
