@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from rconv.attack.label_inference import own_logits
 from rconv.attack.report import CLEAR, LayerReport, Reconstruction
-from rconv.attack.systematic import LOW_CONTRAST, contrast_ratio, relative_to_contrast
+from rconv.attack.systematic import relative_to_contrast
+from rconv.attack.verdict import image_size
 from rconv.linalg.dense import MAX_UNKNOWNS
+from rconv.linalg.solution import root_mean_square
 from rconv.model.activations import Activation
 from rconv.model.blocks import is_blocked
 from rconv.model.heads import Head
@@ -35,6 +37,9 @@ LINEAR = ("Identity", "AvgPool2d", "AdaptiveAvgPool2d", "BatchNorm2d", "Hardtanh
 KINKED = (*LINEAR, "ReLU", "LeakyReLU", "PReLU", "ReLU6")
 """Layers that are linear, and those that are between kinks. Hardtanh counts as linear: its inputs
 may stay between its two kinks for whatever images."""
+
+DIRECTIONS = 4
+"""Of each kind of noise in which a unit is looked for that changes its side."""
 
 DOUBLE = 1e-12
 """Relative rounding up to which gradients count as float64."""
@@ -125,9 +130,8 @@ def _hides_averages(
     """(N,), whether the mean of several images would have just these gradients.
 
     So it is where all cotangents of the first Linear are multiples of one, as with two classes or
-    one active unit, and the layers below are linear for all these images: without any kink for
-    whatever images, else for images that differ by less than the distance to the nearest of many
-    kinks. That is little beside brightness, but not beside a low contrast (measured: 10 of 40).
+    one active unit, and the layers below are linear for all these images: for whatever images
+    without any kink, else for images that differ so little that no unit changes its side.
     """
     head, names = network.head, _kinds(network)
     one = torch.zeros_like(result.assumed)
@@ -139,9 +143,32 @@ def _hides_averages(
     kinds = {type(module).__name__ for module in model.modules() if not any(module.children())}
     if head.logits and len(model.get_parameter(f"{head.logits}.weight")) <= 2:
         one |= not any(name in kinds for name in CURVED)
-    if names <= set(LINEAR):
+    if names <= set(LINEAR) or not one.any():
         return one
-    return one & (contrast_ratio(result.images, value_range) > LOW_CONTRAST)
+    return one & _same_sides(result.images, network, value_range)
+
+
+def _same_sides(images: Tensor, network: Network, value_range: tuple[float, float]) -> Tensor:
+    """(N,), whether some difference of twice `CLEAR` changes the side of no unit, either way.
+
+    Tried are noise, smooth noise and brightness: differences that two photographs may have.
+    """
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2 * DIRECTIONS, *images.shape[1:], generator=generator).to(images)
+    noise[DIRECTIONS:] = nn.functional.avg_pool2d(noise[DIRECTIONS:], 3, 1, 1)
+    size = 2 * CLEAR * image_size(images, value_range)
+    same = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    kinked = [i for i, node in enumerate(network.nodes) if isinstance(node.does, Activation)]
+    for direction in [*noise[:, None].unbind(), images - images.mean(dim=(1, 2, 3), keepdim=True)]:
+        step = (
+            direction * (size / root_mean_square(direction).clamp(min=1e-300))[:, None, None, None]
+        )
+        maps = [network.maps(x) for x in (images, images + step, images - step)]
+        sides = [[torch.sign(m[i]) for i in kinked] for m in maps]
+        each = [[(a == b).flatten(1).all(dim=1) for a, b in zip(sides[0], other, strict=True)]
+                for other in sides[1:]]  # fmt: skip
+        same |= torch.stack([*each[0], *each[1]]).all(dim=0)
+    return same
 
 
 def _kinds(network: Network) -> set[str]:
