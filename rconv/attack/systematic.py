@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from rconv.attack.report import Reconstruction
-from rconv.attack.verdict import ARITHMETIC, STATED, image_size
+from rconv.attack.verdict import ARITHMETIC, DARK, STATED, image_size
 from rconv.linalg.solution import root_mean_square
 from rconv.model.heads import Head
 from rconv.model.wrappers import tensor_of
@@ -289,7 +289,9 @@ def head_mixture(
     free = _prediction(turn, bare, rows)
     classes, features = head.weight.shape
     drowned = classes**0.5 + features**0.5
-    size = (value - black).norm(dim=1).minimum(value.norm(dim=1)).clamp(min=1e-300)
+    # A black image has the features of nothing; it is measured as `image_size` measures it.
+    length, bright = value.norm(dim=1), (value - black).norm(dim=1)
+    size = bright.minimum(length).maximum(DARK * length).clamp(min=1e-300)
     hidden = (ABOVE * drowned * own.per).sqrt() / size
     level = deviation.flatten(1).norm(dim=1) / gradient.flatten(1).norm(dim=1).clamp(min=1e-300)
     hidden = torch.where(level > COARSE, hidden, 0.0)

@@ -285,14 +285,17 @@ def tightened_bounds(
         for sign in (1, -1):
             if low[j] <= bounds[0] + PROGRAM if sign > 0 else high[j] >= bounds[1] - PROGRAM:
                 continue
-            found = scipy.optimize.linprog(
-                sign * basis[j],
-                A_ub=-directions,
-                b_ub=values,
-                bounds=[(None, None)] * basis.shape[1],
-                method="highs",
-                options=OPTIONS,
-            )
+            for method, options in ATTEMPTS:
+                found = scipy.optimize.linprog(
+                    sign * basis[j],
+                    A_ub=-directions,
+                    b_ub=values,
+                    bounds=[(None, None)] * basis.shape[1],
+                    method=method,
+                    options=options,
+                )
+                if found.x is not None or found.status == UNBOUNDED:
+                    break
             if found.status == UNBOUNDED:
                 low[j], high[j] = (-np.inf, high[j]) if sign > 0 else (low[j], np.inf)
                 continue
