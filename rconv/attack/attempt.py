@@ -230,13 +230,15 @@ def _systematic(
 ) -> Tensor:
     """Relative error of the images if what their noise does not explain is systematic."""
     error = second_order(revealed)
-    if isinstance(head, ConvEntry) or not (head.has_bias and head.logits and len(head.weight) > 2):
+    coarse = torch.where(level > COARSE, torch.ones_like(error), error)
+    if isinstance(head, ConvEntry) or not (head.logits and len(head.weight) > 2):
         # No head that would show several images, whose differences drown in a coarse noise.
-        return torch.where(level > COARSE, torch.ones_like(error), error)
+        return coarse
     own, seen = (start.estimate.value.flatten(1), start.derivative), start.observed
     turn = cotangent_turn(model, head, images, *own, labels)
     black, known = black_features(model, head, images), (seen.gradients, seen.noise, seen.unit)
-    return error.maximum(head_mixture(head, turn, *own, black, *known))
+    mixture = head_mixture(head, turn, *own, black, *known)
+    return (error if head.has_bias else coarse).maximum(mixture)
 
 
 def _labels(model: nn.Module, head: Head | ConvEntry, images: Tensor, start: Start) -> Tensor:

@@ -125,7 +125,7 @@ def cotangent_turn(
     model : Module
         The shared model, float64.
     head : Head
-        Its first Linear, which has a bias.
+        Its first Linear.
     images : Tensor
         (N, C, H, W).
     value, cotangent : Tensor
@@ -139,7 +139,9 @@ def cotangent_turn(
         Takes (N, n) and returns (N, K), in the unit of `cotangent`.
     """
     linear = model.get_submodule(head.name)
-    z, labels = value @ head.weight.mT + linear.bias.detach(), labels.clamp(min=0)
+    z, labels = value @ head.weight.mT, labels.clamp(min=0)
+    if linear.bias is not None:
+        z = z + linear.bias.detach()
 
     def turn(direction: Tensor) -> Tensor:
         step = direction @ head.weight.mT
@@ -294,7 +296,8 @@ def head_mixture(
     size = bright.minimum(length).maximum(DARK * length).clamp(min=1e-300)
     hidden = (ABOVE * drowned * own.per).sqrt() / size
     level = deviation.flatten(1).norm(dim=1) / gradient.flatten(1).norm(dim=1).clamp(min=1e-300)
-    hidden = torch.where(level > COARSE, hidden, 0.0)
+    # Without a bias, what the layers further down show is not compared with a simulation.
+    hidden = torch.where(level > (COARSE if head.has_bias else 0.0), hidden, 0.0)
     found = own.largest * own.cosine > LIKENESS * drowned, free.largest > ABOVE * drowned
     each = zip(found, (own, free), strict=True)
     seen = torch.stack([torch.where(sure, part.difference, 0.0) for sure, part in each])

@@ -218,5 +218,7 @@ def revealed_noise(
         allowed = torch.cat([allowed, least[:, None]], dim=1)
     else:
         residuals[:, 0] = residuals[:, 0].maximum(head_residual)
+        if not network.head.has_bias:  # the scale follows from these equations alone
+            allowed[:, 0] = ACCUMULATED * levels[:, 0] + ARITHMETIC
     beyond = torch.where(residuals > allowed, residuals, 0.0)
     return beyond.amax(dim=1).clamp(max=1.0)

@@ -521,3 +521,10 @@ def test_two_classes_do_not_show_how_many_images_a_linear_network_had(classes, u
     assert bool(one.unique.all()) == unique
     if not unique:
         assert "mean of several images" in one.diagnostics[0]
+
+
+@pytest.mark.parametrize("seed", [910000, 910135, 910239])
+def test_two_images_of_different_brightness_are_not_called_unique_without_a_bias(seed):
+    """The head's own equations and what rounding hides in them count there; nothing else does."""
+    (record,) = attack_random_networks(range(seed, seed + 1), "brighter, same label, float32")
+    assert not record["unique"]
