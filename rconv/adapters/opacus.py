@@ -5,7 +5,7 @@
     from rconv import Attack
     from rconv.adapters.opacus import observed
 
-    model, optimizer, loader = PrivacyEngine().make_private(…)
+    model, optimizer, loader = PrivacyEngine().make_private(module=model, ...)
     loss(model(images), labels).backward()
     gradients, noise = observed(model, optimizer)   # in place of optimizer.step()
     optimizer.original_optimizer.step()

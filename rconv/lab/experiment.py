@@ -49,6 +49,7 @@ def run(
     signs: bool = True,
     filters: Sequence[int] | None = None,
     initialisation: str | None = None,
+    batch: int | None = 1,
 ) -> Experiment:
     """Attack images of a dataset through an architecture, and measure.
 
@@ -63,6 +64,8 @@ def run(
         rounds float32 gradients.
     constraints, signs : str or sequence of str, bool
         As `Attack` takes them.
+    batch : int, optional
+        As `attack_images` takes it.
 
     Returns
     -------
@@ -79,7 +82,7 @@ def run(
     model = shared_model(dataset, architecture, activation, dtype=dtype, **options)
     settings = {"dataset": dataset, **model_settings(architecture, activation, **options)}
     truth = datasets.load(dataset, indices)
-    options = {"dtype": dtype, "constraints": constraints, "signs": signs}
+    options = {"dtype": dtype, "constraints": constraints, "signs": signs, "batch": batch}
     return attack_images(model, truth, architecture, settings, **options)
 
 
