@@ -177,7 +177,8 @@ def test_every_page_shows_the_version(book, pages):
 
 
 def test_the_book_is_light(book):
-    assert sum(path.stat().st_size for path in book.rglob("*") if path.is_file()) < 10e6
+    """12 MB: it had 10.3 with the pages on blocks, hidden layers and the audit's record."""
+    assert sum(path.stat().st_size for path in book.rglob("*") if path.is_file()) < 12e6
 
 
 def test_every_module_is_in_the_reference(book, pages):
