@@ -177,7 +177,7 @@ def test_every_page_shows_the_version(book, pages):
 
 
 def test_the_book_is_light(book):
-    """12 MB: it had 10.3 with the pages on blocks, hidden layers and the audit's record."""
+    """Of which it had 10.3 MB when this was last set."""
     assert sum(path.stat().st_size for path in book.rglob("*") if path.is_file()) < 12e6
 
 
