@@ -1,16 +1,27 @@
-"""Small networks and random tensors that the tests of the attack share."""
+"""Small networks, random tensors and checks that tests share."""
 
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import nn
 
+from rconv.data.datasets import DatasetError, load
 from rconv.data.sources import data_folder
 from rconv.model.geometry import Geometry
 from rconv.observe.observation import per_sample_gradients
 
 SEEDS = st.integers(0, 10**6)
+
+
+def refusal(*args, **kwargs):
+    """Return the message of the DatasetError that `load` raises, which must be one line."""
+    with pytest.raises(DatasetError) as caught:
+        load(*args, **kwargs)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
 
 
 def normal(*shape, seed=0):

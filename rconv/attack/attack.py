@@ -182,10 +182,11 @@ class Attack:
             self._match_dtype(gradients)
         noise = declared_noise(self.model, rounding, precision, noise)
         points = observed_entry_points(self.entry_points, gradients)
-        point, closed = best_entry_point(points, Observed.of(gradients, noise))
+        clients = Observed.of(gradients, noise)
+        point, closed = best_entry_point(points, clients)
         if batch != 1:
             required_for_batches(point.network, batch)
-        clients = self._with_statistics(point, Observed.of(gradients, noise), buffers)
+        clients = self._with_statistics(point, clients, buffers)
         total, parts = len(clients), []
         hidden, delay = (None, PATIENCE) if progress is None else (not progress, 0)
         with tqdm(total=total, disable=hidden, delay=delay, unit="client") as bar:
@@ -210,7 +211,7 @@ class Attack:
     ) -> Observed:
         """The clients with the statistics of their batches, where blocks make use of them."""
         statistics = batch_statistics(self._running, buffers, len(clients))
-        if all(stage.linear for stage in point.network.stages):
+        if not point.network.has_blocks:
             return clients
         return replace(clients, gradients={**clients.gradients, **statistics})
 

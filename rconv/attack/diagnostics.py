@@ -159,15 +159,18 @@ def _same_sides(images: Tensor, network: Network, value_range: tuple[float, floa
     size = 2 * CLEAR * image_size(images, value_range)
     same = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     kinked = [i for i, node in enumerate(network.nodes) if isinstance(node.does, Activation)]
+
+    def sides(x: Tensor) -> list[Tensor]:
+        maps = network.maps(x)
+        return [torch.sign(maps[i]).flatten(1) for i in kinked]
+
+    known = sides(images)
     for direction in [*noise[:, None].unbind(), images - images.mean(dim=(1, 2, 3), keepdim=True)]:
         step = (
             direction * (size / root_mean_square(direction).clamp(min=1e-300))[:, None, None, None]
         )
-        maps = [network.maps(x) for x in (images, images + step, images - step)]
-        sides = [[torch.sign(m[i]) for i in kinked] for m in maps]
-        each = [[(a == b).flatten(1).all(dim=1) for a, b in zip(sides[0], other, strict=True)]
-                for other in sides[1:]]  # fmt: skip
-        same |= torch.stack([*each[0], *each[1]]).all(dim=0)
+        moved = zip(known * 2, sides(images + step) + sides(images - step), strict=True)
+        same |= torch.stack([(a == b).all(dim=1) for a, b in moved]).all(dim=0)
     return same
 
 
@@ -199,7 +202,7 @@ def with_block_diagnostics(
     -------
     Reconstruction
     """
-    if all(stage.linear for stage in network.stages):
+    if not network.has_blocks:
         return result
     float64 = 0 < noise.relative <= DOUBLE  # a declared precision has no relative part
     declared = not float64 or noise.spread > 0 or bool(noise.deviations)

@@ -122,9 +122,5 @@ def hidden_equations(head: Head, bias: Tensor, clients: Observed) -> HiddenEquat
     if last is not None:  # of a mean: the mean probability of each class less its share
         shares = (1 / last.shape[1] - last[0]).clamp(min=0)
         shares = shares / shares.sum().clamp(min=1e-300)
-    return HiddenEquations(head.hidden, matrix, hidden_factors(head, clients), second[0], shares)
-
-
-def hidden_factors(head: Head, clients: Observed) -> Factors:
-    """The gradient of the first Linear in its singular vectors; their number is the samples'."""
-    return Factors.of(*head_gradient(head, clients))
+    factors = Factors.of(*head_gradient(head, clients))
+    return HiddenEquations(head.hidden, matrix, factors, second[0], shares)

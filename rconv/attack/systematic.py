@@ -81,11 +81,6 @@ def second_order(revealed: Tensor) -> Tensor:
     return (SECOND_ORDER * revealed.sqrt()).clamp(max=1.0)
 
 
-def contrast_ratio(images: Tensor, value_range: tuple[float, float]) -> Tensor:
-    """Brightness of images (N, C, H, W) over their size as `verdict.image_size` has it, (N,)."""
-    return root_mean_square(images) / image_size(images, value_range)
-
-
 def relative_to_contrast(
     result: Reconstruction, value_range: tuple[float, float]
 ) -> Reconstruction:
@@ -106,7 +101,7 @@ def relative_to_contrast(
     -------
     Reconstruction
     """
-    ratio = contrast_ratio(result.images, value_range)
+    ratio = root_mean_square(result.images) / image_size(result.images, value_range)
     # What the residual hides within the noise is small beside the brightness of an image, but not
     # beside its contrast where that is low.
     hidden = torch.where(ratio > LOW_CONTRAST, second_order(result.gradient_residual), 0.0)

@@ -6,6 +6,7 @@ them by the largest margin t. If t is not positive, its dual is a proof: weights
 yᵀG = 0 and yᵀh = t = 0 force all with a positive weight to be equalities, whatever z is.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -248,18 +249,22 @@ def _proved(
 def _program(values: np.ndarray, directions: np.ndarray) -> "scipy.optimize.OptimizeResult | None":
     """The program of some rows, all of them at once; None where it fails."""
     rows, columns = directions.shape
+    objective, limits = np.r_[np.zeros(columns), -1.0], np.hstack([-directions, np.ones((rows, 1))])
+    tried = _tried(objective, limits, values, [(None, None)] * columns + [(None, DEEP)])
+    return next((found for found in tried if found.x is not None), None)
+
+
+def _tried(
+    objective: np.ndarray,
+    limits: np.ndarray,
+    values: np.ndarray,
+    bounds: Sequence[tuple[float | None, float | None]],
+) -> "Iterator[scipy.optimize.OptimizeResult]":
+    """The least objective where limits · z ≤ values, by each of `ATTEMPTS` until one will do."""
     for method, options in ATTEMPTS:
-        found = scipy.optimize.linprog(
-            np.r_[np.zeros(columns), -1.0],
-            A_ub=np.hstack([-directions, np.ones((rows, 1))]),
-            b_ub=values,
-            bounds=[(None, None)] * columns + [(None, DEEP)],
-            method=method,
-            options=options,
+        yield scipy.optimize.linprog(
+            objective, A_ub=limits, b_ub=values, bounds=bounds, method=method, options=options
         )
-        if found.x is not None:
-            return found
-    return None
 
 
 def tightened_bounds(
@@ -278,22 +283,14 @@ def tightened_bounds(
     """
     if directions.size > MOST:
         return None
-    low, high = point.copy(), point.copy()
+    low, high, free = point.copy(), point.copy(), [(None, None)] * basis.shape[1]
     moved = np.flatnonzero(moving(basis))
     low[moved], high[moved] = np.inf, -np.inf
     for j in tqdm(moved, desc="intervals", unit="entry", leave=False, disable=len(moved) < 100):
         for sign in (1, -1):
             if low[j] <= bounds[0] + PROGRAM if sign > 0 else high[j] >= bounds[1] - PROGRAM:
                 continue
-            for method, options in ATTEMPTS:
-                found = scipy.optimize.linprog(
-                    sign * basis[j],
-                    A_ub=-directions,
-                    b_ub=values,
-                    bounds=[(None, None)] * basis.shape[1],
-                    method=method,
-                    options=options,
-                )
+            for found in _tried(sign * basis[j], -directions, values, free):
                 if found.x is not None or found.status == UNBOUNDED:
                     break
             if found.status == UNBOUNDED:

@@ -189,6 +189,11 @@ class Network:
             raise UnsupportedModelError(f"{norm}: {method} does not know BatchNorm2d")
         return self
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether layers are solved for together with the convolution below them."""
+        return not all(stage.linear for stage in self.stages)
+
     def refuse_blocks(self, method: str, *, grouped: bool = False) -> None:
         """Refuse layers that are solved for together, and groups, for methods without them.
 

@@ -4,18 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import refusal
 
 from rconv.data import TRAIN_SIZES
-from rconv.data.datasets import CHANNELS, CLASSES, SIZES, DatasetError, load, preprocess
-
-
-def refusal(*args, **kwargs):
-    """Return the message of the DatasetError that `load` raises, which must be one line."""
-    with pytest.raises(DatasetError) as caught:
-        load(*args, **kwargs)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+from rconv.data.datasets import CHANNELS, CLASSES, SIZES, load, preprocess
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from small import refusal
 
 from rconv.data.datasets import CHANNELS, CLASSES, DatasetError, load, write_snapshot
 
@@ -80,15 +81,6 @@ def cifar_files(monkeypatch, folder, name, count=6):
     sealed = found.meta | {"md5": write(found.meta["filename"], meta)}
     monkeypatch.setattr(found, "meta", sealed)
     return data, targets
-
-
-def refusal(*args, **kwargs):
-    """Return the message of the DatasetError that `load` raises, which must be one line."""
-    with pytest.raises(DatasetError) as caught:
-        load(*args, **kwargs)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 # Snapshots
