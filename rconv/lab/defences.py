@@ -45,14 +45,22 @@ def clip(gradients: Gradients, bound: float) -> dict[str, Tensor]:
 
 
 def clip_and_noise(
-    gradients: Gradients, multiplier: float, bound: float, generator: torch.Generator
+    gradients: Gradients,
+    multiplier: float,
+    bound: float,
+    generator: torch.Generator,
+    *,
+    summed: bool = False,
 ) -> dict[str, Tensor]:
     """Clip, then add Gaussian noise of the same size to every entry: the Gaussian mechanism.
 
-    clip(g) + σ · C · ε, with the noise multiplier σ and the bound C. What one such release buys is
-    `epsilon_of_release`.
+    clip(g) + σ · C · ε, with the noise multiplier σ and the bound C; if `summed`, the clipped
+    gradients are added before the noise, as in a step of DP-SGD, and N is 1 in the result. The
+    privacy of one release of one client is `epsilon_of_release`.
     """
     clipped = clip(gradients, bound)
+    if summed:
+        clipped = {name: g.sum(dim=0, keepdim=True) for name, g in clipped.items()}
     return {
         name: g + multiplier * bound * normal
         for (name, g), normal in zip(clipped.items(), _normals(clipped, generator), strict=True)
@@ -172,7 +180,9 @@ def _check_mechanism(multiplier: float, delta: float) -> None:
 
 
 def _normals(gradients: Gradients, generator: torch.Generator) -> list[Tensor]:
-    return [torch.randn(g.shape, generator=generator, dtype=g.dtype) for g in gradients.values()]
+    return [
+        torch.randn(g.shape, generator=generator, dtype=g.dtype).to(g) for g in gradients.values()
+    ]
 
 
 def _per_client(values: Tensor, like: Tensor) -> Tensor:

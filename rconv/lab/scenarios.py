@@ -169,13 +169,11 @@ def _summed(
 def _private(gradients: Gradients, scenario: Scenario, seed: int) -> tuple[Gradients, Noise]:
     """Clipped image by image, added where several are behind one gradient, and noised."""
     bound = float(defences.norms(gradients).min()) / 2
-    clipped = defences.clip(gradients, bound)
-    if scenario.together > 1:
-        clipped = {name: g.sum(dim=0, keepdim=True) for name, g in clipped.items()}
-    generator = torch.Generator().manual_seed(seed)
-    std = scenario.noise * bound
-    noised = {
-        name: g + std * torch.randn(g.shape, generator=generator, dtype=g.dtype).to(g)
-        for name, g in clipped.items()
-    }
-    return noised, Noise(deviations=dict.fromkeys(noised, std))
+    noised = defences.clip_and_noise(
+        gradients,
+        scenario.noise,
+        bound,
+        torch.Generator().manual_seed(seed),
+        summed=scenario.together > 1,
+    )
+    return noised, Noise(deviations=dict.fromkeys(noised, scenario.noise * bound))
