@@ -241,9 +241,9 @@ def _add_answer(audit: argparse.ArgumentParser) -> None:
     audit.add_argument(
         "--time-limit",
         type=amount,
-        default=120.0,
+        default=60.0,
         metavar="S",
-        help="seconds after which no other scenario of the report starts (default 120), 0 for none",
+        help="seconds after which no other scenario of the report starts (default 60), 0 for none",
     )
 
 

@@ -72,7 +72,7 @@ def _audited(model: Shared, arguments: argparse.Namespace) -> Audit:
         active=a.active,
         time_limit=a.time_limit if a.json or a.html else 0.0,
         command=a.line,
-        announce=(lambda text: complain(f"trying {text}")) if watched() else None,
+        announce=complain if watched() else None,
     )
 
 

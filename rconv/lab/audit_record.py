@@ -38,9 +38,6 @@ MEANINGS = {
 }
 """Risk level → what it means."""
 
-MEANINGFUL = 20.0
-"""ε above which differential privacy promises nothing of use: a factor of e²⁰ in likelihoods."""
-
 
 @dataclass(frozen=True)
 class Audit:
@@ -98,7 +95,8 @@ def full_audit(
     command : str
         The command line that asked for it.
     announce : callable, optional
-        Is called with the name of each scenario that starts; a trial then shows a progress bar.
+        Is called with the verdict as soon as it is known, and with the name of each scenario that
+        starts; trials then show progress bars.
 
     Returns
     -------
@@ -115,14 +113,10 @@ def full_audit(
     model.train(scenario.mode == "training")
     given = {"images": images, "labels": labels}
     found, refusal = _accepted(lambda: examine(model, input_shape, active=active))
-    tried, cells = None, []
+    tried = None
     if trials or images is not None:
-        own = {**_enough(given, scenario, trials), "scenario": scenario}
-        own["progress"] = announce is not None
-        tried, refusal = _accepted(lambda: trial(model, input_shape, **own))
-    if time_limit > 0 and (trials or images is not None):
-        own = _outcome(tried, str(refusal or ""))
-        cells = _scenarios(model, input_shape, given, {scenario: own}, time_limit, announce)
+        own = {**_enough(given, scenario, trials), "progress": announce is not None}
+        tried, refusal = _accepted(lambda: trial(model, input_shape, scenario=scenario, **own))
     record: Record = {
         **_made(command),
         "model": _model(model, input_shape, name),
@@ -130,10 +124,16 @@ def full_audit(
         "rank": _rank(found, active),
         "trial": None if tried is None else _trial(tried),
         "layers": _layers(model, found, tried),
-        "scenarios": cells,
+        "scenarios": [],
         "refusal": None if refusal is None else _refusal(refusal),
     }
     record["verdict"] = _verdict(record, found, tried)
+    if time_limit > 0 and (trials or images is not None):
+        announce = announce or (lambda text: None)
+        announce(f"{record['verdict']['sentence']} Now other scenarios, for the report.")
+        known = {scenario: _outcome(tried, str(refusal or ""))}
+        record["scenarios"] = _scenarios(model, input_shape, given, known, time_limit, announce)
+        record["verdict"] = _verdict(record, found, tried)
     return Audit(record, found, tried)
 
 
@@ -184,7 +184,7 @@ def _scenarios(
     given: Record,
     known: dict[Scenario, Record],
     limit: float,
-    announce: Callable[[str], Any] | None,
+    announce: Callable[[str], Any],
 ) -> list[Record]:
     """One entry for each scenario; those that there is no time for say so.
 
@@ -199,8 +199,7 @@ def _scenarios(
             if time.monotonic() - start > limit:
                 known[scenario] = _outcome(None, f"{NOT_RUN} within {limit:g} s")
             else:
-                if announce is not None:
-                    announce(f"{respect}: {value}")
+                announce(f"trying {respect}: {value}")
                 known[scenario] = _attempt(model, input_shape, given, scenario)
     return [
         {"respect": respect, "value": value, **_setup(scenario), **known[scenario]}
@@ -355,16 +354,16 @@ def _sentence(risk: str, record: Record, found: Findings | None) -> str:
         return f"rconv cannot attack this model: {reason}. This does not mean that it is private."
     if tried is None:
         return by_rank(found)
-    count, of = tried["recovered"], tried["tried"]
+    of = f"{tried['tried']} image" + ("s" if tried["tried"] > 1 else "")
     if risk == LEAKS:
-        return f"This setup leaks: the attack recovered {count} of {of} images."
+        return f"This setup leaks: the attack recovered {tried['recovered']} of {of}."
     best, flat = (max(filter(None, tried[key])) for key in ("psnr", "psnr_flat"))
     if risk == PARTLY:
         return (
-            f"This setup leaks partly: none of {of} images was recovered, but {tried['visible']} "
-            f"can be made out (up to {best:.0f} dB; a flat grey image has at most {flat:.0f} dB)."
+            f"This setup leaks partly: 0 of {of} recovered, but {tried['visible']} recognisable in "
+            f"part (up to {best:.0f} dB; a flat grey image has at most {flat:.0f} dB)."
         )
-    return f"This attack shows nothing of {of} images that were tried."
+    return f"With this attack nothing is visible: 0 of {of} recovered, none recognisable in part."
 
 
 def by_rank(found: Findings) -> str:
@@ -401,14 +400,20 @@ def _action(risk: str, record: Record) -> str:
     said = ""
     if quiet:
         least = min(quiet, key=lambda own: own["noise"])
-        said = f" σ = {least['noise']:g} was the smallest noise tried at which nothing was visible"
-        weak = least["epsilon"] > MEANINGFUL
-        said += f"; its ε of {least['epsilon']:,.0f} promises nothing." if weak else "."
+        said = (
+            " Do not choose it from this trial, which is one attack: nothing was visible at "
+            f"σ = {least['noise']:g}"
+        )
+        if least["epsilon"] is not None:
+            said += f", where ε of a single step is {least['epsilon']:,.0f}; useful values have "
+            said += "one digit"
+        said += "."
     elif noisy:
         said = " The noise that was tried here did not stop the attack."
     return (
-        f"Train with DP-SGD: clip the gradient of each image and add noise.{said} Choose σ from "
-        "the ε that you can accept, not from this trial."
+        "Train with DP-SGD, which clips the gradient of each image and adds noise. Let an "
+        "accountant, such as that of Opacus, compute the noise from an ε that you can "
+        f"accept.{said}"
     )
 
 

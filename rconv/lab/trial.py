@@ -153,21 +153,21 @@ class Trial:
             `rconv.audit.overall` of the same model.
         """
         if generic == TOO_LARGE:
-            return "The generic rank is too large to compute; the trial has made the attack."
+            return "The rank is too large to compute; the verdict is that of the trial."
         if generic == NOT_UNIQUE and self.unique.any():
             signs = any(int(r.signs[self.unique].max()) for r in self.reconstruction.layers)
-            reason = "signs close the rest" if signs else "more outputs are active than assumed"
+            reason = "signs determine the rest" if signs else "more outputs are active than assumed"
             return (
-                f"The two differ. '{generic}' is said by the generic rank, of the equations of the "
-                f"shapes. With these weights and images {reason}."
+                f"Rank and trial differ. The rank for random data says '{generic}'; with these "
+                f"weights and images {reason}."
             )
         if generic == NOT_UNIQUE or self.unique.all():
             return ""
         first = int((~self.unique).nonzero()[0])
         return (
-            f"The two differ. '{generic}' is said by the generic rank, of what the shapes allow at "
-            "best. With these weights and images it is not reached: the first that is not unique, "
-            f"image {first}: {self.reconstruction.diagnostics[first]}."
+            f"Rank and trial differ. The rank for random data says '{generic}'; with these weights "
+            f"some images are not unique. The first of them, image {first}: "
+            f"{self.reconstruction.diagnostics[first]}."
         )
 
 

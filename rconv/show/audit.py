@@ -38,11 +38,11 @@ TERMS = {
     "recovered": "The reconstruction has 40 dB or more, or it is the only image that explains the "
     "gradients.",
     "PSNR": "Peak signal-to-noise ratio in decibels: 20 dB is a mean error of a tenth of the range "
-    "of the pixels, 40 dB one of a hundredth, which nobody sees.",
+    "of the pixels, 40 dB one of a hundredth, which is invisible.",
     "flat image": "An image of one colour, the mean of the original: what an attacker who learns "
     "almost nothing would show.",
-    "interval": "With 95 % confidence, the share of recovered images lies in it for more images "
-    "of this kind.",
+    "interval": "95 % confidence interval of the share of recovered images, for images of the "
+    "same kind.",
     "unknowns": "Numbers in the input of a layer, which the attack computes from its equations.",
     "rank": "Number of independent equations for the input of a layer, for random data. If it "
     "equals the unknowns, the equations determine the input.",
@@ -50,9 +50,9 @@ TERMS = {
     "a prior may still show some of them.",
     "filters (needed)": "Filters of the convolution, and the fewest with which its rank is full.",
     "σ": "Standard deviation of the noise over the clipping bound, for the gradient of one step.",
-    "ε": "Differential privacy at δ = 1e-5 for one step on one image: no other image is more than "
-    "e^ε times less likely to be the one behind the gradient. Useful values have one digit; they "
-    "add up over steps and shrink by sampling.",
+    "ε": "Bound of differential privacy, here of one step on one image at δ = 1e-5: replacing the "
+    "image changes the probability of any gradient at most by the factor e^ε. Useful values have "
+    "one digit. More steps increase ε, random sampling of the batches reduces it.",
     "evaluation mode": "BatchNorm uses its running statistics, dropout is off.",
     "training mode": "BatchNorm normalises with the statistics of the batch, dropout is on.",
     "sum over clients": "The server sees the sum of the gradients of several clients, as with "

@@ -224,7 +224,7 @@ def test_audit_tries_images_of_the_dataset_and_weights_of_a_file(tmp_path, capsy
     out = capsys.readouterr().out
     assert "Tried with these weights: 3 given images, gradients in float32" in out
     assert "0 of 3 images reconstructed" in out and "Digits: leaks" in out
-    assert "The two differ. 'leaks' is said by the generic rank" in out
+    assert "Rank and trial differ. The rank for random data says 'leaks'" in out
     assert "image 0: conv4 has rank" in out
 
 

@@ -526,6 +526,15 @@ def test_an_interruption_keeps_what_is_finished(tmp_path):
     assert os.listdir(tmp_path) == ["out.json"]
 
 
+def test_an_interrupted_audit_is_one_line_and_leaves_nothing(tmp_path):
+    process = started("audit --json a.json --html a.html", tmp_path)
+    eventually(lambda: list(tmp_path.glob(".rconv-*.lock")))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out, err) == (130, "", "rconv: interrupted\n")
+    assert not os.listdir(tmp_path)
+
+
 def test_records_and_the_picture_are_written_as_images_come(tmp_path, monkeypatch, capsys):
     """An error, or Ctrl-C, in the middle keeps those that are finished."""
     out, file = tmp_path / "out.png", tmp_path / "out.json"

@@ -30,6 +30,10 @@ def Net():
     body = nn.Conv2d(1, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 6, 3, padding=1), nn.Tanh()
     return nn.Sequential(*body, nn.Flatten(), nn.Linear(216, 3))
 
+def Partly():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(1, 2, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3))
+
 class Opaque(nn.Module):
     def __init__(self):
         super().__init__()
@@ -89,9 +93,9 @@ def test_a_leaking_model_with_its_scenarios():
     assert cells["Mode", "training mode"]["psnr"] == record["trial"]["psnr_of_recovered"]
     assert "at most 3" in cells["Sum over clients", "4 clients"]["reason"]
     assert cells["DP noise", "σ = 1"]["risk"] == NOT_BY_THIS_ATTACK
-    assert "smallest noise tried" in record["verdict"]["action"]
+    assert "one attack: nothing was visible at σ = " in record["verdict"]["action"]
     epsilons = [own["epsilon"] for own in record["scenarios"] if own["noise"]]
-    assert epsilons == sorted(epsilons, reverse=True) and 5 < epsilons[-1] < 15 < epsilons[0]
+    assert epsilons == sorted(epsilons) and 5 < epsilons[0] < 15 < epsilons[-1]
     assert record["threat_model"]["epsilon"] is None
 
 
@@ -133,6 +137,9 @@ def test_what_is_sent_in_each_scenario():
 CODES = {
     "leaks, no threshold": (["--model", "net.py:Net"], 0),
     "leaks, threshold": (["--model", "net.py:Net", "--fail-on", "leaks"], 3),
+    "partly, threshold": (["--model", "net.py:Partly", "--fail-on", "partly"], 3),
+    "partly, below the threshold": (["--model", "net.py:Partly", "--fail-on", "leaks"], 0),
+    "not by this attack": (["--model", "net.py:Net", "--noise", "1", "--fail-on", "partly"], 0),
     "usage": (["--model", "net.py:Nope"], 2),
     "not supported": (["--model", "net.py:Opaque", "--fail-on", "leaks"], 4),
 }
@@ -149,7 +156,9 @@ def test_exit_codes_of_the_process(arguments, code, folder):
     assert [(folder / name).exists() for name in ("a.json", "a.html")] == [written] * 2
     if written:
         record = valid(json.loads((folder / "a.json").read_text()))
-        assert record["verdict"]["risk"] == ("not supported" if code == 4 else LEAKS)
+        named = {"Opaque": "not supported", "Partly": PARTLY}
+        risk = named.get(arguments[1].partition(":")[2], LEAKS)
+        assert record["verdict"]["risk"] == (NOT_BY_THIS_ATTACK if "--noise" in arguments else risk)
         assert (record["refusal"] is not None) == (code == 4)
         assert record["verdict"]["risk"] in run.stdout
 
@@ -167,6 +176,14 @@ def test_settings_come_from_pyproject_and_the_command_line_wins(folder):
     assert parse(["audit", "-m", "lenet"]).model is None  # instead of the file's
     assert parse(["audit", "-i", "3"]).trials is None
     assert not hasattr(parse(["attack"]), "trials")
+
+
+def test_two_local_steps_with_their_scenarios():
+    """No ε is stated for several steps."""
+    options = {"scenario": Scenario(steps=2), "trials": 1, "time_limit": 60.0}
+    record = valid(full_audit(leaking(), (1, 6, 6), **options).record)
+    assert {own["epsilon"] for own in record["scenarios"] if own["noise"]} == {None}
+    assert "ε of a single step" not in record["verdict"]["action"]
 
 
 WRONG = {

@@ -166,7 +166,7 @@ def test_dead_filters_break_what_the_shapes_promise():
     found = trial(model, SHAPE, count=2)
     assert generic == "leaks" and not found.unique.any()
     text = found.beside(generic)
-    assert text.startswith("The two differ. 'leaks' is said by the generic rank")
+    assert text.startswith("Rank and trial differ. The rank for random data says 'leaks'")
     assert "image 0: 2 has rank" in text
 
 
