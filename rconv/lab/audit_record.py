@@ -109,8 +109,7 @@ def full_audit(
         If the model takes no image of this shape, and as `trial`.
     """
     scenario = scenario or Scenario()
-    _check_shape(model.eval(), input_shape)
-    model.train(scenario.mode == "training")
+    _check_shape(model.eval(), input_shape).train(scenario.mode == "training")
     given = {"images": images, "labels": labels}
     found, refusal = _accepted(lambda: examine(model, input_shape, active=active))
     tried = None
@@ -119,12 +118,10 @@ def full_audit(
         tried, refusal = _accepted(lambda: trial(model, input_shape, scenario=scenario, **own))
     record: Record = {
         **_made(command),
-        "model": _model(model, input_shape, name),
-        "threat_model": _threat_model(scenario),
+        **_question(model, input_shape, name, scenario),
         "rank": _rank(found, active),
         "trial": None if tried is None else _trial(tried),
         "layers": _layers(model, found, tried),
-        "scenarios": [],
         "refusal": None if refusal is None else _refusal(refusal),
     }
     record["verdict"] = _verdict(record, found, tried)
@@ -156,7 +153,7 @@ def _made(command: str) -> Record:
     }
 
 
-def _check_shape(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
+def _check_shape(model: nn.Module, input_shape: tuple[int, int, int]) -> nn.Module:
     image = torch.zeros(1, *input_shape).to(next(model.parameters(), torch.zeros(1)))
     try:
         with torch.no_grad():
@@ -166,6 +163,7 @@ def _check_shape(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
         raise ValueError(
             f"the model takes no image of the shape {tuple(input_shape)}: {reason}"
         ) from error
+    return model
 
 
 def _enough(given: Record, scenario: Scenario, trials: int) -> Record:
@@ -231,18 +229,19 @@ def _outcome(tried: Trial | None, reason: str = "") -> Record:
     }
 
 
-def _model(model: nn.Module, input_shape: tuple[int, int, int], name: str) -> Record:
-    return {
+def _question(
+    model: nn.Module, input_shape: tuple[int, int, int], name: str, scenario: Scenario
+) -> Record:
+    """The model and the setup that the audit is about, before anything is tried."""
+    described = {
         "name": name,
         "input_shape": list(input_shape),
         "parameters": sum(p.numel() for p in model.parameters()),
         "buffers": [own for own, _ in model.named_buffers()],
     }
-
-
-def _threat_model(scenario: Scenario) -> Record:
     knows = ["model code", "weights", "buffers", "range of the pixels", "loss"]
-    return {**_setup(scenario), "attacker_knows": knows}
+    threat_model = {**_setup(scenario), "attacker_knows": knows}
+    return {"model": described, "threat_model": threat_model, "scenarios": []}
 
 
 def _setup(scenario: Scenario) -> Record:
