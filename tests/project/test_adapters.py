@@ -6,6 +6,8 @@ environments that `rconv.adapters.breaching` and `rconv.adapters.leakpro` descri
 
 import copy
 import importlib.util
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -31,7 +33,7 @@ def network():
 
 IMAGES = torch.stack([dead_leaves((3, 8, 8), seed) for seed in range(2)]).float()
 MEAN, STD = torch.tensor([0.5, 0.45, 0.4]), torch.tensor([0.2, 0.25, 0.3])
-NORMALISED = (IMAGES - MEAN[:, None, None]) / STD[:, None, None]
+PAGE = Path(__file__).parents[2] / "notebooks/adapters.md"
 
 
 def test_the_range_of_normalised_pixels():
@@ -131,88 +133,27 @@ def test_opacuss_replacement_of_batchnorm_is_read_or_refused():
         assert "GroupNorm" in str(error)
 
 
-def breaching_user(model):
-    """A user, and the server's payload, of the real package."""
-    from breaching.cases.models.model_preparation import VisionContainer
-    from breaching.cases.users import UserSingleStep
-
-    settings = SimpleNamespace(
-        num_data_points=2, provide_labels=False, provide_num_data_points=True,
-        provide_buffers=False,
-        local_diff_privacy={
-            "gradient_noise": 0.0, "input_noise": 0.0, "distribution": "gaussian",
-            "per_example_clipping": 0.0,
-        },
-    )  # fmt: skip
-    setup = {"device": torch.device("cpu"), "dtype": torch.float32}
-    metadata = SimpleNamespace(
-        shape=(3, 8, 8), mean=MEAN.tolist(), std=STD.tolist(), modality="vision"
-    )
-    loader = SimpleNamespace(dataset=None, name="own")
-    model = VisionContainer(model)
-    user = UserSingleStep(model, nn.CrossEntropyLoss(), loader, setup, 0, settings)
-    payload = {
-        "parameters": list(model.parameters()),
-        "buffers": list(model.buffers()),
-        "metadata": metadata,
-    }
-    return user, payload, model
+def example(package):
+    """Run the example of the page about adapters, and return its names."""
+    needs(package)
+    code = re.search(rf"```python\n# {package}\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)[1]
+    names = {}
+    exec(code, names)
+    return SimpleNamespace(**names)
 
 
 def test_breachings_protocol():
-    needs("breaching")
-    from rconv.adapters.breaching import Attacker
-
-    wide = nn.Sequential(
-        nn.Conv2d(3, 24, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(1536, 6)
-    )
-    user, payload, model = breaching_user(wide)
-    user.data_key = "inputs"
-    shared, truth = user.compute_local_updates(
-        payload, custom_data={"inputs": NORMALISED, "labels": torch.tensor([1, 4])}
-    )
-    attacker = Attacker(model, nn.CrossEntropyLoss())
-    found, stats = attacker.reconstruct([payload], [shared])
-    assert stats["unique"] == [True, True] and sorted(found["labels"].tolist()) == [1, 4]
-    errors = torch.cdist(found["data"].flatten(1), truth["data"].flatten(1)) / 192**0.5
-    assert errors.min(dim=1).values.max() < 1e-2 and found["data"].dtype == torch.float32
+    own = example("breaching")
+    assert own.stats["unique"] == [True, True] and own.error < 1e-4
+    assert sorted(own.found["labels"].tolist()) == [1, 4]
+    assert own.found["data"].dtype == torch.float32
+    own.shared["metadata"]["local_hyperparams"] = {"lr": 0.1}
     with pytest.raises(ValueError, match="local_gradient"):
-        shared["metadata"]["local_hyperparams"] = {"lr": 0.1}
-        attacker.reconstruct([payload], [shared])
+        own.attacker.reconstruct([own.payload], [own.shared])
 
 
 def test_leakpros_orchestrator():
-    needs("leakpro")
-    from leakpro.attacks.gia_attacks.modular.components.initialization import (
-        RandomNoiseInitialization,
-    )
-    from leakpro.attacks.gia_attacks.modular.components.optimization_building_blocks import (
-        training_simulator,
-    )
-    from leakpro.attacks.gia_attacks.modular.core.threat_model import (
-        AttackerCapabilities,
-        ThreatModel,
-    )
-    from leakpro.attacks.gia_attacks.modular.orchestrator import ModularGIAOrchestrator
-    from leakpro.fl_utils.fl_client_simulator import FLClientSimulator
-
-    from rconv.adapters.leakpro import RConvStrategy
-
-    model = network()
-    data = torch.utils.data.TensorDataset(NORMALISED[:1], torch.tensor([1]))
-    loader = torch.utils.data.DataLoader(data, batch_size=1)
-    shape = (1, 3, 1, 1)
-    client = FLClientSimulator(
-        loader, MEAN.reshape(shape), STD.reshape(shape), 6, torch.device("cpu")
-    )
-    settings = training_simulator.TrainingSettings(1, "sgd", None, "gradients", "eval")
-    seen = client.train_and_observe(model, settings, nn.CrossEntropyLoss())
-    strategy = RConvStrategy()
-    orchestrator = ModularGIAOrchestrator(
-        ThreatModel(AttackerCapabilities()), RandomNoiseInitialization(), strategy
-    )
-    images, config = orchestrator.run_attack(model, seen, torch.device("cpu"))
-    assert config["converged"] and config["final_loss"] < 1e-2
-    assert (images - NORMALISED[:1]).square().mean().sqrt() < 1e-2
-    assert client.compute_metrics(images, config).PSNR_score > 40
-    assert bool(strategy.result.unique.all())
+    own = example("leakpro")
+    assert own.config["converged"] and own.config["final_loss"] < 1e-2 and own.error < 1e-4
+    assert own.client.compute_metrics(own.images, own.config).PSNR_score > 40
+    assert bool(own.strategy.result.unique.all())
