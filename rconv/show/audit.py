@@ -295,7 +295,8 @@ def _cell(cell: Record) -> str:
         psnr = "" if cell["psnr"] is None else f", {cell['psnr']:.0f} dB"
         result = f"<span>{cell['recovered']} of {cell['tried']} recovered{psnr}</span>"
     if cell["epsilon"] is not None:
-        result += f"<span>{term('ε')} = {cell['epsilon']:,.1f} for one step</span>"
+        epsilon = f"{cell['epsilon']:,.{1 if cell['epsilon'] < 100 else 0}f}"
+        result += f"<span>{term('ε')} = {epsilon} for one step</span>"
     why = ""
     if cell["reason"] and cell["risk"] != NOT_RUN:
         why = f"<details><summary>why</summary>{_text(cell['reason'])}</details>"

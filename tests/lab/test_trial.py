@@ -178,7 +178,7 @@ def test_signs_give_more_than_the_shapes_promise():
     assert found.unique.all() and found.psnr.min() > 100
     assert found.layers[-1][2] > 0 and found.layers[-1][3] == found.layers[-1][2]
     generic = overall(audit(model, (3, 8, 8)))
-    assert generic == NOT_UNIQUE and "signs close the rest" in found.beside(generic)
+    assert generic == NOT_UNIQUE and "signs determine the rest" in found.beside(generic)
 
 
 def test_nothing_is_said_where_the_two_agree(shown):
