@@ -74,7 +74,8 @@ class Attack:
         "cross-entropy" if that is known to be the clients' loss. A head without a bias leaves the
         scale of the image to the loss: with one or two logits nothing else can confirm it.
     signs, prior, exact : bool
-        With "auto": whether the range of a layer's input and silent outputs close what is open;
+        With "auto": whether the range of a layer's input, silent outputs and the equations of the
+        convolution below (`rconv.attack.layer_below`) close what is open;
         whether a prior chooses what still is (`rconv.attack.total_variation`, `fallback`); whether
         `interval` is exact, by linear programs that take minutes.
 

@@ -6,6 +6,7 @@ The attack solves the map's problem; the audit answers with random maps.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from rconv.attack.activation_vjp import through_activation
 from rconv.attack.block_problem import BlockProblem, cotangent_below
 from rconv.attack.estimate import Cotangent, Estimate, Start, channel_errors
+from rconv.attack.layer_below import Passed, closed_from_below
 from rconv.attack.map_problem import ConvData, MapProblem
 from rconv.attack.plan import LayerPlan
 from rconv.attack.report import LayerReport
@@ -265,10 +267,29 @@ def backward_pass(
     UnsupportedModelError
         Where missing gradients leave no equation of a map.
     """
+    data = partial(_weight_gradient, observed=start.observed)
+    closed: dict[int, Passed] = {}
+    while True:
+        found, passed = _one_pass(network, plans, start, solve, data, closed)
+        again = closed_from_below(network, data, [own for own in passed if own.node not in closed])
+        if again is None:
+            return found
+        closed[again.node] = again
+
+
+def _one_pass(
+    network: Network,
+    plans: Sequence[LayerPlan],
+    start: Start,
+    solve: Callable[[MapProblem], tuple[Solution, LayerReport]],
+    data: Callable[[Stage], dict],
+    closed: Mapping[int, Passed],
+) -> tuple[tuple[Tensor, tuple[LayerReport, ...], Tensor], list[Passed]]:
+    """What `backward_pass` returns, and the maps that were solved; `closed` ones are taken over."""
     observed = start.observed
     offsets = _offsets(observed) if start.samples == 1 else {}
     state = BackwardState(network, plans, start.estimate, start.cotangent, offsets)
-    reports = [start.report]
+    reports, passed = [start.report], []
     std = None if start.estimate is None else start.estimate.std
     if start.solved is not None:
         node, estimate, report = start.solved
@@ -276,14 +297,15 @@ def backward_pass(
         reports.append(report)
         std = estimate.std
     for node in state.unsolved():
-        problem = state.problem(node, lambda stage: _weight_gradient(stage, observed))
+        problem = state.problem(node, data)
         problem.refuse_without_equations()
-        solved, report = solve(problem)
-        reports.append(report.under(reports, problem.bounds))
-        value = solved.value.reshape(-1, *network.nodes[node].shape)
-        std = channel_errors(value, solved.error, report.constraints, observed.noise)
+        own = closed.get(node) or Passed(node, problem, *solve(problem))
+        passed.append(own)
+        reports.append(own.report.under(reports, problem.bounds))
+        value = own.solution.value.reshape(-1, *network.nodes[node].shape)
+        std = channel_errors(value, own.solution.error, own.report.constraints, observed.noise)
         state.maps[node] = Estimate.whole(value, std)
-    return state.maps[0].value, tuple(reports), root_mean_square(std)
+    return (state.maps[0].value, tuple(reports), root_mean_square(std)), passed
 
 
 def _weight_gradient(

@@ -132,12 +132,12 @@ class BlockProblem:
 
     def solve(self, *, frugal: bool = False) -> tuple[Solution, LayerReport]:
         """Solve for the map, client by client; see `MapProblem.solve`."""
-        found = [self._one(i).solve() for i in range(len(self.cotangent.value))]
+        found = [self.one(i).solve() for i in range(len(self.cotangent.value))]
         solved = Solution.concatenate(found)
         solved = replace(solved, value=solved.value.flatten(1))
         return solved, self._report(solved)
 
-    def _one(self, i: int) -> "OneBlock":
+    def one(self, i: int) -> "OneBlock":
         """The problem of one client."""
         output, known = self.output.value[[i]], self.output.weight[[i]] > 0
         std = torch.where(known, self.output.select([i]).entry_std(), torch.inf)
@@ -245,8 +245,8 @@ class OneBlock:
 
     def solve(self) -> Solution:
         """From the start that comes to rest at a solution; else the best of all."""
-        values, weights, stds = self._rows
-        good = NOISY * float(stds.norm()) + ROUNDING * len(values) ** 0.5
+        values, weights, _ = self._rows
+        good = self._rounding
         if good >= DROWNED * float((values * weights).norm()):  # no estimate from above is worth it
             start = gauss_newton(self.linearised, 0 * next(self._random_starts()), most=0)
             return undetermined(start)
@@ -262,6 +262,18 @@ class OneBlock:
         if BELOW in self.observed and best.residual <= good:
             best = gauss_newton(partial(self.linearised, below=True), best.value, good=good)
         return self._judged(best, solved=best.residual <= good)
+
+    @property
+    def _rounding(self) -> float:
+        """Norm of the residual that noise and rounding leave."""
+        values, _, stds = self._rows
+        return NOISY * float(stds.norm()) + ROUNDING * len(values) ** 0.5
+
+    def solve_from(self, start: Tensor) -> Solution:
+        """From one start (n,), near which the scale is right."""
+        good = self._rounding
+        found = gauss_newton(partial(self.linearised, scaled=False), start, good=good)
+        return self._judged(found, solved=found.residual <= good)
 
     def _rescaled(self, x: Tensor) -> Tensor:
         """The multiple of x that explains best what was observed."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rconv.attack.label_inference import own_logits
-from rconv.attack.report import CLEAR, LayerReport, Reconstruction
+from rconv.attack.report import CLEAR, TWO_LAYERS, LayerReport, Reconstruction
 from rconv.attack.systematic import relative_to_contrast
 from rconv.attack.verdict import image_size
 from rconv.linalg.dense import MAX_UNKNOWNS
@@ -189,6 +189,8 @@ def with_block_diagnostics(
 ) -> Reconstruction:
     """The result, which is assumed where blocks were solved from gradients with any noise.
 
+    Two layers that were solved together are a block, too.
+
     Parameters
     ----------
     result : Reconstruction
@@ -202,11 +204,11 @@ def with_block_diagnostics(
     -------
     Reconstruction
     """
-    if not network.has_blocks:
-        return result
+    kinds = zip(*(report.constraints for report in result.layers), strict=True)
+    blocks = torch.tensor([network.has_blocks or TWO_LAYERS in own for own in kinds])
     float64 = 0 < noise.relative <= DOUBLE  # a declared precision has no relative part
     declared = not float64 or noise.spread > 0 or bool(noise.deviations)
-    inexact = (result.revealed_noise > DOUBLE) | declared
+    inexact = blocks.to(result.assumed.device) & ((result.revealed_noise > DOUBLE) | declared)
     each = zip(result.diagnostics, inexact.tolist(), strict=True)
     reasons = tuple(UNCHECKED if own and not reason else reason for reason, own in each)
     return replace(result, assumed=result.assumed | inexact, diagnostics=reasons)

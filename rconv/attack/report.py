@@ -15,6 +15,9 @@ image's size, which is its root mean square or, where the contrast is low, four 
 about its mean; beyond it an error changes the derivatives of the activations, which the linear
 estimate leaves out."""
 
+TWO_LAYERS = "two layers"
+"""Kind of the equations of a map that is solved for together with the convolution below it."""
+
 
 class ShortRankError(ValueError):
     """A layer's equations do not determine its input."""
