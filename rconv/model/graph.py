@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from rconv.model.module_layers import is_layer
 from rconv.model.nodes import UnsupportedModelError
+from rconv.model.operations import is_layer
 from rconv.model.wrappers import tensor_of
 
 _PACKAGE = os.path.dirname(torch.__file__)

@@ -17,8 +17,7 @@ from rconv.linalg import solve as solver
 from rconv.linalg.iterative import Runs, solve_iterative
 from rconv.linalg.precondition import preconditioner
 from rconv.linalg.system import System
-from rconv.model.build import IDENTITY
-from rconv.model.convolution import stage_of
+from rconv.model.build import IDENTITY, stage_of
 
 SHAPE = (1, 8, 8)
 
