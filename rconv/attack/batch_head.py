@@ -26,7 +26,7 @@ from rconv.attack.head import head_report
 from rconv.attack.hidden_state import Factors
 from rconv.attack.label_inference import label_counts
 from rconv.attack.verdict import ACCUMULATED, ARITHMETIC
-from rconv.linalg.levenberg import levenberg_marquardt
+from rconv.linalg.gauss_newton import levenberg_marquardt
 from rconv.linalg.solution import largest_of_noise, relative, root_mean_square
 from rconv.model.heads import ConvEntry, Head
 from rconv.model.nodes import Network, UnsupportedModelError

@@ -5,8 +5,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from rconv.cli.interrupt import CODE, Interrupts, interruptible
-from rconv.cli.terminal import complain
+from rconv.cli.terminal import CODE, Interrupts, complain, interruptible
 from rconv.extras import EXTRAS, remedy
 
 DEBUG = "RCONV_DEBUG"

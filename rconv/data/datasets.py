@@ -18,8 +18,7 @@ from rconv.data import (
     DatasetError,
     parse_indices,
 )
-from rconv.data.embedded import embedded
-from rconv.data.sources import data_folder, read, write_snapshot
+from rconv.data.sources import data_folder, embedded, read, write_snapshot
 from rconv.extras import extra
 
 __all__ = [

@@ -25,8 +25,7 @@ from rconv.lab import metrics
 from rconv.lab.ambiguity import another_input
 from rconv.lab.architectures import build
 from rconv.linalg import inequalities as signs
-from rconv.linalg.cholesky import null_space
-from rconv.linalg.dense import solve_dense
+from rconv.linalg.dense import null_space, solve_dense
 from rconv.linalg.inequalities import Forced, tightened_bounds
 from rconv.model.activations import from_module
 from rconv.model.geometry import Geometry, Stage
