@@ -55,19 +55,8 @@ def disaggregate_hidden(
 ) -> Peeled:
     """The samples of a batch at the input of a hidden layer.
 
-    Parameters
-    ----------
-    equations : HiddenEquations
-        Of the batch.
-    batch : int or None
-        B, if it is known.
-    on_found : callable, optional
-        Is called with the samples found so far and the rank of the gradient.
-
-    Returns
-    -------
-    Peeled
-        The samples that are certified; `complete` says whether they explain the whole gradient.
+    `batch` is B, if known. `on_found` receives the number of samples found so far and the rank of
+    the gradient. Returns the certified samples; `complete` says whether they explain the gradient.
     """
     found = Peeled.nothing(equations)
     while True:

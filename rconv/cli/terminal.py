@@ -12,16 +12,8 @@ from types import FrameType
 def legible(text: str) -> str:
     """Write what is not to be seen, but steers a terminal, as its escape.
 
-    Parameters
-    ----------
-    text : str
-        May hold the name of a file, which others have chosen.
-
-    Returns
-    -------
-    str
-        The same but for control characters, bytes that are no text, and marks of direction;
-        ends of lines stay.
+    Escapes control characters, bytes that are no text, and marks of direction, which the name of a
+    file may contain; keeps line ends.
     """
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
@@ -29,15 +21,7 @@ def legible(text: str) -> str:
 def say(text: str) -> None:
     """Print an answer to standard output, and find out now whether it can be read there.
 
-    Parameters
-    ----------
-    text : str
-        One line or more.
-
-    Raises
-    ------
-    OSError
-        If nobody reads, or a disk is full.
+    Raises OSError if nobody reads, or a disk is full.
     """
     try:
         print(legible(text), flush=True)
@@ -48,13 +32,7 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Print one line to standard error, if it is open.
-
-    Parameters
-    ----------
-    text : str
-        What is wrong; ends of lines become spaces.
-    """
+    """Print one line to standard error, if it is open."""
     if sys.stderr is None:
         return
     with suppress(OSError):  # closed as well: the exit code says it alone

@@ -22,21 +22,8 @@ _STALLED = 30.0  # seconds without a byte after which a download is given up
 def data_folder(data_dir: str | os.PathLike | None = None) -> Path:
     """Find the folder of the raw data.
 
-    Parameters
-    ----------
-    data_dir : str or PathLike, optional
-        The folder, ~ for the user's own. Without it the environment variable RCONV_DATA names
-        it, else it is ``rconv`` in the user's cache folder.
-
-    Returns
-    -------
-    Path
-        The folder, which need not exist.
-
-    Raises
-    ------
-    DatasetError
-        If the path is empty, or the home of a user that there is not.
+    Without `data_dir`, the environment variable RCONV_DATA names it; otherwise it is ``rconv`` in
+    the user's cache folder. A ~ stands for the user's home. The folder need not exist.
     """
     if data_dir is None:
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -52,28 +39,10 @@ def data_folder(data_dir: str | os.PathLike | None = None) -> Path:
 def read(name: str, count: int, folder: Path, download: bool) -> tuple[np.ndarray, np.ndarray]:
     """Read at least the first `count` raw training images of MNIST, CIFAR10 or CIFAR100.
 
-    Parameters
-    ----------
-    name : str
-        The dataset.
-    count : int
-        How many images are needed, from the first.
-    folder : Path
-        Where a snapshot or torchvision's files lie, or are downloaded to.
-    download : bool
-        Whether missing data may be downloaded.
-
-    Returns
-    -------
-    data : ndarray, uint8
-        Axes (image, row, column) for MNIST, (image, row, column, channel) for CIFAR, in RGB.
-    targets : ndarray, int64
-        Axis (image): the class.
-
-    Raises
-    ------
-    DatasetError
-        If the data is damaged, or missing and cannot be downloaded.
+    The folder holds a snapshot or torchvision's files; missing ones are downloaded if `download` is
+    set. Returns data, uint8, with axes (image, row, column) for MNIST and (image, row, column,
+    channel) for CIFAR, in RGB, and classes, int64, with axis (image). Raises DatasetError if the
+    data is damaged, or missing and cannot be downloaded.
     """
     snapshots = _snapshots(name, folder)
     for held in sorted(snapshots):
@@ -101,27 +70,8 @@ def write_snapshot(
 
     A snapshot opens in milliseconds where the full dataset takes seconds. It holds ``data`` and
     ``targets``, shaped as `read` returns them and named as torchvision's dataset objects do.
-
-    Parameters
-    ----------
-    name : str
-        MNIST, CIFAR10 or CIFAR100.
-    count : int
-        How many images, from the first.
-    data_dir : str or PathLike, optional
-        Where the raw data is, as in `load`.
-    out_dir : str or PathLike, optional
-        Where the snapshot goes; by default the data folder, where `load` finds it.
-
-    Returns
-    -------
-    Path
-        The file, which is whole or absent.
-
-    Raises
-    ------
-    DatasetError
-        As `load` does, and if the file cannot be written.
+    Without `out_dir` it goes to the data folder, where `load` finds it; the file is whole or
+    absent.
     """
     if name not in TRAIN_SIZES:
         raise DatasetError(f"no snapshot is made of {name!r}: choose {', '.join(TRAIN_SIZES)}")
@@ -247,26 +197,9 @@ def embedded(name: str, index: int) -> tuple[np.ndarray, int]:
 
     Photos: photograph ``index % 10``, crop ``index // 10``. Crop 0 is the whole photograph, of
     which the preprocessing keeps the central square; crops 1 to 9 are squares of half its shorter
-    side, on a 3 × 3 grid from the top left to the bottom right corner, row by row.
-
-    Parameters
-    ----------
-    name : str
-        Photos or Digits.
-    index : int
-        From 0 to 99, or to 1796.
-
-    Returns
-    -------
-    image : ndarray, uint8
-        Axes (row, column, channel) for Photos, (8 rows, 8 columns) for Digits.
-    label : int
-        The photograph's number, or the digit.
-
-    Raises
-    ------
-    DatasetError
-        If the package is not installed, or without its data files.
+    side, on a 3 × 3 grid from the top left to the bottom right corner, row by row. Returns the
+    image, uint8, with axes (row, column, channel) for Photos and (8, 8) for Digits, and its label:
+    the photograph's number, or the digit. Raises DatasetError if the package is not installed.
     """
     if name == "Digits":
         images, labels = _digits()

@@ -94,12 +94,7 @@ class Archive:
 def read(path: Path) -> Archive:
     """Read a file that `write` has written.
 
-    Raises
-    ------
-    OSError
-        If it cannot be read.
-    ValueError
-        If it is damaged.
+    Raises OSError if it cannot be read, and ValueError if it is damaged.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -119,20 +114,8 @@ def write(
 ) -> None:
     """Keep the result of one point of a grid; the file is whole or not there at all.
 
-    Parameters
-    ----------
-    path : Path
-        The file to write. Its folder is made.
-    source : Path
-        The result, a list of records in JSON. The date is that of this file.
-    grid : str
-        Name of the grid.
-    version : str
-        Of the package.
-    parameters : mapping
-        What the grid gives to the notebook at this point.
-    environment : str, optional
-        As in `Archive`.
+    The source is a list of records in JSON; its date is kept. The parameters are what the grid
+    gives to the notebook at this point.
     """
     records = json.loads(source.read_text(encoding="utf-8"))
     names = {r.get("architecture") for r in records} & set(architectures.ARCHITECTURES)
@@ -173,17 +156,9 @@ def digest(name: str) -> str:
 def locked_environment(constraints: Path) -> str | None:
     """Short hash of the file, or None where a library is installed in a version that it lacks.
 
-    Parameters
-    ----------
-    constraints : Path
-        ``constraints.txt``. A library may have several lines, for other platforms. Libraries that
-        are not installed, and installed ones that the file does not name, do not count; nor do
-        local versions: 2.15.0+cpu is 2.15.0.
-
-    Returns
-    -------
-    str or None
-        16 hexadecimal digits.
+    A library may have several lines, for other platforms. Libraries that are not installed, and
+    installed ones that the file does not name, do not count; nor do local versions: 2.15.0+cpu is
+    2.15.0.
     """
     text = constraints.read_text(encoding="utf-8")
     pins: dict[str, set[str]] = {}

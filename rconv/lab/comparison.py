@@ -88,15 +88,6 @@ def compare(
         Names out of `rconv.lab.methods.METHODS`.
     settings : mapping of str to dict or None
         Method → arguments in place of its published ones.
-
-    Returns
-    -------
-    Comparison
-
-    Raises
-    ------
-    ValueError
-        If a setting does not fit, with the reason.
     """
     model = shared_model(dataset, architecture, activation, seed=seed, dtype=dtype)
     truth = datasets.load(dataset, indices)
@@ -234,25 +225,6 @@ def spread(indices: Sequence[int], seeds: Sequence[int], each: int, count: int) 
 
     Seed number k begins with image k · `each`, so that the seeds share the images out among them
     where the count is `each`, and all have all of them where it is their number.
-
-    Parameters
-    ----------
-    indices : sequence of int
-        The images.
-    seeds : sequence of int
-        Of the models.
-    each, count : int
-        Distance from seed to seed, and images of each.
-
-    Returns
-    -------
-    dict of int to list of int
-        Seed → its images, none twice.
-
-    Raises
-    ------
-    ValueError
-        If a seed is to have more images than there are, or none.
     """
     if not 0 < each <= count <= len(indices):
         raise ValueError(
@@ -321,17 +293,7 @@ def try_variations(
 ) -> list[Record]:
     """Inverting Gradients with each of `VARIATIONS`, on images that nothing is tested on.
 
-    Parameters
-    ----------
-    dataset, indices, architecture, activation
-        As `compare` takes them; remaining options, such as the seed, go there, too.
-    iterations : int
-        Of Adam.
-
-    Returns
-    -------
-    list of Record
-        Per weight and image, as `compare` has them.
+    Arguments are those of `compare`.
     """
     found = []
     for weight in VARIATIONS:

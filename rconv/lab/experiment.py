@@ -66,16 +66,6 @@ def run(
         As `Attack` takes them.
     batch : int, optional
         As `attack_images` takes it.
-
-    Returns
-    -------
-    Experiment
-        Truth, reconstruction and records of the images.
-
-    Raises
-    ------
-    ValueError
-        If a setting does not fit, with the reason.
     """
     as_dtype(dtype)
     options = {"seed": seed, "filters": filters, "initialisation": initialisation}
@@ -103,34 +93,14 @@ def attack_images(
 
     Parameters
     ----------
-    model : Module
-        The model that server and clients share.
-    truth : Images
-        What the clients have.
-    architecture : str or None
-        As `client_gradients` takes it.
-    settings : dict
-        What the records say of the model.
     dtype, constraints, signs
         As `run` takes them.
     batch : int, optional
         Not 1: the images are one client's, which sends their mean gradient; what comes back is
         put into their order. None lets the attack read the number from the gradient.
-    progress : bool
-        Show a progress bar over the images.
     on_result : callable, optional
         Is called with each group of images as soon as it is finished, in their order; not for a
         batch, which is finished at once.
-
-    Returns
-    -------
-    Experiment
-        Truth, reconstruction and records of the images.
-
-    Raises
-    ------
-    ValueError
-        If these are not so many images, or the gradient tells of another number.
     """
     count, together = len(truth), batch != 1
     if batch not in (1, None, count):
@@ -211,11 +181,6 @@ def shared_model(
 
     The weights are those that the clients compute with: rounded to float32 unless `dtype` is
     float64. Remaining options go to `architectures.build`.
-
-    Raises
-    ------
-    ValueError
-        If a dataset, a device or a setting is unknown.
     """
     if dataset not in datasets.CLASSES:
         raise ValueError(f"unknown dataset {dataset!r}: use one of {', '.join(datasets.CLASSES)}")

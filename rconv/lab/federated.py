@@ -59,28 +59,10 @@ def in_processes(
 ) -> list[Round]:
     """A server and clients in a process each, which send float32 weights over the loopback.
 
-    Parameters
-    ----------
-    scripts : Path
-        The folder with `server.py` and `client.py`.
-    model : Module
-        The shared model, float32: its weights are those of the first round.
-    clients : sequence of Images
-        What each client has. It takes the next of its images each round, and begins again.
-    plan : sequence of mapping
-        The rounds.
-    seconds : float
-        When processes that are not done are killed.
-
-    Returns
-    -------
-    list of Round
-        As many as the plan has.
-
-    Raises
-    ------
-    RuntimeError
-        If a process fails, with the end of what it wrote, or time is over.
+    The folder `scripts` has `server.py` and `client.py`. The model's float32 weights are those of
+    the first round; a client takes the next of its images each round, and begins again. Processes
+    that are not done after so many seconds are killed; RuntimeError with the end of what one wrote
+    if it fails or is late.
     """
     with TemporaryDirectory() as place:
         folder, names = Path(place), [f"client {n}" for n in range(len(clients))]
@@ -98,18 +80,7 @@ def in_processes(
 
 
 def in_one_process(model: nn.Module, clients: Sequence[Images], plan: Plan) -> list[Round]:
-    """The same rounds without Flower and without a network, computed here.
-
-    Parameters
-    ----------
-    model, clients, plan : Module, sequence of Images, sequence of mapping
-        As `in_processes` takes them.
-
-    Returns
-    -------
-    list of Round
-        As many as the plan has.
-    """
+    """The same rounds without Flower and without a network, computed here."""
     before, rounds = copy.deepcopy(model.state_dict()), []
     seen = 0
     for task in plan:

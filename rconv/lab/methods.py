@@ -65,21 +65,8 @@ def prepared(
 ) -> Method:
     """Prepare one of `METHODS` on a model.
 
-    Parameters
-    ----------
-    method : str
-        Its name.
-    model : Sequential
-        The shared model, in the dtype of the clients.
-    shape : tuple of int
-        (C, H, W) of one image.
-    settings : mapping of str to dict or None
-        Method → arguments in place of `DESCENT` and `SMOOTH`, entry by entry.
-
-    Raises
-    ------
-    ValueError
-        If there is no such method.
+    `settings` has, per method, arguments in place of `DESCENT` and `SMOOTH`. The model is in the
+    dtype of the clients.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: use one of {', '.join(METHODS)}")

@@ -235,8 +235,6 @@ def accuracies(
         `PARTICIPANTS` clients a share of σ / √PARTICIPANTS.
     seeds : sequence of int
         Initialisations, with clients and noise of their own.
-    steps : int
-        As `learn` takes it.
 
     Returns
     -------

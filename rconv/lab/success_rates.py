@@ -54,16 +54,6 @@ def success_rates(
     training : int
         The networks are trained on the first so many images; the attacked ones are among them,
         like those of a client that comes back to a model that it has helped to train.
-
-    Returns
-    -------
-    list of dict
-        One per cell, as `cell` makes them.
-
-    Raises
-    ------
-    ValueError
-        Samples that do not fit the table, or a setting that does not exist.
     """
     counts = _counts_per_cell(samples)
     truth = datasets.load(dataset, range(max(n for _, n in counts.values())))
@@ -125,14 +115,7 @@ def network(
 def judged(method: str, seen: Sent, truth: datasets.Images) -> list[Record]:
     """Attack N clients, one image each, and compare with the truth.
 
-    Parameters
-    ----------
-    method : str
-        One of `VARIANTS`.
-    seen : Sent
-        Of N clients.
-    truth : Images
-        At least N images, those of the clients first, which only the score sees.
+    The method is one of `VARIANTS`; the truth has at least N images, those of the clients first.
 
     Returns
     -------
@@ -157,12 +140,7 @@ def judged(method: str, seen: Sent, truth: datasets.Images) -> list[Record]:
 def cell(settings: Record, by_seed: Sequence[Sequence[Record]]) -> Record:
     """One cell of the table.
 
-    Parameters
-    ----------
-    settings : dict
-        What the cell is of.
-    by_seed : sequence
-        Axis (seed), of records per image as `judged` makes them.
+    Axes of `by_seed`: (seed, image), records as `judged` makes them.
 
     Returns
     -------

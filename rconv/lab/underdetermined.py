@@ -42,11 +42,6 @@ def sweep(
     The other layers keep the architecture's own numbers. Where the first activation has no
     inverse, "gradient" stands for the paper's constraints in every layer.
 
-    Parameters
-    ----------
-    dataset, indices, architecture, activation, seed
-        As `rconv.lab.experiment.run` takes them; clients compute in float64.
-
     Returns
     -------
     list of dict
@@ -55,11 +50,6 @@ def sweep(
         the paper's equations have full generic rank there; "images", "successes", "unique";
         "unknowns" and "rank" of the layer (generic, from the audit); and "predicted", whether the
         audit finds every layer at full rank.
-
-    Raises
-    ------
-    ValueError
-        If a setting does not fit, with the reason.
     """
     network = (dataset, architecture, activation)
     model = shared_model(*network, seed=seed)
@@ -137,6 +127,8 @@ def underdetermined(
 ) -> list[Record]:
     """Attack networks one of whose layers has fewer and fewer filters.
 
+    One record per network and image, as `attacked` makes them, with "width".
+
     Parameters
     ----------
     dataset, indices, architecture, activation, initialisation, dtype
@@ -147,16 +139,6 @@ def underdetermined(
         Index of the convolution, from the image on.
     seeds : sequence of int
         One network for each seed and width.
-
-    Returns
-    -------
-    list of Record
-        One per network and image, as `attacked` makes them, with "width".
-
-    Raises
-    ------
-    ValueError
-        If a setting does not fit, with the reason.
     """
     usual = architectures.ARCHITECTURES[architecture].filters
     if not 0 <= layer < len(usual):
@@ -180,25 +162,9 @@ def attacked(
 ) -> Record:
     """One image, attacked and scored.
 
-    Parameters
-    ----------
-    attack : Attack
-        On the shared model.
-    sent : dict of str to Tensor
-        Name → (N, *parameter shape), gradients of N clients.
-    truth : Images
-        The N originals.
-    n : int
-        Which of them.
-    shared : Record
-        Entries of the record that are known already.
-
-    Returns
-    -------
-    Record
-        As `rconv.lab.records.score` has it, with "by_rank", whether equations alone determine every
-        layer, and PSNR in dB: "least" of the answer without what the prior chose, "flat" of the
-        image's own mean grey. "seconds" is CPU time of this process.
+    Attacks image n. The record is that of `rconv.lab.records.score`, with "by_rank", whether
+    equations alone determine every layer, and PSNR in dB: "least" of the answer without what the
+    prior chose, "flat" of the image's own mean grey. "seconds" is CPU time of this process.
     """
     start, one = time.process_time(), slice(n, n + 1)
     found = attack({name: g[one] for name, g in sent.items()})

@@ -207,12 +207,8 @@ def solve_dense(system: System, tolerance: float, *, budget: int = MAX_UNKNOWNS)
     """Least squares over all rows of one system, N = k = 1, as they are weighted.
 
     Value (1, n, 1); of minimum norm where the rank is short. Directions that the rows see less than
-    the tolerance, the relative noise of the equations, do not count towards the rank.
-
-    Raises
-    ------
-    ValueError
-        More unknowns than `budget`.
+    the tolerance, the relative noise of the equations, do not count towards the rank. Raises
+    ValueError for more unknowns than `budget`.
     """
     if system.count > budget:
         raise ValueError(f"a dense system of {system.count} unknowns, more than {budget}")

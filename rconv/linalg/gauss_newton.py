@@ -142,16 +142,8 @@ def linear_step(
 ) -> Tensor:
     """Damped least squares of one system, (n,).
 
-    Parameters
-    ----------
-    system : System
-        N = k = 1.
-    change : Change
-        Its y is what is damped.
-    rhs : Tensor
-        (1, m, 1).
-    damping, accuracy, iterations
-        Of LSMR.
+    The system has N = k = 1, the right-hand side the shape (1, m, 1). The damping acts on y of the
+    `Change`.
     """
     like, n = system.rhs, system.unknowns
 
@@ -181,17 +173,9 @@ def undetermined(found: Stationary) -> Solution:
 def determined(found: Stationary, *, enough: bool) -> Solution:
     """What the derivative where an iteration came to rest says of the solution.
 
-    Parameters
-    ----------
-    found : Stationary
-        Its system has the standard deviations of the rows, which are positive.
-    enough : bool
-        Whether there are more equations than unknowns; without, none counts as determined.
-
-    Returns
-    -------
-    Solution
-        N = k = 1. The rank is what a random vector loses: see `rconv.linalg.iterative`.
+    The rows of the system must have positive standard deviations. `enough` says whether there are
+    more equations than unknowns; if not, none counts as determined. The rank follows from a random
+    vector, as in `rconv.linalg.iterative`.
     """
     x, system, generator = found.value, found.system, torch.Generator().manual_seed(0)
 

@@ -94,15 +94,8 @@ class _Shrunk:
 def preconditioner(system: System) -> Callable[[Tensor], Tensor]:
     """P⁻¹ for the rows of a system, as they are weighted.
 
-    Parameters
-    ----------
-    system : System
-        N = k = 1.
-
-    Returns
-    -------
-    callable
-        Symmetric, (1, n, 1) → (1, n, 1): the iterations are those of A P⁻¹.
+    The system has N = k = 1. Returns a symmetric map, (1, n, 1) → (1, n, 1); the iterations are
+    those of A P⁻¹.
     """
     others = [b for b in system.used if b.operator.couples or isinstance(b.operator, Entries)]
     squares = [(b.operator.row_norms() * b.weight).expand_as(b.rhs).square().sum() for b in others]

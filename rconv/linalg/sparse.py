@@ -63,21 +63,9 @@ class SparseFactor:
     ) -> Solution:
         """Least-squares solutions of many right-hand sides.
 
-        Parameters
-        ----------
-        rhs : Tensor
-            (N, m).
-        std : float or Tensor
-            Standard deviation of its errors, broadcasts to it.
-        tolerance : float or Tensor
-            Relative error of b, one for all or (N,). Directions that the equations see more
-            weakly, measured by their largest singular value, are left out and do not count
-            towards the rank.
-
-        Returns
-        -------
-        Solution
-            With value (N, n, 1).
+        Takes `rhs` (N, m), whose errors have the standard deviation `std`, and returns values (N,
+        n, 1). Directions whose singular value, relative to the largest, is below `tolerance`, the
+        relative error of b, are left out and do not count towards the rank.
         """
         b = rhs.detach().cpu().numpy().T
 

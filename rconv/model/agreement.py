@@ -25,18 +25,6 @@ def refuse_other_values(model: nn.Module, network: Network) -> None:
     """Refuse a model that computes something else than what was read, on a random image.
 
     A trace does not see what changes a map in place after it was taken, nor what is random.
-
-    Parameters
-    ----------
-    model : Module
-        The model.
-    network : Network
-        What was read.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If the input of the first Linear differs, or that of a convolution up to an entry.
     """
     own = shared_copy(without_statistics(model))
     shape = (2, *network.input_shape)

@@ -22,26 +22,9 @@ def build(
 ) -> tuple[list[Node], bool]:
     """The maps between the image and the first Linear.
 
-    Parameters
-    ----------
-    steps : sequence of Operation
-        Of the whole model.
-    inside : sequence of int
-        Indices of those before the first Linear, in order, the image first.
-    shape : tuple of int
-        (C, H, W) of the image.
-
-    Returns
-    -------
-    nodes : list of Node
-        The image first; the input of the Linear last.
-    flat : bool
-        Whether that is flattened.
-
-    Raises
-    ------
-    UnsupportedModelError
-        At a step that the attack cannot pass, by name and with the reason.
+    `steps` are those of the whole model; `inside` are the indices of those before the first Linear,
+    in order, the image first. Returns the nodes, from the image to the input of the Linear, and
+    whether that is flattened. Raises UnsupportedModelError at a step that the attack cannot pass.
     """
     builder = _Builder(steps, inside)
     for i in inside:
@@ -179,26 +162,8 @@ def _why_not(kind: str, error: str) -> str:
 def stage_of(name: str, conv: nn.Conv2d, activation: Activation, shape: tuple[int, ...]) -> Stage:
     """Read one convolution.
 
-    Parameters
-    ----------
-    name : str
-        Its name in the model.
-    conv : Conv2d
-        The module.
-    activation : Activation
-        What follows it.
-    shape : tuple of int
-        (C, H, W) of its input.
-
-    Returns
-    -------
-    Stage
-        With copies of the weights in float64.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If it pads with anything but zeros, or does not fit its input.
+    Its input has the shape (C, H, W). Weights are copies in float64. Raises UnsupportedModelError
+    if it pads with anything but zeros.
     """
     geometry = _geometry(name, conv, shape)
     own = geometry.output[0], shape[0] // conv.groups, *geometry.kernel

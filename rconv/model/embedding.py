@@ -28,25 +28,9 @@ class NoEmbeddingError(UnsupportedModelError):
 def embedding_of(model: nn.Module, shape: tuple[int, int, int]) -> tuple[str, Embedding]:
     """Find the convolution whose output a learned position embedding is added to.
 
-    Parameters
-    ----------
-    model : Module
-        The model.
-    shape : tuple of int
-        (C, H, W) of one image.
-
-    Returns
-    -------
-    str
-        Name of the convolution.
-    Embedding
-        The parameter, and which entry of it is added to which output.
-
-    Raises
-    ------
-    UnsupportedModelError
-        Where there is none, or what is added is fixed, or has no own entry for each position, or
-        either of the two has a way around the sum.
+    Returns the convolution's name, and which entry of which parameter is added to which output.
+    Raises UnsupportedModelError where there is none, where the added term is fixed or lacks an
+    entry for each position, and where either of the two bypasses the sum.
     """
     nodes = graph_of(model)
     finder = _Finder(model, nodes, shape)
@@ -218,26 +202,8 @@ def entered(
 ) -> Network:
     """Read a model up to a convolution that can be entered.
 
-    Parameters
-    ----------
-    model : Module
-        The model.
-    steps : list of Operation
-        Of its forward pass.
-    shape : tuple of int
-        (C, H, W) of the image.
-    reason : UnsupportedModelError
-        Why it cannot be read up to its first Linear.
-
-    Returns
-    -------
-    Network
-        Its last node is the convolution.
-
-    Raises
-    ------
-    UnsupportedModelError
-        With `reason`, or why a position embedding is not of use; all in its `reasons`.
+    The network's last node is the convolution. `reason` says why the model cannot be read up to its
+    first Linear. UnsupportedModelError carries it, or says why the position embedding is of no use.
     """
     try:
         found = embedding_of(model, shape)
@@ -259,26 +225,9 @@ def network_below(
 ) -> Network:
     """The part of a model that a convolution's output is made of.
 
-    Parameters
-    ----------
-    steps : list of Operation
-        Of the whole model.
-    shape : tuple of int
-        (C, H, W) of the image.
-    entry : ConvEntry
-        The convolution, and how it is entered.
-    end : int, optional
-        The step that is the last node; the convolution if not given.
-
-    Returns
-    -------
-    Network
-
-    Raises
-    ------
-    UnsupportedModelError
-        At a step below that the attack cannot pass, or where a map other than the image has a way
-        around the convolution, so that its derivative is not known.
+    The last node is the step `end`, by default the convolution. Raises UnsupportedModelError at a
+    step below that the attack cannot pass, or where a map other than the image bypasses the
+    convolution, so that its derivative is not known.
     """
     if end is None:
         end = next(i for i, own in enumerate(steps) if own.name == entry.name)

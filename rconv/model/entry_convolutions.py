@@ -27,30 +27,13 @@ def entry_networks(
 ) -> tuple[list[Network], list[UnsupportedModelError]]:
     """Networks that end at a convolution, or at a sum that its output is a term of.
 
-    Shapes alone rule out most convolutions; the model is run for those that are left.
+    Shapes alone rule out most convolutions; the model is run for those that are left. Returns the
+    networks, the topmost convolution first, and the reasons against other convolutions.
 
     Parameters
     ----------
-    model : Module
-        Convolutions, then anything that passes derivatives.
-    input_shape : sequence of int
-        (C, H, W) of one image.
-    reason : str
-        Why the model is not read up to its first Linear.
     most : int
         The largest rank of a convolution's gradient that its input can be solved from.
-
-    Returns
-    -------
-    list of Network
-        The topmost convolution first.
-    list of UnsupportedModelError
-        Why other convolutions cannot be entered.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If the model cannot be read as steps at all, or cannot be run on one image.
     """
     shape = check_input_shape(input_shape)
     steps = steps_of(model, shape)
@@ -186,14 +169,7 @@ def cotangent_subspace(
 ) -> dict[str, Tensor]:
     """Combinations of positions that ∂ℓ/∂O of convolutions can be made of.
 
-    Parameters
-    ----------
-    model : Module
-        As `without_statistics` gives it.
-    names : sequence of str
-        The convolutions.
-    images : tuple of int
-        (C, H, W) of one image.
+    The model comes from `without_statistics`; one image has the shape (C, H, W).
 
     Returns
     -------

@@ -36,20 +36,8 @@ class _Tracer(fx.Tracer):
 def graph_of(model: nn.Module) -> list[fx.Node]:
     """The steps of a model's forward pass, as symbols.
 
-    Parameters
-    ----------
-    model : Module
-        Any that `torch.fx` can trace.
-
-    Returns
-    -------
-    list of Node
-        The image, and what the output depends on, in order.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If the model cannot be traced, with the line.
+    Returns the image and everything that the output depends on, in order. Raises
+    UnsupportedModelError, with the line, if `torch.fx` cannot trace the model.
     """
     image, *arguments = inspect.signature(model.forward).parameters.values() or (None,)
     fixed = {a.name: a.default for a in arguments if a.default is not a.empty}
@@ -79,19 +67,7 @@ def before(
 ) -> list[fx.Node]:
     """The steps that a step depends on, itself included.
 
-    Parameters
-    ----------
-    nodes : iterable of Node
-        All steps in order.
-    end : Node
-        The step.
-    without : Node, optional
-        One to leave out, with what only it depends on.
-
-    Returns
-    -------
-    list of Node
-        In order.
+    `without` leaves out one step, with what only it depends on.
     """
     waiting, found = [end], {without}
     while waiting:
@@ -128,28 +104,9 @@ def values_of(
 ) -> dict[fx.Node, Any]:
     """What every step gives.
 
-    Parameters
-    ----------
-    model : Module
-        The model.
-    nodes : list of Node
-        Steps in order, with all that they take.
-    images : Tensor
-        (N, C, H, W).
-    given : mapping of Node to object, optional
-        What some steps give, in place of what they compute.
-    parameters : mapping of str to Tensor, optional
-        Name → what to take in place of a parameter.
-
-    Returns
-    -------
-    dict of Node to object
-        A tensor, a shape, a number.
-
-    Raises
-    ------
-    RuntimeError
-        As PyTorch does where shapes or dtypes do not fit.
+    The nodes are in order, with all that they take; images are (N, C, H, W). `given` holds the
+    results of some steps, `parameters` replaces some parameters. Raises PyTorch's RuntimeError
+    where shapes or dtypes do not fit.
     """
     values: dict[fx.Node, Any] = dict(given or {})
     with torch.no_grad():

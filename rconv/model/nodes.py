@@ -163,18 +163,9 @@ class Network:
     def required_chain(self, method: str, *, norms: bool = True) -> "Network":
         """The network, for a method that knows chains only.
 
-        Parameters
-        ----------
-        method : str
-            Its name.
-        norms : bool
-            Whether it knows BatchNorm.
-
-        Raises
-        ------
-        UnsupportedModelError
-            If a map has two consumers, or is made of two others; at a BatchNorm; or if the model
-            is not read up to its first Linear.
+        Raises UnsupportedModelError where a map has two consumers or is made of two others, at a
+        BatchNorm unless the method knows `norms`, and where the model is not read up to its first
+        Linear.
         """
         if isinstance(self.head, ConvEntry):
             raise UnsupportedModelError(f"{self.head.reason}; {method} starts at the first Linear")
@@ -195,20 +186,7 @@ class Network:
         return not all(stage.linear for stage in self.stages)
 
     def refuse_blocks(self, method: str, *, grouped: bool = False) -> None:
-        """Refuse layers that are solved for together, and groups, for methods without them.
-
-        Parameters
-        ----------
-        method : str
-            Its name.
-        grouped : bool
-            Whether it knows groups.
-
-        Raises
-        ------
-        UnsupportedModelError
-            Naming the layer.
-        """
+        """Refuse layers that are solved for together, and groups, for methods without them."""
         found = next((stage for stage in self.stages if stage.groups > 1 and not grouped), None)
         if found is not None:
             raise UnsupportedModelError(f"{found.name}: {method} does not know groups")

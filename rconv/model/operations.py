@@ -55,33 +55,14 @@ class Operation:
 def of_layers(layers: list[tuple[str, nn.Module]]) -> list[Operation]:
     """The steps of a Sequential: each layer takes the one before.
 
-    Parameters
-    ----------
-    layers : list of (str, Module)
-        Name and layer, in order.
-
-    Returns
-    -------
-    list of Operation
-        The image first.
+    The image comes first.
     """
     steps = [Operation("the image", None, ())]
     return steps + [Operation(name, layer, (i,)) for i, (name, layer) in enumerate(layers)]
 
 
 def without_passed(operations: list[Operation]) -> list[Operation]:
-    """The steps that do something; those that take what passes through take its source.
-
-    Parameters
-    ----------
-    operations : list of Operation
-        All steps.
-
-    Returns
-    -------
-    list of Operation
-        Those that are left, with new indices.
-    """
+    """The steps that do something; those that take what passes through take its source."""
     left: list[Operation] = []
     place: list[int] = []
     for own in operations:
@@ -107,18 +88,7 @@ def leading_to(operations: list[Operation], end: int) -> set[int]:
 
 
 def refuse_shared_parameters(operations: list[Operation]) -> None:
-    """Refuse a parameter that serves twice.
-
-    Parameters
-    ----------
-    operations : list of Operation
-        All steps.
-
-    Raises
-    ------
-    UnsupportedModelError
-        Naming the second step.
-    """
+    """Refuse a parameter that serves twice."""
     owners: dict[nn.Parameter, Operation] = {}
     for own in operations:
         for parameter in own.what.parameters() if isinstance(own.what, nn.Module) else ():
@@ -134,19 +104,7 @@ def refuse_ways_around(
 ) -> None:
     """Refuse a map that reaches the loss other than through where the network ends.
 
-    Parameters
-    ----------
-    steps : list of Operation
-        All steps.
-    behind, inside : set of int
-        Those that are not read, and those that are.
-    end : str
-        Where the network ends.
-
-    Raises
-    ------
-    UnsupportedModelError
-        Naming the step that takes it.
+    `behind` are the steps that are not read, `inside` those that are.
     """
     for i in sorted(behind):
         for j in steps[i].inputs:
@@ -178,22 +136,10 @@ _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
     """List the layers of a Sequential, those of nested ones included.
 
-    Parameters
-    ----------
-    model : Module
-        The model.
-
-    Returns
-    -------
-    list of (str, Module) or None
-        Name and layer, in the order of the forward pass. A layer that serves twice is there
-        twice. None if the model is no plain Sequential, or has layers before its first Linear
-        that are neither PyTorch's own nor a variant of one that the attack knows.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If it is no module, or one has hooks, is parametrized, or is active dropout.
+    Returns names and layers in the order of the forward pass; a layer that serves twice is there
+    twice. None if the model is no plain Sequential, or has layers before its first Linear that are
+    neither PyTorch's own nor a variant of one that the attack knows. Raises UnsupportedModelError
+    if it is no module, or one has hooks, is parametrized, or is active dropout.
     """
     if not isinstance(model, nn.Module):
         raise UnsupportedModelError(f"{type(model).__name__} is no torch.nn.Module: give a model")

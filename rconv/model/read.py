@@ -67,22 +67,7 @@ def read(model: nn.Module, input_shape: Sequence[int]) -> Network:
 
 
 def read_with_blocks(model: nn.Module, input_shape: Sequence[int]) -> Network:
-    """Read a model up to its first Linear, layers that cannot be passed alone joined to blocks.
-
-    Parameters
-    ----------
-    model, input_shape
-        As `read` takes them.
-
-    Returns
-    -------
-    Network
-
-    Raises
-    ------
-    UnsupportedModelError
-        At what no block can hold either.
-    """
+    """Read a model up to its first Linear, layers that cannot be passed alone joined to blocks."""
     shape = check_input_shape(input_shape)
     network = _up_to_the_head(with_blocks(steps_of(model, shape)), shape)
     for i, node in enumerate(network.nodes):
@@ -97,20 +82,7 @@ def read_with_blocks(model: nn.Module, input_shape: Sequence[int]) -> Network:
 
 
 def steps_of(model: nn.Module, shape: tuple[int, int, int]) -> list[Operation]:
-    """The steps of a model's forward pass that do something.
-
-    Parameters
-    ----------
-    model : Module
-        As `read` takes it.
-    shape : tuple of int
-        (C, H, W) of one image.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If there is something about it that no step shows, or it cannot be traced.
-    """
+    """The steps of a model's forward pass that do something."""
     layers = layers_of(model)
     check_weights(model)
     if layers is None:
@@ -144,13 +116,7 @@ def _up_to_the_head(steps: list[Operation], shape: tuple[int, int, int]) -> Netw
 
 
 def check_input_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
-    """Return the shape of one image, (C, H, W), as three positive numbers.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If it is anything else.
-    """
+    """Return the shape of one image, (C, H, W), as three positive numbers."""
     try:
         shape = tuple(operator.index(n) for n in input_shape)
     except TypeError:
@@ -191,17 +157,7 @@ ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.Softplus, 
 def hidden_after(steps: Sequence[Operation], first: int) -> Hidden | None:
     """What follows the first Linear, where that is a hidden layer with ReLU or LeakyReLU.
 
-    Parameters
-    ----------
-    steps : sequence of Operation
-        Of the whole model.
-    first : int
-        Its first Linear.
-
-    Returns
-    -------
-    Hidden or None
-        None where the layers above are no sequence of Linear layers and activations.
+    None where the layers above are no sequence of Linear layers and activations.
     """
     above = [step.what for step in steps[first + 1 :]]
     chain = all(step.inputs == (i,) for i, step in enumerate(steps[first + 1 :], first))

@@ -45,11 +45,6 @@ def without_values(model: nn.Module) -> nn.Module:
     """A copy of a model whose parameters and buffers have shapes and no values.
 
     Under `torch.device("meta")` it computes the shapes of what the model computes.
-
-    Parameters
-    ----------
-    model : Module
-        The model.
     """
     copied = shared_copy(model)
     for module in copied.modules():

@@ -13,20 +13,8 @@ from rconv.model.nodes import CONCATENATION, SUM, Affine, Network, UnsupportedMo
 def solve_order(network: Network) -> tuple[int, ...]:
     """The order in which the attack goes through the nodes.
 
-    Parameters
-    ----------
-    network : Network
-        Of any shape.
-
-    Returns
-    -------
-    tuple of int
-        Each node stands behind all those that are made of it. Those of a chain in reverse.
-
-    Raises
-    ------
-    UnsupportedModelError
-        Where an activation's output is not determined, so that nothing says where it is active.
+    Each node stands behind all those that are made of it. Raises UnsupportedModelError where an
+    activation's output is not determined, so that nothing says where it is active.
     """
     order: list[int] = []
     whole: set[int] = set()

@@ -20,22 +20,8 @@ BATCH = 3
 def traced(model: nn.Module, shape: tuple[int, int, int]) -> list[Operation]:
     """The steps of a model's forward pass.
 
-    Parameters
-    ----------
-    model : Module
-        Any that `torch.fx` can trace.
-    shape : tuple of int
-        (C, H, W) of one image.
-
-    Returns
-    -------
-    list of Operation
-        The image first, the output last.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If the model cannot be traced, with the line, or does not take such images.
+    The image comes first, the output last. Raises UnsupportedModelError if the model cannot be
+    traced, with the line, or takes no images of the shape (C, H, W).
     """
     needed = graph_of(model)
     values = _values(model, needed, shape)
@@ -137,17 +123,9 @@ def read_function(
 ) -> tuple[nn.Module | str, list[fx.Node]] | str:
     """Read one call.
 
-    Parameters
-    ----------
-    node : Node
-        A call of a function or of a tensor's method.
-    values : dict of Node to object
-        What every step gave on a batch.
-
-    Returns
-    -------
-    tuple of (Module or str, list of Node) or str
-        What it computes, as `Operation` takes it, and of what; or why it cannot be read.
+    The node calls a function or a tensor's method; `values` holds the results of all steps on a
+    batch. Returns what it computes, as `Operation` takes it, and its sources; or why it cannot be
+    read.
     """
     called = node.target
     if called in SHAPES:

@@ -18,18 +18,8 @@ PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 def shared_copy(model: nn.Module, replaced: Mapping[int, object] | None = None) -> nn.Module:
     """A copy of a model's modules that shares all parameters and buffers with it.
 
-    Hooks and buffers can be changed in the copy, and no weight is copied.
-
-    Parameters
-    ----------
-    model : Module
-        The model.
-    replaced : mapping of int to object, optional
-        `id` of a module → what stands in its place in the copy.
-
-    Returns
-    -------
-    Module
+    Hooks and buffers can be changed in the copy, and no weight is copied. `replaced` maps the `id`
+    of a module to what takes its place in the copy.
     """
     tensors = chain(model.parameters(), model.buffers())
     return copy.deepcopy(model, {**{id(own): own for own in tensors}, **(replaced or {})})
@@ -38,15 +28,8 @@ def shared_copy(model: nn.Module, replaced: Mapping[int, object] | None = None) 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside `DataParallel`, `DistributedDataParallel` or `torch.compile`.
 
-    Parameters
-    ----------
-    model : Module
-        Wrapped as a whole, or in parts, or not at all.
-
-    Returns
-    -------
-    Module
-        It shares its parameters, whose names have no `module.` and no `_orig_mod.`.
+    The model may be wrapped as a whole, in parts, or not at all. The result shares its parameters,
+    whose names have no `module.` and no `_orig_mod.`.
     """
     while isinstance(model, nn.Module) and _inside(model) is not None:
         model = _inside(model)
@@ -66,15 +49,7 @@ def _inside(module: nn.Module) -> nn.Module | None:
 
 
 def unwrapped_name(name: str, known: Collection[str]) -> str:
-    """A parameter's name without what wrappers add, if that is a known one; else as it is.
-
-    Parameters
-    ----------
-    name : str
-        As a wrapped model has it.
-    known : collection of str
-        The names of the unwrapped model.
-    """
+    """A parameter's name without what wrappers add, if that is a known one; else as it is."""
     if name in known or not isinstance(name, str):
         return name
     parts = name.split(".")
@@ -88,16 +63,9 @@ def unwrapped_name(name: str, known: Collection[str]) -> str:
 def tensor_of(output: Any) -> Any:
     """The one entry of a model's output that is taken for it.
 
-    Parameters
-    ----------
-    output : object
-        A tensor, or a mapping, a sequence or a dataclass of tensors (or of what stands for one in
-        a trace). Where there are several, the entry `logits`, or `out`, or else the first.
-
-    Returns
-    -------
-    object
-        The tensor; None where there is none.
+    The output is a tensor, or a mapping, a sequence or a dataclass of tensors (or of what stands
+    for one in a trace). Of several, the entry `logits` or `out` is taken, or else the first; None
+    if there is none.
     """
     entries = list(_entries(output))
     named = {name: entry for name, entry in entries if name in PREFERRED}

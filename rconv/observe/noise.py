@@ -115,19 +115,8 @@ class Noise:
     def relative_std(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor:
         """Relative error of one parameter's gradient, both as root mean squares.
 
-        Parameters
-        ----------
-        name : str
-            The parameter.
-        gradient : Tensor
-            (N, *parameter shape), float64, divided by `unit`.
-        unit : Tensor
-            (N,), what the gradients were divided by.
-
-        Returns
-        -------
-        Tensor
-            (N,), in [0, 1]: 1 where the gradient is smaller than its error.
+        The gradient (N, *parameter shape) was divided by `unit` (N,). Returns (N,), in [0, 1]: 1
+        where the gradient is smaller than its error.
         """
         size = root_mean_square(gradient)
         size = torch.where(size > 0, size, torch.inf)

@@ -46,21 +46,7 @@ def show_shares(
 ) -> Axes:
     """Draw a matrix of shares, each as a coloured field with its number of percent.
 
-    Parameters
-    ----------
-    ax : Axes
-        Where to draw.
-    shares : nested sequence of float
-        Axes (row, column), in [0, 1]; not a number where there is none, drawn grey.
-    rows, columns : sequence of str
-        Their names.
-    title : str, optional
-        Text above the matrix.
-
-    Returns
-    -------
-    Axes
-        The same `ax`.
+    Shares are in [0, 1], with axes (row, column); NaN is drawn grey.
     """
     colours = mpl.colormaps[MAP_COLOURS].with_extremes(bad=NOT_A_NUMBER)
     ax.imshow(shares, vmin=0, vmax=1, cmap=colours, aspect="auto")

@@ -64,16 +64,6 @@ def explorer(
         Name of each method; each has a map of its own.
     start : tuple of int
         Positions of the sliders at first.
-
-    Returns
-    -------
-    str
-        HTML of the figure.
-
-    Raises
-    ------
-    ValueError
-        If the shapes, sliders, methods and doubts do not fit together.
     """
     shape = (*(len(texts) for texts in sliders.values()), len(methods))
     ragged = {(len(doubts), len(column), len(cell)) for column in doubts for cell in column}

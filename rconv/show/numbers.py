@@ -10,15 +10,7 @@ RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 def scientific(text: str) -> str:
     """Write the numbers in a text with powers of ten; those between 0.1 and 100 without.
 
-    Parameters
-    ----------
-    text : str
-        Such as ``7e-07``, alone or among words.
-
-    Returns
-    -------
-    str
-        Such as ``7·10⁻⁷``; as many digits as before.
+    ``7e-07`` becomes ``7·10⁻⁷``, with as many digits as before.
     """
     return WRITTEN.sub(_raised, text)
 

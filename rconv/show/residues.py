@@ -29,18 +29,9 @@ def residues(
 ) -> str:
     """Draw the residue classes of a layer, and the generic rank of its gradient constraints.
 
-    Parameters
-    ----------
-    sizes, kernels, strides, filters : sequence of int
-        What one can choose: pixels a side, offsets a side (the padding keeps the size where the
-        stride is 1, so they are odd), strides of at most 3, numbers of filters.
-    start : tuple of int
-        Which of each is chosen at first.
-
-    Returns
-    -------
-    str
-        HTML of the figure.
+    Returns HTML in which a reader chooses the pixels and kernel offsets a side (odd, so that the
+    padding keeps the size where the stride is 1), a stride of at most 3, and the number of filters.
+    `start` says which of each is chosen at first.
     """
     settings = {
         f"{i},{j},{k}": _setting(layer(size, kernel, stride), filters)

@@ -91,15 +91,8 @@ def load_ipython_extension(shell: Any) -> None:
 def page(figure: Figure) -> str:
     """Draw a figure as HTML for a page.
 
-    Parameters
-    ----------
-    figure : Figure
-        What to draw, best with the layout "constrained". It is left as it was.
-
-    Returns
-    -------
-    str
-        One element, which the book's extension `prose` gives its alternative text.
+    Returns one element, to which the book's extension `prose` adds the alternative text. The
+    figure, best with the layout "constrained", is left as it was.
     """
     width, height = figure.get_size_inches()
     line = LINE if LINE < width <= MANY else width
