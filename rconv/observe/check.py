@@ -88,9 +88,9 @@ def declared_noise(
 ) -> Noise:
     """What the attacker knows of the errors: what was declared, or else the rounding.
 
-    `precision` is an error relative to the root mean square of each parameter's gradient; `noise`
-    says more and takes its place. Raises ValueError if either is invalid, or names parameters that
-    the model does not have.
+    The attacker may state the error relative to the root mean square of each parameter's gradient,
+    in `precision`, or more in `noise`. Raises ValueError if either is invalid, or if a parameter is
+    unknown.
     """
     if precision is not None:
         if not 0 <= _number(precision) < math.inf:

@@ -60,8 +60,7 @@ class Noise:
     def select(self, index: Tensor | slice, gradients: Mapping[str, Tensor]) -> "Noise":
         """The noise of some of the images, whose gradients are among these of all.
 
-        Deviations with an axis N are those of these images; what is the same for all stays as it
-        is.
+        Standard deviations with an axis N become those of these images; others stay as they are.
         """
         own = {
             name: torch.as_tensor(deviation, dtype=torch.float64)
