@@ -6,7 +6,7 @@ import pytest
 import torch
 from small import observe, relative_error, uniform
 from torch import nn
-from vision_transformers import Pooled, TokenFirst, TokenLast
+from small_transformers import Pooled, TokenFirst, TokenLast
 
 from rconv.attack.attack import Attack
 from rconv.attack.report import ShortRankError
