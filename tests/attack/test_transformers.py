@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 from small import observe, relative_error, uniform
-from torch import nn
 from small_transformers import Pooled, TokenFirst, TokenLast
+from torch import nn
 
 from rconv.attack.attack import Attack
 from rconv.attack.report import ShortRankError
