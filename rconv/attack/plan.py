@@ -117,13 +117,7 @@ def make_plan(
 
 
 def kinds_per_layer(constraints: str | Sequence[str], layers: int) -> tuple[str, ...]:
-    """The kind of equations of each convolution, one of `KINDS`, as `Attack` takes them.
-
-    Raises
-    ------
-    ValueError
-        Unknown constraints, or not one for each convolution.
-    """
+    """The kind of equations of each convolution, one of `KINDS`, as `Attack` takes them."""
     if constraints == "paper":
         return ("weight", *["gradient"] * (layers - 1))[:layers]
     if not isinstance(constraints, (str, Sequence)):

@@ -106,11 +106,6 @@ def interruptible() -> Iterator[Interrupts]:
 
     Only in the main thread, which alone receives signals, and where a pipe can wake a thread;
     elsewhere Python's own handler stays.
-
-    Yields
-    ------
-    Interrupts
-        To say when the work starts.
     """
     interrupts = Interrupts()
     watched = os.name == "posix" and threading.current_thread() is threading.main_thread()

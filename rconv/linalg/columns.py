@@ -96,16 +96,9 @@ def _entries_alone(system: System, entries: list[Rows]) -> Solution:
 def columns_of(part: System, entries: list[Rows], index: Tensor, cut: Tensor) -> System:
     """Some columns of one part as systems of their own, with the entries that each knows.
 
-    Parameters
-    ----------
-    part : System
-        N = 1, of matrices, k columns.
-    entries : list of Rows
-        The known entries of the whole unknown, N = 1; one block at most.
-    index : Tensor
-        (p, k), places of the unknowns.
-    cut : Tensor
-        (k',), the columns; the result has N = k', of one column each.
+    The part has N = 1 and k columns; `entries` are the known entries of the whole unknown, in one
+    block at most. `index` (p, k) holds the places of the part's unknowns. Each column of `cut`
+    (k',) becomes one of N = k' systems.
     """
 
     def chosen(values: Tensor) -> Tensor:

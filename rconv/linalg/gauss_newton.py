@@ -98,18 +98,9 @@ def gauss_newton(
 ) -> Stationary:
     """A local minimum of the residual.
 
-    Parameters
-    ----------
-    linearised : callable
-        x (n,) → the equations of a step from there, N = k = 1, and a right preconditioner.
-    start : Tensor
-        (n,), float64.
-    good : float
-        Norm of the residual that is rounding.
-    patience : int
-        Slow steps in a row that end it.
-    most : int
-        Steps at most.
+    `linearised` takes x (n,) and returns the equations of a step from there, N = k = 1, with a
+    right preconditioner. `good` is the norm of the residual that is rounding. `patience` slow steps
+    in a row, or `most` steps, end the iteration.
     """
     x, slow, rests, steps = start, 0, 0, 0
     system, change = linearised(x)

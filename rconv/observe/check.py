@@ -29,8 +29,6 @@ def check_gradients(
 
     Parameters
     ----------
-    model : Module
-        The shared model.
     gradients : mapping or sequence of Tensor
         Name → tensor shaped as the parameter, or with a leading axis N; or the tensors alone in
         the order of ``model.parameters()``, as `torch.autograd.grad` returns them.
