@@ -66,8 +66,8 @@ def attack(
         observed = torch.cat([g.flatten() for g in replay.observed[n]])
 
         def objective() -> Tensor:
-            own = replay.gradients(image, labels[n : n + 1])
-            distance = cosine_distance(torch.cat([g.flatten() for g in own]), observed)
+            recomputed = replay.gradients(image, labels[n : n + 1])
+            distance = cosine_distance(torch.cat([g.flatten() for g in recomputed]), observed)
             return distance + total_variation * anisotropic_variation(image)
 
         best, lowest, history = _signed_adam(image, objective, iterations, lr, box, watch, bar)
@@ -77,9 +77,9 @@ def attack(
     return replay.attack_each(invert, iterations, "Inverting Gradients", progress)
 
 
-def cosine_distance(own: Tensor, observed: Tensor) -> Tensor:
+def cosine_distance(recomputed: Tensor, observed: Tensor) -> Tensor:
     """1 - ⟨own, observed⟩ / (‖own‖ ‖observed‖) of two vectors, from 0 to 2."""
-    return 1 - (own @ observed) / (own.norm() * observed.norm())
+    return 1 - (recomputed @ observed) / (recomputed.norm() * observed.norm())
 
 
 def anisotropic_variation(image: Tensor) -> Tensor:

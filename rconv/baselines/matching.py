@@ -185,8 +185,8 @@ class Replay:
 
     def squared_distance(self, image: Tensor, target: Tensor, observed: Sequence[Tensor]) -> Tensor:
         """Sum of ‖own - observed‖² over the parameters (DLG)."""
-        own = self.gradients(image, target)
-        return sum((a - b).square().sum() for a, b in zip(own, observed, strict=True))
+        recomputed = self.gradients(image, target)
+        return sum((a - b).square().sum() for a, b in zip(recomputed, observed, strict=True))
 
     def attack_each(
         self, invert: Callable[[int, tqdm], Run], iterations: int, title: str, progress: bool

@@ -65,7 +65,7 @@ def residue_classes(geometry: Geometry) -> tuple[tuple[Tensor, Tensor], ...]:
         classes.setdefault(tuple((offset * dilation % stride).tolist()), []).append(t)
     if not classes:
         return ((torch.arange(geometry.offsets), torch.arange(geometry.pixels)),)
-    offsets = [torch.tensor(own) for own in classes.values()]
+    offsets = [torch.tensor(members) for members in classes.values()]
     return tuple((own, meets[own].any(dim=0).nonzero()[:, 0]) for own in offsets)
 
 

@@ -79,5 +79,5 @@ def unpack(packed: Mapping[str, Any]) -> list[Record]:
     if LAYERS in packed:
         stacks = zip(*map(unpack, packed[LAYERS]), strict=True)
         # A record without layers was packed with empty ones.
-        columns[LAYERS] = [None if own[0]["name"] is None else list(own) for own in stacks]
+        columns[LAYERS] = [None if stack[0]["name"] is None else list(stack) for stack in stacks]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -138,10 +138,10 @@ class Judge:
     def __call__(self, method: Method, n: int) -> tuple[Tensor, Record]:
         """Answer to the gradients of image n, (1, C, H, W), float64, and its record."""
         truth, target = self.truth.images[n : n + 1], self.targets[n : n + 1]
-        own = {name: g[n : n + 1] for name, g in self.gradients.items()}
+        sent = {name: g[n : n + 1] for name, g in self.gradients.items()}
         trace, refusal, label = Trace(truth), None, None
         try:
-            image, label = method.attack(own, target, trace)
+            image, label = method.attack(sent, target, trace)
         except UnsupportedModelError as error:
             image, refusal = torch.full_like(truth, torch.nan), str(error)
         seconds = trace.seconds
@@ -155,7 +155,7 @@ class Judge:
             "settings": method.settings,
             "seconds": seconds,
             "preparation": method.preparation,
-            "gradient_residual": finite(self.residual(image, label, own)),
+            "gradient_residual": finite(self.residual(image, label, sent)),
             "found_label": label,
             "refusal": refusal,
             "curve": trace.points,
@@ -169,9 +169,9 @@ class Judge:
         """
         if label is None or not image.isfinite().all():
             return torch.tensor(torch.nan)
-        own = per_sample_gradients(self.model, image, torch.tensor([label]))
+        recomputed = per_sample_gradients(self.model, image, torch.tensor([label]))
         size = sum(g.double().square().sum() for g in observed.values())
-        left = sum((own[name] - g.double()).square().sum() for name, g in observed.items())
+        left = sum((recomputed[name] - g.double()).square().sum() for name, g in observed.items())
         return (left / size).sqrt()
 
 
@@ -274,9 +274,9 @@ def study(
     runs = [*((many, dtype, FULL) for dtype in dtypes)]
     runs += [*((few, dtype, ONLY_FEW) for dtype in dtypes), (few, dtypes[-1], OPTIMISED)]
     model = {"architecture": architecture, "activation": activation}
-    own = {**model, "settings": settings, **options}
+    shared = {**model, "settings": settings, **options}
     return [
-        compare(dataset, images[seed], seed=seed, dtype=dtype, methods=methods, **own)
+        compare(dataset, images[seed], seed=seed, dtype=dtype, methods=methods, **shared)
         for seed in seeds
         for images, dtype, methods in runs
     ]

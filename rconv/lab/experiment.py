@@ -111,9 +111,9 @@ def attack_images(
     settings = {**settings, "dtype": dtype, "constraints": constraints}
     start, done = time.perf_counter(), 0
 
-    def measured(found: Reconstruction, own: datasets.Images, images: int) -> Experiment:
+    def measured(found: Reconstruction, originals: datasets.Images, images: int) -> Experiment:
         each = {**settings, "seconds": (time.perf_counter() - start) / images}
-        return Experiment(own, found, score(found, own, each))
+        return Experiment(originals, found, score(found, originals, each))
 
     def finished(part: Reconstruction) -> None:
         nonlocal done
@@ -214,11 +214,11 @@ def model_settings(
     weights: str | None = None,
 ) -> Record:
     """What a record says of its model: `shared_model`'s settings, with the defaults filled in."""
-    own = architectures.ARCHITECTURES[architecture]
+    known = architectures.ARCHITECTURES[architecture]
     return {
         "architecture": architecture,
         "activation": architectures.activation_names(architecture, activation)[-1],
         "seed": seed,
-        "filters": list(filters or own.filters),
-        "initialisation": weights or initialisation or own.initialisation,
+        "filters": list(filters or known.filters),
+        "initialisation": weights or initialisation or known.initialisation,
     }

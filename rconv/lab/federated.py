@@ -71,9 +71,9 @@ def in_processes(
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         server = [scripts / "server.py", address, folder, len(clients), json.dumps(plan)]
         commands = {"server": server}
-        for name, own in zip(names, clients, strict=True):
+        for name, client in zip(names, clients, strict=True):
             path = folder / f"{name}.npz"
-            np.savez(path, images=own.images.float().numpy(), labels=own.labels.numpy())
+            np.savez(path, images=client.images.float().numpy(), labels=client.labels.numpy())
             commands[name] = [scripts / "client.py", address, path]
         _run_together(commands, folder, seconds)
         return [_read(folder / f"{n}.npz", names, list(model.state_dict())) for n in _numbers(plan)]
@@ -85,7 +85,7 @@ def in_one_process(model: nn.Module, clients: Sequence[Images], plan: Plan) -> l
     seen = 0
     for task in plan:
         turn = range(seen, seen + int(task["images"]))
-        sent = [_local(model, before, own, turn, task) for own in clients]
+        sent = [_local(model, before, client, turn, task) for client in clients]
         after = {name: torch.stack([own[name] for own in sent]) for name in before}
         average = {name: w.mean(dim=0) for name, w in after.items()}
         rounds.append(Round(before, after, average))
@@ -94,16 +94,16 @@ def in_one_process(model: nn.Module, clients: Sequence[Images], plan: Plan) -> l
 
 
 def _local(
-    model: nn.Module, weights: Weights, own: Images, turn: range, task: Mapping[str, float]
+    model: nn.Module, weights: Weights, images: Images, turn: range, task: Mapping[str, float]
 ) -> Weights:
     """What one client sends after its steps."""
     net = copy.deepcopy(model)
     net.load_state_dict(weights)
-    chosen = [n % len(own) for n in turn]
+    chosen = [n % len(images) for n in turn]
     parameters = list(net.parameters())
     for _ in range(int(task["steps"])):
-        logits = net(own.images[chosen].float())
-        loss = nn.functional.cross_entropy(logits, own.labels[chosen])
+        logits = net(images.images[chosen].float())
+        loss = nn.functional.cross_entropy(logits, images.labels[chosen])
         gradients = torch.autograd.grad(loss, parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.data.sub_(gradient, alpha=task["rate"])

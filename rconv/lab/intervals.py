@@ -132,9 +132,11 @@ def clustered_median(values: Sequence[float], clusters: Sequence[Hashable]) -> M
     groups: dict[Hashable, list[float]] = {}
     for value, cluster in zip(values, clusters, strict=True):
         groups.setdefault(cluster, []).append(value)
-    own, k = sorted(map(median, groups.values())), len(groups)
+    medians, k = sorted(map(median, groups.values())), len(groups)
     rank = max([j for j in range(1, (k + 1) // 2 + 1) if _level(k, j) >= MEDIAN_LEVEL], default=1)
-    return Median(median(own), own[rank - 1], own[-rank], _level(k, rank), len(values), k)
+    return Median(
+        median(medians), medians[rank - 1], medians[-rank], _level(k, rank), len(values), k
+    )
 
 
 def _level(clusters: int, rank: int) -> float:

@@ -70,16 +70,16 @@ def prepared(
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: use one of {', '.join(METHODS)}")
-    own = (settings or {}).get(method, {})
+    changed = (settings or {}).get(method, {})
     if method in (PAPER, AUTO):
         return _ours(model, shape, "paper" if method == PAPER else "auto")
     if method == RGAP:
         return _baseline(rgap.attack, model, shape, {}, watched=False, told=True)
     _load_optimisers()
     if method == INVERTING:
-        return _baseline(inverting_gradients.attack, model, shape, {**SMOOTH, **own}, told=True)
+        return _baseline(inverting_gradients.attack, model, shape, {**SMOOTH, **changed}, told=True)
     attack = partial(dlg.attack, read_label=method == IDLG)
-    return _baseline(attack, model, shape, {**DESCENT, **own})
+    return _baseline(attack, model, shape, {**DESCENT, **changed})
 
 
 @cache
@@ -94,11 +94,11 @@ def _load_optimisers() -> None:
 
 def _ours(model: nn.Sequential, shape: tuple[int, int, int], constraints: str) -> Method:
     start = time.process_time()
-    own = Attack(model, shape, constraints=constraints, loss="cross-entropy")
+    attacker = Attack(model, shape, constraints=constraints, loss="cross-entropy")
     preparation = time.process_time() - start
 
     def attack(gradients: Gradients, label: Tensor, watch: Watch) -> Answer:
-        found = own(gradients)
+        found = attacker(gradients)
         return found.images, int(found.labels[0])
 
     return Method(attack, {"constraints": constraints}, preparation)

@@ -86,7 +86,7 @@ def _plan(strengths: Strengths, clipping: Callable[[float], Defence]) -> list[De
         "prune": lambda s: Defence("prune", s, lambda g, _: defences.prune(g, s)),
         "round": lambda t: Defence("round", t, lambda g, _: round_to(g, getattr(torch, t))),
     }
-    return [make(own) for kind, make in makers.items() for own in strengths.get(kind, ())]
+    return [make(strength) for kind, make in makers.items() for strength in strengths.get(kind, ())]
 
 
 def protect(
@@ -145,7 +145,7 @@ def protect(
         shared = {**settings, **drawn, "epsilon": defence.epsilon}
         for attacker, images, more in answers(model, sent, defence):
             scored = score(images.clamp(0, 1), truth, {**shared, "attacker": attacker})
-            records += [record | own for record, own in zip(scored, more, strict=True)]
+            records += [record | entries for record, entries in zip(scored, more, strict=True)]
     return records
 
 
@@ -178,7 +178,7 @@ def _answers(model: nn.Sequential, sent: Gradients, defence: Defence) -> Iterato
     """Those of the attackers who take every entry for measured."""
     shape = (1, 32, 32)
     result = Attack(model, shape, constraints="paper")(sent, noise=defence.noise)
-    yield "paper", result.images, [{"unique": own} for own in result.unique.tolist()]
+    yield "paper", result.images, [{"unique": verdict} for verdict in result.unique.tolist()]
     kind = "hybrid" if defence.name == "prune" else "auto"
     attack = Attack(model, shape, constraints=kind, signs=False)
     result = attack(sent)
@@ -190,7 +190,7 @@ def _answers(model: nn.Sequential, sent: Gradients, defence: Defence) -> Iterato
         better = again.gradient_residual < residual[unexplained]
         images[unexplained[better]] = again.images[better]
         unique[unexplained[better]] = again.unique[better]
-    yield kind, images, [{"unique": own} for own in unique.tolist()]
+    yield kind, images, [{"unique": verdict} for verdict in unique.tolist()]
 
 
 def _masked(model: nn.Sequential, sent: Gradients, defence: Defence) -> Iterator[Answer]:
@@ -199,7 +199,7 @@ def _masked(model: nn.Sequential, sent: Gradients, defence: Defence) -> Iterator
     short = torch.stack([layer.unknowns - layer.rank for layer in found.layers], dim=1)
     explains = (found.gradient_residual < EXPLAINS).tolist()
     more = zip(explains, short.tolist(), strict=True)
-    yield "masked", found.images, [{"unique": own, "short": left} for own, left in more]
+    yield "masked", found.images, [{"unique": explained, "short": left} for explained, left in more]
 
 
 def accuracies(
@@ -241,18 +241,18 @@ def accuracies(
 
     plan = [Defence("none", 0.0, lambda g, _: g), *_plan(strengths, clipping)]
     options, records = {"filters": filters, "initialisation": "default"}, []
-    for own in plan:
+    for defence in plan:
         bought = {"epsilon": None, "epsilon_release": None}
-        if own.sum_noise:
-            bought = _bought(own.strength, len(train), steps)
+        if defence.sum_noise:
+            bought = _bought(defence.strength, len(train), steps)
         for seed in seeds:
             model = architectures.build(architecture, 1, 10, "ReLU", seed=seed, **options).float()
-            learn(model, train, own.send, sum_noise=own.sum_noise, steps=steps, seed=seed)
+            learn(model, train, defence.send, sum_noise=defence.sum_noise, steps=steps, seed=seed)
             with torch.no_grad():
                 right: Tensor = model(test.images.float()).argmax(dim=1) == test.labels
             settings = model_settings(architecture, "ReLU", seed=seed, **options)
             shared = {"kind": "training", "dataset": "Digits", **settings, **bought}
-            shared |= {"defence": own.name, "strength": own.strength, "steps": steps}
+            shared |= {"defence": defence.name, "strength": defence.strength, "steps": steps}
             records.append({**shared, "accuracy": float(right.double().mean())})
     return records
 

@@ -143,11 +143,11 @@ def judge(cell: Cell, records: Sequence[Record]) -> Judgement:
     kinds: dict[str, list[Record]] = {}
     for record in records:
         kinds.setdefault(record["constraints"], []).append(record)
-    own = kinds[cell.constraints]
-    counts = won(own), won(kinds["auto"]), len(own)
+    chosen = kinds[cell.constraints]
+    counts = won(chosen), won(kinds["auto"]), len(chosen)
     if cell.mse is None:
         return Judgement(None, None, None, None, None, *counts)
-    (ours,) = [r for r in own if r["index"] == cell.index]
+    (ours,) = [r for r in chosen if r["index"] == cell.index]
     (rows,) = kinds[ROW_BY_ROW]
     psnr = ours["psnr"]
     return Judgement(rows["mse"], ours["mse"], psnr + SHIFT, psnr, cell.mse / ours["mse"], *counts)

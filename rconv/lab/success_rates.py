@@ -79,8 +79,8 @@ def success_rates(
     }
     records = []
     for (start, sent, method), answers in found.items():
-        own = {"initialisation": start, "sent": sent, "method": method}
-        records.append(cell({**shared, **own, "accuracy": accuracies.get(start)}, answers))
+        which = {"initialisation": start, "sent": sent, "method": method}
+        records.append(cell({**shared, **which, "accuracy": accuracies.get(start)}, answers))
     return records
 
 
@@ -180,7 +180,7 @@ def cell(settings: Record, by_seed: Sequence[Sequence[Record]]) -> Record:
 
 def _reason(record: Record) -> str:
     """Why an image failed: the first layer, from the head down, that is short of rank, or noise."""
-    short = (own["name"] for own in record.get("layers", []) if open_directions(own) > 0)
+    short = (layer["name"] for layer in record.get("layers", []) if open_directions(layer) > 0)
     return next(short, NOISE)
 
 

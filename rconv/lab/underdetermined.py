@@ -174,7 +174,7 @@ def attacked(
     quality = {"least": (found.images - found.guess).clamp(0, 1), "flat": metrics.flat(image)}
     return {
         **record,
-        "by_rank": all(int(own.rank) == own.unknowns for own in found.layers),
+        "by_rank": all(int(layer.rank) == layer.unknowns for layer in found.layers),
         **{key: finite(metrics.psnr(x, image, data_range=1.0)) for key, x in quality.items()},
         "seconds": seconds,
     }

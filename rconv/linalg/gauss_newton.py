@@ -111,12 +111,12 @@ def gauss_newton(
         step = linear_step(system, change, system.rhs, damping if size > good else 0.0)
         if not step.isfinite().all():
             break
-        new, own = linearised(x + step)
+        new, changed = linearised(x + step)
         norm, moved = float(new.rhs.norm()), float(step.norm() / x.norm().clamp(min=1e-300))
         rests = rests + 1 if norm > size / 2 and (size <= good or moved < REST) else 0
         slow = slow + 1 if norm > SLOW * size else 0
         if norm < size:
-            x, system, change, size = x + step, new, own, norm
+            x, system, change, size = x + step, new, changed, norm
             damping = damping / FACTOR
         else:
             damping = max(damping, LEAST) * FACTOR
@@ -236,10 +236,10 @@ def levenberg_marquardt(
         column = derivative.norm(dim=0)
         for _ in range(RAISES):
             rows = torch.cat([derivative, torch.diag(damping**0.5 * column)])
-            own = _least_squares(rows, torch.cat([-f, torch.zeros_like(x)]))
-            new = function(x + own)
+            trial = _least_squares(rows, torch.cat([-f, torch.zeros_like(x)]))
+            new = function(x + trial)
             if float(new[0].norm()) < size:
-                step = own
+                step = trial
                 break
             damping = max(damping, UNDAMPED) * 10
         if step is None:

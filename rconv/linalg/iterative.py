@@ -63,7 +63,7 @@ def solve_iterative(system: System, samples: int = 1) -> Solution:
     errors = system.std
     weak = run(random(errors) * (errors if errors.any() else 1.0), COARSE)[0]
     shift = weak * bool(errors.any())
-    value, own = x.reshape(samples, -1, 1), relative(system.residual(x), system.rhs)
+    value, residual = x.reshape(samples, -1, 1), relative(system.residual(x), system.rhs)
     error = torch.maximum(_sizes(shift, samples), _sizes(last, samples)) / _sizes(x, samples)
     # Products round, too.
     n, error = value.shape[1], error.nan_to_num(nan=0.0).clamp(min=NEGLIGIBLE)
@@ -72,7 +72,7 @@ def solve_iterative(system: System, samples: int = 1) -> Solution:
         n - opened.clamp(max=n),
         torch.full_like(error, _condition(system, run, z, weak)),
         error / relative(errors, system.rhs).clamp(min=1e-300),
-        own.expand(samples),
+        residual.expand(samples),
         error,
         torch.full_like(opened, iterations),
         ("LSMR",) * samples,
@@ -136,8 +136,8 @@ class Runs:
 
     def _numpy(self, function: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
         def applied(v: np.ndarray) -> np.ndarray:
-            own = torch.from_numpy(v).to(self._like).reshape(1, -1, 1)
-            return function(own).flatten().cpu().numpy()
+            vector = torch.from_numpy(v).to(self._like).reshape(1, -1, 1)
+            return function(vector).flatten().cpu().numpy()
 
         return applied
 

@@ -137,5 +137,5 @@ def _weight(weight: Tensor, column: int | slice) -> Tensor:
     """Weights of the rows of one column, or their mean over all."""
     if shared(weight):
         return weight
-    own = weight[..., column]
-    return own[..., None] if isinstance(column, int) else own.mean(dim=-1, keepdim=True)
+    chosen = weight[..., column]
+    return chosen[..., None] if isinstance(column, int) else chosen.mean(dim=-1, keepdim=True)

@@ -102,8 +102,8 @@ class SparseFactor:
         for i, limit in enumerate((floor * self._largest).tolist()):
             below = values < limit
             if below.any():
-                own = directions[:, below]
-                x[i] = x[i] - own @ (own.T @ x[i])
+                weak = directions[:, below]
+                x[i] = x[i] - weak @ (weak.T @ x[i])
                 lost[i] = below.sum()
                 kept = min(values[~below].tolist(), default=limit)
                 spectrum.condition[i] = self._largest / kept

@@ -91,7 +91,7 @@ class Rows:
 
     def select(self, where: Tensor | list[int]) -> "Rows":
         """The equations of some of the systems."""
-        std, weight = (select(own, where) for own in (self.std, self.weight))
+        std, weight = (select(field, where) for field in (self.std, self.weight))
         return Rows(self.operator.select(where), self.rhs[where], std, weight)
 
 
@@ -223,8 +223,8 @@ class System:
         for block in self.blocks:
             if block.used:
                 size = block.mean_norm()
-                own = least.reshape(-1, *[1] * (block.rhs.dim() - 1))
-                block = block.scaled(row_weights(block.row_std() / size, own) / size)
+                least_std = least.reshape(-1, *[1] * (block.rhs.dim() - 1))
+                block = block.scaled(row_weights(block.row_std() / size, least_std) / size)
             blocks.append(block)
         return replace(self, blocks=tuple(blocks))
 
@@ -259,7 +259,7 @@ class System:
     @property
     def column_size(self) -> int:
         """Most unknowns that one column of a part has."""
-        return max((len(own[0].index) for own in self._parts()), default=0)
+        return max((len(part[0].index) for part in self._parts()), default=0)
 
     def _parts(self) -> list[tuple[Part, ...]]:
         """The parts of every block of rows that meet one channel each."""

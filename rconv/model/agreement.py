@@ -26,7 +26,7 @@ def refuse_other_values(model: nn.Module, network: Network) -> None:
 
     A trace does not see what changes a map in place after it was taken, nor what is random.
     """
-    own = shared_copy(without_statistics(model))
+    copied = shared_copy(without_statistics(model))
     shape = (2, *network.input_shape)
     image = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     image = image.to(next(model.parameters(), torch.empty(0)).device)
@@ -43,10 +43,10 @@ def refuse_other_values(model: nn.Module, network: Network) -> None:
             raise _Reached
 
     for name in expected:
-        own.get_submodule(name).register_forward_pre_hook(lambda _, args, n=name: look(n, args))
+        copied.get_submodule(name).register_forward_pre_hook(lambda _, args, n=name: look(n, args))
     try:
         with torch.no_grad(), InFloat64(), contextlib.suppress(_Reached):
-            own(image)
+            copied(image)
     except Exception as error:  # whatever the model's own code raises
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be run in float64: {first_line(error)}"

@@ -45,7 +45,7 @@ def embedding_of(model: nn.Module, shape: tuple[int, int, int]) -> tuple[str, Em
                 continue
             if found is not None:
                 return found
-    near = [own for own in reasons if not isinstance(own, NoEmbeddingError)]
+    near = [reason for reason in reasons if not isinstance(reason, NoEmbeddingError)]
     if near or reasons:
         raise (near or reasons)[0]
     raise NoEmbeddingError("no position embedding is added to a convolution's output")
@@ -135,12 +135,12 @@ class _Finder:
 
     def _has_weights(self, node: fx.Node) -> bool:
         """Whether a step is a layer with parameters."""
-        own = self.model.get_submodule(node.target) if node.op == "call_module" else nn.Identity()
-        return next(own.parameters(), None) is not None
+        layer = self.model.get_submodule(node.target) if node.op == "call_module" else nn.Identity()
+        return next(layer.parameters(), None) is not None
 
     def _convolution(self, node: fx.Node) -> fx.Node | None:
         """The last convolution that a map is made of."""
-        found = [own for own in before(self.nodes, node) if _is_convolution(self.model, own)]
+        found = [step for step in before(self.nodes, node) if _is_convolution(self.model, step)]
         return found[-1] if found else None
 
     def _parameters(self, node: fx.Node) -> list[str]:
@@ -171,11 +171,11 @@ class _Finder:
         None where a step does more than to move the source's entries about.
         """
         named = isinstance(source, str)
-        own = self.model.get_parameter(source) if named else self._run(source)
+        values = self.model.get_parameter(source) if named else self._run(source)
         draws, found = [], []
         for _ in range(2):  # what compares entries, as pooling, does not the same to both
-            draw = torch.randn(own.shape, generator=self.generator, dtype=torch.float64)
-            draws.append(draw.to(own.device))
+            draw = torch.randn(values.shape, generator=self.generator, dtype=torch.float64)
+            draws.append(draw.to(values.device))
             changed = {source: draws[-1].clone()}  # which a step may change in place
             try:
                 value = self._run(node, *(({}, changed) if named else (changed, {})))
@@ -230,7 +230,7 @@ def network_below(
     convolution, so that its derivative is not known.
     """
     if end is None:
-        end = next(i for i, own in enumerate(steps) if own.name == entry.name)
+        end = next(i for i, step in enumerate(steps) if step.name == entry.name)
     inside = leading_to(steps, end)
     nodes, _ = build(steps, sorted(inside), shape)
     behind = leading_to(steps, len(steps) - 1) - inside

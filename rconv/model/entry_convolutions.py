@@ -137,7 +137,7 @@ def _ends(steps: list[Operation], convolution: int) -> list[int]:
     """
     last, ends = convolution, [convolution]
     while True:
-        takers = [i for i, own in enumerate(steps) if last in own.inputs]
+        takers = [i for i, step in enumerate(steps) if last in step.inputs]
         if len(takers) != 1:
             return ends
         (last,) = takers

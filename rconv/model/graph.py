@@ -82,10 +82,10 @@ def sees(node: fx.Node, image: fx.Node) -> bool:
     """Whether a step depends on what the image shows, and not on its shape alone."""
     waiting, found = [node], set()
     while waiting:
-        own = waiting.pop()
-        if own not in found and not _is_shape(own):
-            found.add(own)
-            waiting.extend(own.all_input_nodes)
+        step = waiting.pop()
+        if step not in found and not _is_shape(step):
+            found.add(step)
+            waiting.extend(step.all_input_nodes)
     return image in found
 
 
@@ -135,8 +135,10 @@ def _run(
         return getattr(args[0], node.target)(*args[1:], **kwargs)
     if node.op == "call_module":
         prefix = f"{node.target}."
-        own = {k.removeprefix(prefix): p for k, p in parameters.items() if k.startswith(prefix)}
-        return functional_call(model.get_submodule(node.target), own, args, kwargs)
+        replaced = {
+            k.removeprefix(prefix): p for k, p in parameters.items() if k.startswith(prefix)
+        }
+        return functional_call(model.get_submodule(node.target), replaced, args, kwargs)
     return parameters.get(node.target, operator.attrgetter(node.target)(model))
 
 

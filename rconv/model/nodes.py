@@ -34,8 +34,8 @@ class UnsupportedModelError(ValueError):
     def __init__(self, message: str, reasons: Sequence[tuple[str, str]] = ()):
         super().__init__(message)
         layer, colon, reason = message.partition(": ")
-        own = (layer, reason) if colon and " " not in layer else ("", message)
-        self.reasons: tuple[tuple[str, str], ...] = tuple(reasons) or (own,)
+        first = (layer, reason) if colon and " " not in layer else ("", message)
+        self.reasons: tuple[tuple[str, str], ...] = tuple(reasons) or (first,)
 
 
 @dataclass(frozen=True)
@@ -154,10 +154,10 @@ class Network:
             return None
         if isinstance(does, Activation):
             return does.low, does.high
-        own = [self.range_of(i) for i in inputs] if isinstance(does, str) else [None]
-        if None in own:
+        ranges = [self.range_of(i) for i in inputs] if isinstance(does, str) else [None]
+        if None in ranges:
             return -torch.inf, torch.inf
-        lows, highs = zip(*own, strict=True)
+        lows, highs = zip(*ranges, strict=True)
         return (sum(lows), sum(highs)) if does == SUM else (min(lows), max(highs))
 
     def required_chain(self, method: str, *, norms: bool = True) -> "Network":
@@ -170,7 +170,7 @@ class Network:
         if isinstance(self.head, ConvEntry):
             raise UnsupportedModelError(f"{self.head.reason}; {method} starts at the first Linear")
         self.refuse_blocks(method)
-        branch = next((i for i, own in enumerate(self.consumers) if len(own) > 1), None)
+        branch = next((i for i, consumer in enumerate(self.consumers) if len(consumer) > 1), None)
         if branch is not None:
             raise UnsupportedModelError(
                 f"{self.nodes[branch].name}: the network branches here; {method} knows chains only"

@@ -65,13 +65,13 @@ def without_passed(operations: list[Operation]) -> list[Operation]:
     """The steps that do something; those that take what passes through take its source."""
     left: list[Operation] = []
     place: list[int] = []
-    for own in operations:
-        inputs = tuple(place[i] for i in own.inputs)
-        if type(own.what) in PASSED:
+    for operation in operations:
+        inputs = tuple(place[i] for i in operation.inputs)
+        if type(operation.what) in PASSED:
             place.append(inputs[0])
         else:
             place.append(len(left))
-            left.append(Operation(own.name, own.what, inputs, own.line))
+            left.append(Operation(operation.name, operation.what, inputs, operation.line))
     return left
 
 
@@ -90,10 +90,12 @@ def leading_to(operations: list[Operation], end: int) -> set[int]:
 def refuse_shared_parameters(operations: list[Operation]) -> None:
     """Refuse a parameter that serves twice."""
     owners: dict[nn.Parameter, Operation] = {}
-    for own in operations:
-        for parameter in own.what.parameters() if isinstance(own.what, nn.Module) else ():
-            if owners.setdefault(parameter, own) is not own:
-                raise own.refusal(
+    for operation in operations:
+        for parameter in (
+            operation.what.parameters() if isinstance(operation.what, nn.Module) else ()
+        ):
+            if owners.setdefault(parameter, operation) is not operation:
+                raise operation.refusal(
                     f"shares a parameter with {owners[parameter].name}, whose gradient is the "
                     "sum over both layers"
                 )

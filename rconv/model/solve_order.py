@@ -60,7 +60,7 @@ def _inverts(network: Network, maker: int, node: int, whole: set[int]) -> bool:
 def _can_be_computed(network: Network, node: int, whole: set[int]) -> bool:
     inputs = network.nodes[node].inputs
     return node in whole or (
-        bool(inputs) and all(_can_be_computed(network, own, whole) for own in inputs)
+        bool(inputs) and all(_can_be_computed(network, source, whole) for source in inputs)
     )
 
 

@@ -34,9 +34,9 @@ def traced(model: nn.Module, shape: tuple[int, int, int]) -> list[Operation]:
             place[node] = 0
             operations.append(Operation("the image", None, ()))
         elif _holds_tensors(values[node]):
-            own = _operation(model, node, values, place)
+            operation = _operation(model, node, values, place)
             place[node] = len(operations)
-            operations.append(own)
+            operations.append(operation)
     return operations
 
 
@@ -76,12 +76,12 @@ def _operation(
     else:
         name, found = _path(node), read_function(node, values)
     if isinstance(found, str):
-        what, sources = found, [own for own in node.all_input_nodes if own in place]
+        what, sources = found, [taken for taken in node.all_input_nodes if taken in place]
     else:
         what, sources = found
     if any(source not in place for source in sources):
         what = "takes something that is made of no image"
-        sources = [own for own in node.all_input_nodes if own in place]
+        sources = [taken for taken in node.all_input_nodes if taken in place]
     return Operation(name, what, tuple(place[source] for source in sources), line)
 
 

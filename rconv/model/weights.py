@@ -47,12 +47,12 @@ def _check_kind(name: str, parameter: Tensor) -> None:
 
 def check_own_parameters(name: str, module: nn.Module, shape: tuple[int, ...]) -> None:
     """Refuse a layer whose weight or bias is no parameter of its own, of the shape it declares."""
-    own = dict(module.named_parameters(recurse=False))
+    parameters = dict(module.named_parameters(recurse=False))
     for key, expected in (("weight", shape), ("bias", shape[:1])):
         value = getattr(module, key, None)
         if key == "bias" and value is None:
             continue
-        if own.get(key) is not value or value is None:
+        if parameters.get(key) is not value or value is None:
             raise UnsupportedModelError(f"{name}: its {key} is no parameter of its own")
         if tuple(value.shape) != expected:
             raise UnsupportedModelError(

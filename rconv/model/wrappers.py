@@ -22,7 +22,7 @@ def shared_copy(model: nn.Module, replaced: Mapping[int, object] | None = None) 
     of a module to what takes its place in the copy.
     """
     tensors = chain(model.parameters(), model.buffers())
-    return copy.deepcopy(model, {**{id(own): own for own in tensors}, **(replaced or {})})
+    return copy.deepcopy(model, {**{id(tensor): tensor for tensor in tensors}, **(replaced or {})})
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -35,7 +35,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = _inside(model)
     if not isinstance(model, nn.Module):
         return model
-    inside = {id(own): _inside(own) for own in model.modules() if _inside(own) is not None}
+    inside = {
+        id(module): _inside(module) for module in model.modules() if _inside(module) is not None
+    }
     return shared_copy(model, {i: unwrapped(own) for i, own in inside.items()}) if inside else model
 
 
@@ -78,8 +80,8 @@ def _entries(output: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(output, (Tensor, torch.fx.Node)):
         yield "", output
     elif isinstance(output, Mapping):
-        own = ((str(name), tensor_of(entry)) for name, entry in output.items())
-        yield from ((name, entry) for name, entry in own if entry is not None)
+        entries = ((str(name), tensor_of(entry)) for name, entry in output.items())
+        yield from ((name, entry) for name, entry in entries if entry is not None)
     elif isinstance(output, (tuple, list)):
         names = getattr(output, "_fields", [""] * len(output))
         yield from _entries_of(names, output)

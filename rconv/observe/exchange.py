@@ -54,8 +54,8 @@ def load_weights(model: nn.Module, path: str | PathLike) -> None:
     infinity, or numbers that overflow.
     """
     tensors = read_tensors(path)
-    for name, own in model.named_parameters():
-        if name in tensors and tensors[name].shape[1:] == own.shape != tensors[name].shape:
+    for name, parameter in model.named_parameters():
+        if name in tensors and tensors[name].shape[1:] == parameter.shape != tensors[name].shape:
             raise ValueError(
                 f"{path} holds gradients, not weights: {name} has the shape "
                 f"{tuple(tensors[name].shape)}, one of the model's for each client"

@@ -139,7 +139,9 @@ def per_image(
             allow_unused=reached or None,
             materialize_grads=not reached,
         )
-    return {name: own for name, own in zip(copies, found, strict=True) if own is not None}
+    return {
+        name: gradient for name, gradient in zip(copies, found, strict=True) if gradient is not None
+    }
 
 
 @contextlib.contextmanager

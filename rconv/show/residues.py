@@ -87,16 +87,16 @@ def _setting(geometry: Geometry, filters: Sequence[int]) -> dict:
         "offsets": [int(t.sum()) for t, _ in members],
         "ranks": ranks,
         "said": [
-            _said(d * geometry.offsets, geometry.pixels, sum(own))
-            for d, own in zip(filters, ranks, strict=True)
+            _said(d * geometry.offsets, geometry.pixels, sum(rank))
+            for d, rank in zip(filters, ranks, strict=True)
         ],
     }
 
 
 def _numbers(size: int, shift: int, stride: int) -> torch.Tensor:
     """Residue class of each place of a square grid, row by row."""
-    own = (torch.arange(size) + shift) % stride
-    return (stride * own[:, None] + own).flatten()
+    residue = (torch.arange(size) + shift) % stride
+    return (stride * residue[:, None] + residue).flatten()
 
 
 def _ranks(geometry: Geometry, filters: int, members: list) -> list[int]:

@@ -189,9 +189,9 @@ def cleaned(svg: str) -> str:
 
 def _named(svg: str) -> str:
     """With short names, which differ between drawings and are the same whenever it is drawn."""
-    own = "r" + hashlib.sha1(svg.encode()).hexdigest()[:6]
+    prefix = "r" + hashlib.sha1(svg.encode()).hexdigest()[:6]
     names = dict.fromkeys(re.findall(r' id="([^"]+)"', svg))
-    short = {name: f"{own}-{number}" for number, name in enumerate(names)}
+    short = {name: f"{prefix}-{number}" for number, name in enumerate(names)}
     return re.sub(r'( id="|href="#|url\(#)([^")]+)', lambda found: found[1] + short[found[2]], svg)
 
 
@@ -202,10 +202,10 @@ def _marks(found: re.Match) -> str:
     if len(kinds) > 1 or len(uses) != found[2].count("<use"):
         return found[0]
     ((name, style),) = kinds
-    own = f"{name}{hashlib.sha1(style.encode()).hexdigest()[:4]}"
+    mark = f"{name}{hashlib.sha1(style.encode()).hexdigest()[:4]}"
     places = dict.fromkeys(f"{float(x):.1f} {float(y):.1f}" for _, x, y, _ in uses)
     return (
-        f'<g{found[1] or ""}>\n<marker id="{own}" markerUnits="userSpaceOnUse" overflow="visible">'
+        f'<g{found[1] or ""}>\n<marker id="{mark}" markerUnits="userSpaceOnUse" overflow="visible">'
         f'<use href="#{name}"{style}/></marker>\n'
-        f'<path d="M{" ".join(places)}" style="fill: none; marker: url(#{own})"/>\n</g>'
+        f'<path d="M{" ".join(places)}" style="fill: none; marker: url(#{mark})"/>\n</g>'
     )
