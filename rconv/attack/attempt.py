@@ -39,8 +39,7 @@ from rconv.attack.verdict import (
 )
 from rconv.linalg.solution import Solution
 from rconv.model.heads import ConvEntry, Head
-from rconv.model.nodes import Network, UnsupportedModelError
-from rconv.model.solve_order import solve_order
+from rconv.model.nodes import Network, UnsupportedModelError, solve_order
 from rconv.model.wrappers import tensor_of
 from rconv.observe.noise import Observed
 from rconv.observe.observation import Gradients

@@ -10,8 +10,7 @@ from rconv.model.geometry import Stage
 from rconv.model.graph import first_line
 from rconv.model.heads import ConvEntry
 from rconv.model.nodes import Network, UnsupportedModelError
-from rconv.model.simulate import InFloat64
-from rconv.model.wrappers import shared_copy
+from rconv.model.wrappers import InFloat64, shared_copy
 
 SAME = 1e-9
 """Relative difference of two computations of the same, in float64."""

@@ -18,8 +18,7 @@ from rconv.model.heads import ConvEntry
 from rconv.model.nodes import SUM, Network, UnsupportedModelError
 from rconv.model.operations import Operation, leading_to, logits_of
 from rconv.model.read import check_input_shape, steps_of
-from rconv.model.simulate import InFloat64, shapes_alone, without_values
-from rconv.model.wrappers import shared_copy, tensor_of
+from rconv.model.wrappers import InFloat64, shapes_alone, shared_copy, tensor_of, without_values
 
 
 def entry_networks(

@@ -13,7 +13,7 @@ from rconv.model.blocks import with_blocks
 from rconv.model.build import build
 from rconv.model.embedding import entered
 from rconv.model.heads import Head, Hidden
-from rconv.model.nodes import Network, UnsupportedModelError
+from rconv.model.nodes import Network, UnsupportedModelError, solve_order
 from rconv.model.operations import (
     Operation,
     layers_of,
@@ -24,7 +24,6 @@ from rconv.model.operations import (
     refuse_ways_around,
     without_passed,
 )
-from rconv.model.solve_order import solve_order
 from rconv.model.tracing import traced
 from rconv.model.weights import check_own_parameters, check_weights, copy_of
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from rconv.model.graph import first_line, graph_of, name_of, values_of
 from rconv.model.nodes import CONCATENATION, SUM, UnsupportedModelError
 from rconv.model.operations import Operation
-from rconv.model.simulate import shapes_alone, without_values
+from rconv.model.wrappers import shapes_alone, without_values
 
 BATCH = 3
 """Images that the model is run on, to see shapes: a number that no layer is likely to have."""
