@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where two processes are not told apart
+except ImportError:  # not on Windows, where two processes are not kept apart
     fcntl = None
 
 

@@ -198,7 +198,7 @@ def computed(dtype: torch.dtype) -> Client:
 def disturbed(
     change: Callable[[Gradients, nn.Module], Gradients], loss: Loss | None = None
 ) -> Client:
-    """Clients whose gradients are changed before they are sent, which the attacker is not told.
+    """Clients whose gradients are changed before they are sent, unknown to the attacker.
 
     `change` takes gradients and model; the attacker expects cross-entropy whatever the loss is.
     """

@@ -149,7 +149,7 @@ def client_gradients(
 ) -> dict[str, Tensor]:
     """Gradients that the clients send, one image each: name → `(N, *parameter shape)`.
 
-    An architecture with one logit is told the parity of the labels; None, the labels as they are.
+    An architecture with one logit gets the parity of the labels; None keeps the labels.
     With `together` all images are one client's, whose mean gradient is shaped as the parameters.
     """
     targets = truth.labels

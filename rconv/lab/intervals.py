@@ -51,7 +51,7 @@ def rate_interval(
     :math:`v = \frac{k}{k-1} \sum_c (s_c - p n_c)^2 / n^2`, and n is replaced by
     :math:`n^* = p(1-p)/v`, which is at most n, times the square of the ratio of Student's
     quantiles with n - 1 and k - 1 degrees of freedom, as Korn and Graubard do. Where every draw
-    came out the same, the clusters tell nothing of each other and :math:`n^* = k`: the images of
+    came out the same, the clusters say nothing about each other and :math:`n^* = k`: the images of
     one cluster then count as a single draw, which is the careful end.
 
     Parameters

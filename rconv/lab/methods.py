@@ -74,10 +74,12 @@ def prepared(
     if method in (PAPER, AUTO):
         return _ours(model, shape, "paper" if method == PAPER else "auto")
     if method == RGAP:
-        return _baseline(rgap.attack, model, shape, {}, watched=False, told=True)
+        return _baseline(rgap.attack, model, shape, {}, watched=False, label_known=True)
     _load_optimisers()
     if method == INVERTING:
-        return _baseline(inverting_gradients.attack, model, shape, {**SMOOTH, **changed}, told=True)
+        return _baseline(
+            inverting_gradients.attack, model, shape, {**SMOOTH, **changed}, label_known=True
+        )
     attack = partial(dlg.attack, read_label=method == IDLG)
     return _baseline(attack, model, shape, {**DESCENT, **changed})
 
@@ -111,10 +113,10 @@ def _baseline(
     settings: Record,
     *,
     watched: bool = True,
-    told: bool = False,
+    label_known: bool = False,
 ) -> Method:
     def attack(gradients: Gradients, label: Tensor, watch: Watch) -> Answer:
-        known = {"labels": label} if told else {}
+        known = {"labels": label} if label_known else {}
         seen = {"watch": watch} if watched else {}
         with convolutions_for(model):
             found = run(model, gradients, shape, **settings, **known, **seen)

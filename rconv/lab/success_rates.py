@@ -164,14 +164,14 @@ def cell(settings: Record, by_seed: Sequence[Sequence[Record]]) -> Record:
     def count(test: Callable[[Record], bool]) -> list[int]:
         return [sum(map(test, records)) for records in by_seed]
 
-    told = bool(every) and "unique" in every[0]
+    judged_here = bool(every) and "unique" in every[0]
     return {
         **settings,
         "images": count(lambda r: True),
         "successes": [won(records) for records in by_seed],
-        "unique": count(lambda r: r["unique"]) if told else None,
-        "false": count(lambda r: r["false"]) if told else None,
-        "missed": count(lambda r: won([r]) and not r["unique"]) if told else None,
+        "unique": count(lambda r: r["unique"]) if judged_here else None,
+        "false": count(lambda r: r["false"]) if judged_here else None,
+        "missed": count(lambda r: won([r]) and not r["unique"]) if judged_here else None,
         **(_quality(every) if every else {}),
         "reasons": dict(Counter(_reason(r) for r in every if not won([r])).most_common()),
         "refusal": refusal,

@@ -198,7 +198,7 @@ def trial(
         In which the clients compute, one of `rconv.lab.architectures.DTYPES`; float16 rounds
         float32 gradients. By default the model's own.
     loss : Callable, optional
-        The clients' loss, of which the attacker is not told. By default cross-entropy, or the
+        The clients' loss, unknown to the attacker. By default cross-entropy, or the
         logistic loss for one logit, of which it is.
     scenario : Scenario, optional
         How the gradients come about, in place of `dtype`; by default one step on each image, in

@@ -175,13 +175,13 @@ def cholesky(gram: Tensor) -> Tensor | None:
 def _routine(name: str) -> Callable[..., None] | None:
     """LAPACK's own, (triangle, n, matrix, n, info); None where integers are no C integers."""
     capsule = cython_lapack.__pyx_capi__[name]
-    told = _pythonapi("PyCapsule_GetName", ctypes.c_char_p, ctypes.py_object)(capsule)
-    if told.count(b" int *") != 3:
+    signature = _pythonapi("PyCapsule_GetName", ctypes.c_char_p, ctypes.py_object)(capsule)
+    if signature.count(b" int *") != 3:
         return None
     get = _pythonapi("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
     integer = ctypes.POINTER(ctypes.c_int)
     kinds = ctypes.c_char_p, integer, ctypes.c_void_p, integer, integer
-    return ctypes.CFUNCTYPE(None, *kinds)(get(capsule, told))
+    return ctypes.CFUNCTYPE(None, *kinds)(get(capsule, signature))
 
 
 def _pythonapi(name: str, result: type, *kinds: type) -> Callable[..., object]:

@@ -56,10 +56,10 @@ def solve_iterative(system: System, samples: int = 1) -> Solution:
         return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like)
 
     z = random(x)
-    told, needed = run(system.apply(z))
-    if (_sizes(z - told, samples) > SEEN).any() and needed < ITERATIONS:
-        told = told + run(system.apply(z - told), CORRECTION)[0]
-    left = _sizes(z - told, samples)
+    recovered, needed = run(system.apply(z))
+    if (_sizes(z - recovered, samples) > SEEN).any() and needed < ITERATIONS:
+        recovered = recovered + run(system.apply(z - recovered), CORRECTION)[0]
+    left = _sizes(z - recovered, samples)
     opened = torch.where(left > SEEN, left.square().ceil(), 0.0).long()
     errors = system.std
     weak = run(random(errors) * (errors if errors.any() else 1.0), COARSE)[0]

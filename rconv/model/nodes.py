@@ -230,11 +230,11 @@ def solve_order(network: Network) -> tuple[int, ...]:
     waiting = set(range(len(network.nodes)))
     while waiting:
         ready = [i for i in waiting if waiting.isdisjoint(network.consumers[i])]
-        told = {i: _is_solved(network, i, whole) for i in ready}
-        able = [i for i in ready if told[i] or not isinstance(network.nodes[i].does, Activation)]
+        solved = {i: _is_solved(network, i, whole) for i in ready}
+        able = [i for i in ready if solved[i] or not isinstance(network.nodes[i].does, Activation)]
         if not able:
             raise _refusal(network, max(ready))
-        if told[max(able)]:
+        if solved[max(able)]:
             whole.add(max(able))
         order.append(max(able))
         waiting.remove(max(able))

@@ -138,8 +138,8 @@ def _failures(records: Sequence[Record]) -> list[list[Record]]:
     return sorted(kinds.values(), key=len, reverse=True)
 
 
-def _kind(doubt: str) -> str:
-    short = re.sub(" has rank .*", " is short of rank", doubt or "the attack had no doubt")
+def _kind(diagnostic: str) -> str:
+    short = re.sub(" has rank .*", " is short of rank", diagnostic or "the attack had no doubt")
     return re.sub(r"\b\d\S*", "…", short)
 
 
