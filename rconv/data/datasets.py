@@ -170,7 +170,11 @@ def photographs(input_shape: tuple[int, int, int], count: int) -> tuple[torch.Te
     return images, f"{kind}, channels interpolated between red, green and blue)"
 
 
-def dead_leaves(input_shape: tuple[int, int, int], seed: int, leaves: int = 400) -> torch.Tensor:
+LEAVES = 400
+"""Discs of a synthetic image."""
+
+
+def dead_leaves(input_shape: tuple[int, int, int], seed: int) -> torch.Tensor:
     """A synthetic image whose statistics resemble those of photographs.
 
     Discs of random places and colours, the later ones on top, the density of whose radii falls with
@@ -178,8 +182,8 @@ def dead_leaves(input_shape: tuple[int, int, int], seed: int, leaves: int = 400)
     """
     channels, height, width = input_shape
     generator = torch.Generator().manual_seed(seed)
-    u, y, x = torch.rand(3, leaves, generator=generator, dtype=torch.float64)
-    colours = torch.rand(leaves, channels, 1, generator=generator, dtype=torch.float64)
+    u, y, x = torch.rand(3, LEAVES, generator=generator, dtype=torch.float64)
+    colours = torch.rand(LEAVES, channels, 1, generator=generator, dtype=torch.float64)
     least, most = max(height, width) / 20, max(height, width) / 2
     radii = (u / least**2 + (1 - u) / most**2).rsqrt()
     rows, columns = torch.arange(height)[:, None], torch.arange(width)

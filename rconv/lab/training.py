@@ -27,7 +27,6 @@ def train(
     *,
     epochs: int = EPOCHS,
     batch: int = BATCH,
-    rate: float = RATE,
     seed: int = 0,
 ) -> tuple[nn.Sequential, float]:
     """Train a copy of a classifier by Adam on cross-entropy, in float32.
@@ -53,7 +52,7 @@ def train(
     if epochs < 0 or batch < 1:
         raise ValueError(f"{epochs} epochs in batches of {batch}: give 0 or more, and 1 or more")
     trained = copy.deepcopy(model).float().train()
-    optimiser = torch.optim.Adam(trained.parameters(), lr=rate)
+    optimiser = torch.optim.Adam(trained.parameters(), lr=RATE)
     order = torch.Generator().manual_seed(seed)
     images, labels = data.images.float(), data.labels
     if trained(images[:1]).shape[1] == 1:

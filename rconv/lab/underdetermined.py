@@ -123,7 +123,6 @@ def underdetermined(
     layer: int = 0,
     seeds: Sequence[int] = (architectures.SEED,),
     initialisation: str | None = None,
-    dtype: str = "float64",
 ) -> list[Record]:
     """Attack networks one of whose layers has fewer and fewer filters.
 
@@ -131,8 +130,8 @@ def underdetermined(
 
     Parameters
     ----------
-    dataset, indices, architecture, activation, initialisation, dtype
-        As `rconv.lab.experiment.run` takes them.
+    dataset, indices, architecture, activation, initialisation
+        As `rconv.lab.experiment.run` takes them; clients compute in float64.
     widths : sequence of int
         Filters of the layer; the others keep the architecture's own.
     layer : int
@@ -148,11 +147,11 @@ def underdetermined(
     for width, seed in product(widths, seeds):
         filters = _with_width(usual, layer, width)
         options = {"seed": seed, "filters": filters, "initialisation": initialisation}
-        model = shared_model(dataset, architecture, activation, dtype=dtype, **options)
+        model = shared_model(dataset, architecture, activation, **options)
         settings = model_settings(architecture, activation, **options)
-        shared = {"dataset": dataset, **settings, "dtype": dtype, "width": width}
+        shared = {"dataset": dataset, **settings, "dtype": "float64", "width": width}
         attack = Attack(model, tuple(truth.images.shape[1:]), loss="cross-entropy")
-        sent = client_gradients(model, architecture, truth, dtype)
+        sent = client_gradients(model, architecture, truth)
         records += [attacked(attack, sent, truth, n, shared) for n in range(len(truth))]
     return records
 

@@ -119,24 +119,9 @@ class System:
     fixed: Tensor | None = None
 
     @staticmethod
-    def dense(
-        matrix: Tensor,
-        rhs: Tensor,
-        std: Tensor = UNKNOWN,
-        diagonal: Tensor | None = None,
-        known: Tensor | None = None,
-        known_std: Tensor = UNKNOWN,
-    ) -> "System":
-        """Equations that are written out, A x = b, and known entries.
-
-        A is (N, m, n), or (1, m, n) for all; b (N, m, k). The diagonal (N, n, 1) has the weights of
-        the entries, `known` and `known_std` their values and the error of both multiplied.
-        """
-        blocks = [Rows(Matrix(matrix), rhs, std)]
-        if diagonal is not None:
-            entries = Entries((matrix.shape[2], 1))
-            blocks.append(Rows(entries, known, known_std, diagonal))
-        return System(tuple(blocks), matrix.shape[2])
+    def dense(matrix: Tensor, rhs: Tensor, std: Tensor = UNKNOWN) -> "System":
+        """Equations that are written out: A (N, m, n), or (1, m, n) for all, and b (N, m, k)."""
+        return System((Rows(Matrix(matrix), rhs, std),), matrix.shape[2])
 
     @property
     def free(self) -> Tensor | slice:

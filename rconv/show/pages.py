@@ -10,7 +10,7 @@ from typing import Any
 
 from rconv.lab import archive
 from rconv.lab.records import Record
-from rconv.show.numbers import scientific
+from rconv.show.tables import scientific
 
 PREFIX = "application/papermill.record/"
 
@@ -28,7 +28,7 @@ def glue(name: str, value: Any) -> None:
     one, with a format behind it where the value is a number: ``{glue:text}`name:.1f```. A figure
     that stands above the cells that make it is quoted by the directive ``{glue:} name``. What
     MyST-NB's own function of this name does, without Sphinx behind it; numbers in a string are
-    written as `rconv.show.numbers` writes them.
+    written as `rconv.show.tables.scientific` writes them.
     """
     from IPython.display import display
 
