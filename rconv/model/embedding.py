@@ -13,11 +13,11 @@ from torch import Tensor, fx, nn
 
 from rconv.model.agreement import refuse_other_values
 from rconv.model.build import build
+from rconv.model.functions import SUMS
 from rconv.model.graph import before, graph_of, sees, values_of
 from rconv.model.heads import ConvEntry, Embedding
 from rconv.model.nodes import Network, UnsupportedModelError, solve_order
 from rconv.model.operations import Operation, leading_to, logits_of, refuse_ways_around
-from rconv.model.tracing import SUMS
 
 
 class NoEmbeddingError(UnsupportedModelError):

@@ -87,8 +87,8 @@ def declared_noise(
     """What the attacker knows of the errors: what was declared, or else the rounding.
 
     The attacker may state the error relative to the root mean square of each parameter's gradient,
-    in `precision`, or more than that in `noise`. Raises ValueError if either is invalid, or names
-    a parameter that the model does not have.
+    in `precision`, or more than that in `noise`. Raises ValueError if either is invalid or
+    names a parameter that the model does not have.
     """
     if precision is not None:
         if not 0 <= _number(precision) < math.inf:
