@@ -36,7 +36,7 @@ ROUTINES = {torch.float32: "spotrf", torch.float64: "dpotrf"}
 
 
 @dataclass(frozen=True)
-class Inverse:
+class _Inverse:
     """An inverse of AᵀA, or its pseudoinverse.
 
     Parameters
@@ -57,7 +57,7 @@ class Inverse:
     method: str
 
     @staticmethod
-    def of(gram: Tensor) -> "Inverse | None":
+    def of(gram: Tensor) -> "_Inverse | None":
         """By Cholesky, in the precision of `gram`, (n, n); None where the matrix is singular."""
         factor = _factor(gram) if len(gram) else None
         if factor is None:
@@ -73,10 +73,10 @@ class Inverse:
 
         spectrum = Spectrum.estimate(product, apply, gram.new_empty(1, len(gram)).double())
         name = "Cholesky" if gram.dtype == torch.float64 else "Cholesky in single precision"
-        return Inverse(apply, len(gram), spectrum, name)
+        return _Inverse(apply, len(gram), spectrum, name)
 
     @staticmethod
-    def pseudo(gram: Tensor, floor: float) -> "Inverse":
+    def pseudo(gram: Tensor, floor: float) -> "_Inverse":
         """On the directions that A knows (σ above floor · σ_max), by pivoted Cholesky.
 
         With AᵀA = F Fᵀ and F of full column rank, the pseudoinverse is F (FᵀF)⁻² Fᵀ, and FᵀF has
@@ -87,7 +87,7 @@ class Inverse:
         packed, order = range_factor(gram.cpu().numpy())
         factor = torch.from_numpy(packed[order.argsort()]).to(gram)
         small = factor.mT @ factor
-        inner = Inverse.of(small) if len(small) else None
+        inner = _Inverse.of(small) if len(small) else None
         if inner is not None and inner.spectrum.condition < 1 / floor:
             mean_square = inner.spectrum.inverse_square * (len(small) / len(gram))
             spectrum = replace(inner.spectrum, inverse_square=mean_square)
@@ -95,7 +95,7 @@ class Inverse:
             def twice(v: Tensor) -> Tensor:
                 return factor @ inner.apply(inner.apply(factor.mT @ v))
 
-            return Inverse(twice, len(small), spectrum, method)
+            return _Inverse(twice, len(small), spectrum, method)
         values, vectors = torch.linalg.eigh(small)
         known = values > values[-1:] * floor**2
         values, vectors = values[known], factor @ vectors[:, known]
@@ -106,7 +106,7 @@ class Inverse:
         def apply(v: Tensor) -> Tensor:
             return vectors @ ((vectors.mT @ v) / values[:, None] ** 2)
 
-        return Inverse(apply, len(values), spectrum, method)
+        return _Inverse(apply, len(values), spectrum, method)
 
 
 def _factor(gram: Tensor) -> Tensor | None:
@@ -216,9 +216,9 @@ def solve_dense(system: System, tolerance: float, *, budget: int = MAX_UNKNOWNS)
     found = None if known is None else _refined(system, known)
     if found is None or found[2] != (CONVERGED,):
         gram, floor = system.gram()[0], _floor(tolerance)
-        known = Inverse.of(gram)
+        known = _Inverse.of(gram)
         if known is None or not known.spectrum.condition < 1 / floor:
-            known = Inverse.pseudo(gram, floor)
+            known = _Inverse.pseudo(gram, floor)
         found = _refined(system, known)
     x, iterations, status = found
     return Solution(
@@ -234,15 +234,15 @@ def solve_dense(system: System, tolerance: float, *, budget: int = MAX_UNKNOWNS)
     )
 
 
-def _single(system: System, limit: float) -> Inverse | None:
+def _single(system: System, limit: float) -> _Inverse | None:
     """The inverse in single precision up to a condition; None beyond it, and for few unknowns."""
     if system.count < SINGLE_FROM:
         return None
-    known = Inverse.of(system.gram(torch.float32)[0])
+    known = _Inverse.of(system.gram(torch.float32)[0])
     return known if known is not None and known.spectrum.condition < limit else None
 
 
-def _refined(system: System, known: Inverse) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def _refined(system: System, known: _Inverse) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """`refine`, from what an inverse makes of the normal equations."""
 
     def correction(rows: Tensor) -> Tensor:
@@ -259,7 +259,7 @@ def determines(system: System, tolerance: float) -> bool:
     system, limit = system.whitened(), 1 / _floor(tolerance)
     if _single(system, min(SURE_LIMIT, limit)) is not None:
         return True
-    known = Inverse.of(system.gram()[0])
+    known = _Inverse.of(system.gram()[0])
     return known is not None and bool(known.spectrum.condition < limit)
 
 

@@ -20,7 +20,7 @@ from rconv.model.nodes import Network, UnsupportedModelError, solve_order
 from rconv.model.operations import Operation, leading_to, logits_of, refuse_ways_around
 
 
-class NoEmbeddingError(UnsupportedModelError):
+class _NoEmbeddingError(UnsupportedModelError):
     """Nothing in the model resembles a position embedding."""
 
 
@@ -44,10 +44,10 @@ def embedding_of(model: nn.Module, shape: tuple[int, int, int]) -> tuple[str, Em
                 continue
             if found is not None:
                 return found
-    near = [reason for reason in reasons if not isinstance(reason, NoEmbeddingError)]
+    near = [reason for reason in reasons if not isinstance(reason, _NoEmbeddingError)]
     if near or reasons:
         raise (near or reasons)[0]
-    raise NoEmbeddingError("no position embedding is added to a convolution's output")
+    raise _NoEmbeddingError("no position embedding is added to a convolution's output")
 
 
 class _Finder:
@@ -75,7 +75,7 @@ class _Finder:
         output = None if moved is None else self._run(convolution)
         counts = None if moved is None else moved[moved >= 0].bincount(minlength=output.numel())
         if counts is None or (counts != 1).any():
-            raise NoEmbeddingError(
+            raise _NoEmbeddingError(
                 f"{convolution.target}: between it and what is added to its output stands more "
                 f"than steps that move its entries about; add the embedding directly ({line})"
             )
@@ -214,7 +214,7 @@ def entered(
         refuse_other_values(model, network)
     except UnsupportedModelError as error:
         # Where there is an embedding, what is wrong with it is of more use.
-        first = reason if isinstance(error, NoEmbeddingError) else error
+        first = reason if isinstance(error, _NoEmbeddingError) else error
         raise UnsupportedModelError(str(first), (*reason.reasons, *error.reasons)) from None
     return network
 
