@@ -8,7 +8,7 @@ Without `--table`: `lenet_main` with ReLU and PyTorch's initialisation, where on
 convolution's three filters is dead. A draw is a seed, for the weights and for one image of
 CIFAR-10 that no setting was chosen on (training images 100 to 199); seeds without exactly two live
 filters are passed over. Each draw is attacked in float64 and in float32. Where the last
-convolution stays open, `rconv.lab.ambiguity` tries to prove that its equations and signs do not
+convolution stays open, `_ambiguity` tries to prove that its equations and signs do not
 determine its input: then no setting could have closed it. `--short` makes two draws with embedded
 photographs.
 
@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from _ambiguity import another_input
 from _shared import dataset
 from torch import nn
 from tqdm import tqdm
@@ -32,7 +33,6 @@ from tqdm import tqdm
 from rconv.attack.attack import Attack
 from rconv.data import datasets
 from rconv.lab import architectures
-from rconv.lab.ambiguity import another_input
 from rconv.lab.experiment import client_gradients, shared_model
 from rconv.lab.records import SHOWN, Record, expected, table, value
 from rconv.lab.training import train

@@ -27,13 +27,7 @@ def remedy(name: str) -> str:
 
 @contextmanager
 def extra() -> Iterator[None]:
-    """Imports in the block name the extra where a module of `EXTRAS` is missing.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        With the remedy.
-    """
+    """Imports in the block name the extra where a module of `EXTRAS` is missing."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -14,32 +14,17 @@ from typing import BinaryIO
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where two processes are not told apart
+except ImportError:  # not on Windows, where two processes are not kept apart
     fcntl = None
 
 
 def output_file(path: str | os.PathLike) -> Path:
     """Find the file that writing to a path makes or replaces, and refuse what is no file.
 
-    A link is followed: the file that it points to is replaced, and the link stays. Pipes,
-    sockets and devices such as /dev/null or /dev/stdout are refused, because a file that takes
-    their place is no longer what others open under this name.
-
-    Parameters
-    ----------
-    path : str or PathLike
-        Where something is to be written.
-
-    Returns
-    -------
-    Path
-        The file, without links.
-
-    Raises
-    ------
-    OSError
-        If the path is empty, a folder, or no regular file; if its folder is missing or cannot be
-        written to; if its links lead in a circle.
+    A link is followed: the file that it points to is replaced, and the link stays. Pipes, sockets
+    and devices such as /dev/null or /dev/stdout are refused, because a file that takes their place
+    is no longer what others open under this name. Raises OSError if the path is empty, a folder, or
+    no regular file, if its folder is missing or cannot be written to, or if its links form a loop.
     """
     name = os.fspath(path)
     if not name:
@@ -66,21 +51,9 @@ def output_file(path: str | os.PathLike) -> Path:
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` that takes its place once the block has ended well.
 
-    Parameters
-    ----------
-    path : str or PathLike
-        The file to write, as `output_file` takes it. A file already there stays as it was until
-        the new one is complete, and for good if the block raises; the new one has its rights.
-
-    Yields
-    ------
-    BinaryIO
-        The temporary file, open for writing bytes.
-
-    Raises
-    ------
-    OSError
-        As `output_file`, and if the disk is full.
+    A file already there stays as it was until the new one is complete, and for good if the block
+    raises; the new one has its permissions. Raises OSError as `output_file` does, and if the disk
+    is full.
     """
     target = output_file(path)
     part = target.with_name(f".rconv-{secrets.token_hex(8)}.part")
@@ -104,18 +77,9 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 def claimed(paths: Iterable[str | os.PathLike]) -> Iterator[None]:
     """Keep other processes from writing the same files, until the block has ended.
 
-    A hidden file beside each path is locked, and deleted at the end. The system drops the lock
-    with the process, so that one that was killed leaves a small file and no lock.
-
-    Parameters
-    ----------
-    paths : iterable of str or PathLike
-        Files to write, as `output_file` takes them.
-
-    Raises
-    ------
-    OSError
-        As `output_file`, and if another process is writing one of the files.
+    A hidden file beside each path is locked, and deleted at the end. The system drops the lock with
+    the process, so that one that was killed leaves a small file and no lock. Raises OSError as
+    `output_file` does, and if another process is writing one of the files.
     """
     with ExitStack() as held:
         for path in paths:

@@ -19,16 +19,8 @@ read both branches. That of `typing` would be a slow import."""
 def exports(package: str) -> dict[str, tuple[str, str]]:
     """Read the public names of a package from its source.
 
-    Parameters
-    ----------
-    package : str
-        Its full name, such as ``"rconv.attack"``.
-
-    Returns
-    -------
-    dict
-        Name → the module that defines it, and its name there. A submodule is listed with the
-        package in place of that module.
+    Returns name → the module that defines it, and its name there. A submodule is listed with the
+    package in place of that module.
     """
     tree = ast.parse(import_module(package).__spec__.loader.get_source(package))
     blocks = [node for node in tree.body if isinstance(node, ast.If)]
@@ -48,19 +40,8 @@ def lazy(
     """Make the `__getattr__` and the `__dir__` of a package; `__all__` comes from the former.
 
     Python asks them for what the package does not contain yet. An imported submodule is contained,
-    so no public name may be that of a submodule with another content.
-
-    Parameters
-    ----------
-    package : str
-        Its ``__name__``.
-    **computed : callable
-        Further names and the functions that compute their values.
-
-    Returns
-    -------
-    tuple of two functions
-        `__getattr__` and `__dir__`.
+    so no public name may be that of a submodule with another content. `computed` has further names
+    and the functions that compute their values.
     """
 
     def get(name: str) -> object:

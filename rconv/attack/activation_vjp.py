@@ -143,11 +143,6 @@ def settle_sides(
     one uncertain output to the other side of 0 explains the difference, it is moved. One number
     cannot determine more than one output. Outputs Y below `UNCERTAIN` times `error` in size are
     uncertain; `noise` (N,) is the relative error of Ȳ and of the bias gradient.
-
-    Returns
-    -------
-    Tensor
-        Y with the corrected outputs at ± a tenth of the error.
     """
     y, back = output.flatten(2), cotangent.flatten(2)
     error = error.flatten(2).expand_as(y)

@@ -39,8 +39,7 @@ from rconv.attack.verdict import (
 )
 from rconv.linalg.solution import Solution
 from rconv.model.heads import ConvEntry, Head
-from rconv.model.nodes import Network, UnsupportedModelError
-from rconv.model.solve_order import solve_order
+from rconv.model.nodes import Network, UnsupportedModelError, solve_order
 from rconv.model.wrappers import tensor_of
 from rconv.observe.noise import Observed
 from rconv.observe.observation import Gradients
@@ -71,14 +70,10 @@ def attempt(
 
     Parameters
     ----------
-    model : Module
-        The shared model, in the dtype that the certificate is computed in.
     point : EntryPoint
         Where it is entered, with its plans.
     clients : Observed
         As they were sent; one client where the batch is larger than 1.
-    value_range : tuple of float
-        Of the pixels.
     batch : int
         B, images of each client.
     frugal : bool
@@ -331,21 +326,10 @@ def choose(
 def within_range(result: Reconstruction, value_range: tuple[float, float]) -> Reconstruction:
     """Images that equations do not determine, moved into the range of the pixels.
 
-    Where such an image explains the gradients no better than nothing does, a residual of 1 or
-    more, it is worth less than a flat image of the middle of the range, which is at least 6 dB
-    from every image: then that is the answer, and its expected error is 1.
-
-    Parameters
-    ----------
-    result : Reconstruction
-        With its certificate.
-    value_range : tuple of float
-        Of the pixels.
-
-    Returns
-    -------
-    Reconstruction
-        Certificate and verdict are those of the images as they were.
+    Where such an image explains the gradients no better than nothing does, a residual of 1 or more,
+    it is worth less than a flat image of the middle of the range, which is at least 6 dB from every
+    image: then that is the answer, and its expected error is 1. Certificate and verdict are those
+    of the images as they were.
     """
     low, high = value_range
     opened = ~result.full_rank

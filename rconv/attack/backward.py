@@ -23,8 +23,7 @@ from rconv.linalg.system import ONE
 from rconv.model.activations import Activation
 from rconv.model.blocks import Block
 from rconv.model.geometry import Stage
-from rconv.model.nodes import CONCATENATION, SUM, Affine, Network
-from rconv.model.solve_order import solve_order
+from rconv.model.nodes import CONCATENATION, SUM, Affine, Network, solve_order
 from rconv.observe.noise import Observed
 from rconv.observe.observation import Gradients
 

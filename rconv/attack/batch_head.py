@@ -26,7 +26,7 @@ from rconv.attack.head import head_report
 from rconv.attack.hidden_state import Factors
 from rconv.attack.label_inference import label_counts
 from rconv.attack.verdict import ACCUMULATED, ARITHMETIC
-from rconv.linalg.levenberg import levenberg_marquardt
+from rconv.linalg.gauss_newton import levenberg_marquardt
 from rconv.linalg.solution import largest_of_noise, relative, root_mean_square
 from rconv.model.heads import ConvEntry, Head
 from rconv.model.nodes import Network, UnsupportedModelError
@@ -286,23 +286,9 @@ def from_batch(
 ) -> Start:
     """Start from the averaged gradient of a head.
 
-    Parameters
-    ----------
-    head : Head
-        The network's only Linear.
-    bias : Tensor
-        c, (K,), float64.
-    clients : Observed
-        One client, as it was sent.
-    batch : int
-        B.
-    shape : tuple of int
-        (C, H, W) of the map that the head takes.
-
-    Raises
-    ------
-    InseparableError
-        Where the rank is not B, or no samples explain the gradient.
+    The head is the network's only Linear, and its input a map of the shape (C, H, W); `clients`
+    holds one client's gradients as they were sent. Raises InseparableError where the rank is not B,
+    or no samples explain the gradient.
     """
     clients = with_roundings(clients)
     gradient, errors = head_gradient(head, clients)

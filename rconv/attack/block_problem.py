@@ -27,7 +27,7 @@ from rconv.linalg.gauss_newton import (
     linear_step,
     undetermined,
 )
-from rconv.linalg.precondition import WEAK
+from rconv.linalg.iterative import WEAK
 from rconv.linalg.solution import Solution, root_mean_square
 from rconv.linalg.system import Rows, System
 from rconv.model.activations import Activation

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from rconv.attack.total_variation import fill
 from rconv.attack.verdict import ACCUMULATED, ARITHMETIC
-from rconv.linalg.cholesky import null_space
 from rconv.linalg.columns import columns_of, least_squares
-from rconv.linalg.dense import solve_dense
+from rconv.linalg.dense import null_space, solve_dense
 from rconv.linalg.inequalities import (
     FEW,
     PROGRAM,

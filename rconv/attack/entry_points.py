@@ -75,11 +75,6 @@ class EntryPoint:
 
         Takes the shared model, clients as they were sent (one where the batch is larger than 1),
         B, the samples of each, and what is called with the progress in words.
-
-        Raises
-        ------
-        InseparableError
-            A batch that is not disaggregated.
         """
         network, head = self.network, self.network.head
         if self.spans is not None:

@@ -216,9 +216,9 @@ def scales_from_softmax(logits: Tensor, left: Tensor) -> tuple[list[float], floa
     them, and not small where the loss is not cross-entropy.
     """
     w, left = logits.double().cpu(), left.double().cpu()
-    told = len(w) > 2 and bool((left > 0).sum() > 1 or not (left < 0).any())
+    determined = len(w) > 2 and bool((left > 0).sum() > 1 or not (left < 0).any())
     found = []
-    for sign in (1.0,) if told else (1.0, -1.0):
+    for sign in (1.0,) if determined else (1.0, -1.0):
         difference, size = _label_row(w, left, sign)
         if size > 0:
             solve = _closed_roots if len(difference) == 1 else _searched_roots

@@ -25,16 +25,7 @@ def from_hidden(
 ) -> Start:
     """Start from the averaged gradient of a hidden layer.
 
-    Parameters
-    ----------
-    head : Head
-        The network's first Linear, which has `hidden`.
-    bias : Tensor
-        b, (m,), float64.
-    clients, batch, shape
-        As `rconv.attack.batch_head.from_batch` takes them.
-    announce : callable, optional
-        Is called with the progress in words.
+    Takes what `rconv.attack.batch_head.from_batch` takes, for a head with `hidden`.
 
     Returns
     -------
@@ -42,11 +33,6 @@ def from_hidden(
         Of the samples that are found, which may be fewer than B. Where they do not explain the
         whole gradient, the other parameters' gradients are sums over unknown samples too: they are
         left out, and each sample's weight rows are all that the layers below have.
-
-    Raises
-    ------
-    InseparableError
-        Where none is found.
     """
     equations = hidden_equations(head, bias, clients)
     rank = equations.factors.rank
@@ -105,13 +91,7 @@ def _at_the_layer(
 
 
 def hidden_equations(head: Head, bias: Tensor, clients: Observed) -> HiddenEquations:
-    """The equations of a batch at the hidden layer that a network starts with.
-
-    Raises
-    ------
-    InseparableError
-        Without the gradient of the second Linear.
-    """
+    """The equations of a batch at the hidden layer that a network starts with."""
     second = clients.gradients.get(f"{head.hidden.name}.weight")
     if second is None:
         raise InseparableError(

@@ -218,10 +218,8 @@ class HiddenEquations:
     def cotangents(self, q: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Derivatives of a sample's own loss, by forward and backward pass of the upper network.
 
-        Returns
-        -------
-        tuple of Tensor
-            By the layer's output (F, m), by the second Linear's (F, K₂), by the logits (F, K).
+        Returns the derivatives by the layer's output (F, m), by the second Linear's (F, K₂), by the
+        logits.
         """
         pre = q @ self.inputs
         second = self.hidden.activation(pre) @ self.hidden.weight.mT + self.hidden.bias

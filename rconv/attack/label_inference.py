@@ -31,8 +31,8 @@ def inferred_labels(logit_gradient: Tensor, logits: Tensor | None = None) -> Ten
     else:
         labels = logit_gradient.argmin(dim=1)
         if logits is not None:
-            told = (logit_gradient < 0).any(dim=1)
-            labels = torch.where(told, labels, logits.argmax(dim=1))
+            negative = (logit_gradient < 0).any(dim=1)
+            labels = torch.where(negative, labels, logits.argmax(dim=1))
     return labels.where(logit_gradient.any(dim=1), -1)
 
 

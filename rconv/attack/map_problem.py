@@ -189,13 +189,7 @@ class MapProblem:
         return self.estimate is None and len(self.layers) == 1
 
     def refuse_without_equations(self) -> None:
-        """Refuse a map of which missing gradients leave no equation.
-
-        Raises
-        ------
-        UnsupportedModelError
-            Naming a gradient that must be sent.
-        """
+        """Refuse a map of which missing gradients leave no equation."""
         some = any(bool(own.observed.any() or own.output.some.any()) for own in self.layers)
         if not some and self.estimate is None:
             name = self.layers[0].stage.name

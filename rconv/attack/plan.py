@@ -77,9 +77,9 @@ def gradients_suffice(geometry: Geometry, samples: int = 1) -> bool:
     if not (window_index(geometry) < geometry.positions).any():
         return False
     classes = residue_classes(geometry)
-    told = sum(len(pixels) for _, pixels in classes)
+    covered = sum(len(pixels) for _, pixels in classes)
     filters = geometry.output[0]
-    return told == geometry.pixels and all(
+    return covered == geometry.pixels and all(
         filters * len(offsets) >= samples * len(pixels) for offsets, pixels in classes
     )
 
@@ -117,13 +117,7 @@ def make_plan(
 
 
 def kinds_per_layer(constraints: str | Sequence[str], layers: int) -> tuple[str, ...]:
-    """The kind of equations of each convolution, one of `KINDS`, as `Attack` takes them.
-
-    Raises
-    ------
-    ValueError
-        Unknown constraints, or not one for each convolution.
-    """
+    """The kind of equations of each convolution, one of `KINDS`, as `Attack` takes them."""
     if constraints == "paper":
         return ("weight", *["gradient"] * (layers - 1))[:layers]
     if not isinstance(constraints, (str, Sequence)):

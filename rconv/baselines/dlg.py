@@ -34,21 +34,15 @@ def attack(
 ) -> BaselineResult:
     """Reconstruct images by matching gradients.
 
-    Minimises the sum of squared differences of the gradients from a Gaussian start, by L-BFGS
-    with PyTorch's defaults: steps of length 1 without a line search, a history of 100 and up to
-    20 inner iterations (DLG, section 4). The 300 iterations are those of the published codes;
-    DLG's paper goes on to 1,200, and iDLG's code stops below 1e-6. Several starts, heats and
-    patience are not published: they let an attacker try again, and stop.
+    Minimises the sum of squared differences of the gradients from a Gaussian start, by L-BFGS with
+    PyTorch's defaults: steps of length 1 without a line search, a history of 100 and up to 20 inner
+    iterations (DLG, section 4). The 300 iterations are those of the published codes; DLG's paper
+    goes on to 1,200, and iDLG's code stops below 1e-6. Several starts, heats and patience are not
+    published: they let an attacker try again, and stop. The images are not confined to any range of
+    values. Starts are numbered from `seed` on, which is the same for each image.
 
     Parameters
     ----------
-    model : Module
-        The shared model, twice differentiable; its device is used.
-    gradients : mapping of str to Tensor
-        Parameter name → gradient, shaped as the parameter or with a leading axis N; the dtype is
-        that of the computation, float32 in the original.
-    input_shape : tuple of int
-        (C, H, W) of one image.
     read_label : bool
         iDLG: the label is that of `infer_labels`, for which the model must end in a Linear. Else
         DLG: the label is the softmax of logits that are optimised too.
@@ -56,31 +50,10 @@ def attack(
         The clients' loss. For DLG it must take class probabilities (1, K) as its target, or one
         probability (1,) where the model has one logit; for iDLG the label (1,). Default:
         cross-entropy, or the logistic loss where the model has one logit.
-    iterations : int
-        Of L-BFGS.
-    seed : int
-        Of the first start, the same for each image; the others have the numbers that follow.
-    lr : float
-        Length of a step.
     restarts, heat : int
         Starts, and iterations after which only the best of them goes on.
     patience : int or None
         Iterations after which a start ends unless they have halved its lowest objective.
-    watch : callable or None
-        Called after each iteration with the image and its objective, whichever start they are of.
-    progress : bool
-        Show a progress bar.
-
-    Returns
-    -------
-    BaselineResult
-        Its images are not confined to any range of values.
-
-    Raises
-    ------
-    ValueError
-        If the gradients are not the model's, the input shape is bad, there is no iteration or no
-        start, or there is no Linear to read the label from.
     """
     if restarts < 1 or heat < 1:
         raise ValueError(

@@ -41,25 +41,10 @@ class Count:
 def rank_analysis(model: nn.Sequential, input_shape: tuple[int, int, int]) -> tuple[Count, ...]:
     """Count the constraints of every layer as R-GAP's rank analysis does.
 
-    The network counts as insecure where no layer's index is positive. Counting is necessary and
-    not sufficient: equations that say the same thing twice count twice (the border, strides).
-
-    Parameters
-    ----------
-    model : Sequential
-        Convolutions with activations, Flatten and Linear.
-    input_shape : tuple of int
-        (C, H, W) of one image.
-
-    Returns
-    -------
-    tuple of Count
-        One per convolution, from the image upwards, and one for the first Linear.
-
-    Raises
-    ------
-    UnsupportedModelError
-        For a layer that R-GAP cannot pass, named.
+    The network counts as insecure where no layer's index is positive. Counting is necessary and not
+    sufficient: equations that say the same thing twice count twice (the border, strides). Returns
+    one count per convolution, from the image upwards, and one for the first Linear. Raises
+    UnsupportedModelError for a layer that R-GAP cannot pass.
 
     References
     ----------

@@ -34,53 +34,24 @@ def attack(
 ) -> BaselineResult:
     """Reconstruct images by the cosine distance of gradients and a total variation prior.
 
-    Minimises 1 - cos(own, observed) + `total_variation` · TV (equation 4) from a Gaussian start
-    by Adam on the sign of the gradient, with the step cut to a tenth after 3/8, 5/8 and 7/8 of
-    the iterations and the image projected onto the value range after each (section 4 and
-    supplement). Returns the iterate of the smallest objective. The defaults are those of the
-    authors' maintained framework, breaching; the code of the paper has 4,800 iterations and a
-    total variation of 0.1, on images normalised by the mean and deviation of the dataset.
+    Minimises 1 - cos(own, observed) + `total_variation` · TV (equation 4) from a Gaussian start by
+    Adam on the sign of the gradient, with the step cut to a tenth after 3/8, 5/8 and 7/8 of the
+    iterations and the image projected onto the value range after each (section 4 and supplement).
+    Returns the iterate of the smallest objective. The defaults are those of the authors' maintained
+    framework, breaching; the code of the paper has 4,800 iterations and a total variation of 0.1,
+    on images normalised by the mean and deviation of the dataset. `seed` is that of the start, the
+    same for each image.
 
     Parameters
     ----------
-    model : Module
-        The shared model, twice differentiable; its device is used.
-    gradients : mapping of str to Tensor
-        Parameter name → gradient, shaped as the parameter or with a leading axis N; the dtype is
-        that of the computation, float32 in the original.
-    input_shape : tuple of int
-        (C, H, W) of one image.
     loss : callable or None
         The clients' loss, given logits (1, K) and the label (1,), or logits (1,) where the model
         has one. Default: cross-entropy, or the logistic loss where it has one.
     labels : Tensor or None
         Axis (N,): the labels where they are known, as the paper assumes; by default those of
         `infer_labels`.
-    iterations : int
-        Of Adam.
-    seed : int
-        Of the start, the same for each image.
-    lr : float
-        Length of a step.
-    total_variation : float
-        Weight of the prior.
     value_range : tuple
         Smallest and largest pixel, numbers or tensors that broadcast to (C, H, W).
-    watch : callable or None
-        Called with the start and after each step with the image and its objective.
-    progress : bool
-        Show a progress bar.
-
-    Returns
-    -------
-    BaselineResult
-        Its images lie within the value range.
-
-    Raises
-    ------
-    ValueError
-        If the gradients are not the model's, the input shape is bad, there is no iteration, the
-        labels are of another number, or none are given and the model has no Linear.
     """
     replay = Replay(model, gradients, input_shape, loss)
     if labels is None:
@@ -95,8 +66,8 @@ def attack(
         observed = torch.cat([g.flatten() for g in replay.observed[n]])
 
         def objective() -> Tensor:
-            own = replay.gradients(image, labels[n : n + 1])
-            distance = cosine_distance(torch.cat([g.flatten() for g in own]), observed)
+            recomputed = replay.gradients(image, labels[n : n + 1])
+            distance = cosine_distance(torch.cat([g.flatten() for g in recomputed]), observed)
             return distance + total_variation * anisotropic_variation(image)
 
         best, lowest, history = _signed_adam(image, objective, iterations, lr, box, watch, bar)
@@ -106,9 +77,9 @@ def attack(
     return replay.attack_each(invert, iterations, "Inverting Gradients", progress)
 
 
-def cosine_distance(own: Tensor, observed: Tensor) -> Tensor:
+def cosine_distance(recomputed: Tensor, observed: Tensor) -> Tensor:
     """1 - ⟨own, observed⟩ / (‖own‖ ‖observed‖) of two vectors, from 0 to 2."""
-    return 1 - (own @ observed) / (own.norm() * observed.norm())
+    return 1 - (recomputed @ observed) / (recomputed.norm() * observed.norm())
 
 
 def anisotropic_variation(image: Tensor) -> Tensor:

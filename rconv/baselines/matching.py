@@ -185,8 +185,8 @@ class Replay:
 
     def squared_distance(self, image: Tensor, target: Tensor, observed: Sequence[Tensor]) -> Tensor:
         """Sum of ‖own - observed‖² over the parameters (DLG)."""
-        own = self.gradients(image, target)
-        return sum((a - b).square().sum() for a, b in zip(own, observed, strict=True))
+        recomputed = self.gradients(image, target)
+        return sum((a - b).square().sum() for a, b in zip(recomputed, observed, strict=True))
 
     def attack_each(
         self, invert: Callable[[int, tqdm], Run], iterations: int, title: str, progress: bool
@@ -210,29 +210,13 @@ def squared_norm(gradients: Sequence[Tensor]) -> float:
 def infer_labels(model: nn.Module, gradients: Gradients) -> Tensor:
     """Class of each image, from the gradients of the last Linear.
 
-    For cross-entropy the derivative by the logits, softmax minus one-hot, is negative at the
-    label and nowhere else. The bias' gradient is that derivative. Without a bias, each row of the
-    weight's gradient is the layer's input times it, so that the label's row is the one that has
-    no positive product with any other (Zhao, Mopuri, Bilen 2020, arXiv 2001.02610). One or two
-    logits leave the input's sign open there, and it is taken to be positive in sum, as behind a
-    ReLU or a Sigmoid.
-
-    Parameters
-    ----------
-    model : Module
-        The shared model; its last Linear must be its last layer.
-    gradients : mapping of str to Tensor
-        Name → `(N, *parameter shape)`.
-
-    Returns
-    -------
-    Tensor, int64
-        Axis (N,); with a single logit, 0 or 1.
-
-    Raises
-    ------
-    ValueError
-        If the model has no Linear.
+    For cross-entropy the derivative by the logits, softmax minus one-hot, is negative at the label
+    and nowhere else. The bias' gradient is that derivative. Without a bias, each row of the
+    weight's gradient is the layer's input times it, so that the label's row is the one that has no
+    positive product with any other (Zhao, Mopuri, Bilen 2020, arXiv 2001.02610). One or two logits
+    leave the input's sign open there, and it is taken to be positive in sum, as behind a ReLU or a
+    Sigmoid. The gradients map names to `(N, *parameter shape)`. Returns labels (N,), int64; with a
+    single logit, 0 or 1. The model's last Linear must be its last layer.
     """
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linears:

@@ -66,12 +66,6 @@ def attack(
 
     Parameters
     ----------
-    model : Sequential
-        Convolutions with invertible activations, Flatten and Linear.
-    gradients : mapping of str to Tensor
-        Parameter name → gradient, shaped as the parameter or with a leading axis N.
-    input_shape : tuple of int
-        (C, H, W) of one image.
     loss : callable or None
         The clients' loss, used to compare the gradients of the result with the observed ones.
         Default: cross-entropy, or the logistic loss where the model has one logit; without a bias
@@ -80,21 +74,12 @@ def attack(
         Axis (N,): labels, 0 or 1, of a single logit without a bias; the original takes them as
         known. By default the one whose image explains the gradients better; for an odd network
         (Tanh, no biases) both do, the image and its negative.
-    progress : bool
-        Show a progress bar.
 
     Returns
     -------
     RecursiveResult
         Its objective is that of DLG, its images have the dtype of the gradients. An output beyond
         the range of its activation has no inverse: its image is not a number, and has `diverged`.
-
-    Raises
-    ------
-    ValueError
-        If the gradients are not the model's, or the labels are of another number.
-    UnsupportedModelError
-        For a layer that R-GAP cannot pass (ReLU has no inverse), or whose system is too large.
     """
     network = _supported(read(model, input_shape).required_chain("R-GAP", norms=False))
     replay = Replay(model, gradients, input_shape, loss)

@@ -56,14 +56,7 @@ class ResultWriter:
     def add(self, records: Sequence[Record], images: Tensor, originals: Tensor | None) -> None:
         """Take in finished images, and write all of them if the last writing was long ago.
 
-        Parameters
-        ----------
-        records : sequence of dict
-            One per image.
-        images : Tensor
-            (N, C, H, W), the reconstructions.
-        originals : Tensor or None
-            (N, C, H, W), if they are known.
+        Images and originals have the shape (N, C, H, W); None if the originals are unknown.
         """
         self.records += records
         self._images.append(images.cpu())
@@ -99,20 +92,9 @@ class ResultWriter:
 def check_files(outputs: Mapping[str, str | None], inputs: Mapping[str, str | None]) -> None:
     """Refuse outputs that cannot be written, and those that would replace one another.
 
-    Parameters
-    ----------
-    outputs : mapping of str to str or None
-        Option → file to write; None where the option is not given.
-    inputs : mapping of str to str or None
-        Option → file that is read.
-
-    Raises
-    ------
-    OSError
-        If a file cannot be written, as `rconv.files.output_file` finds out.
-    ValueError
-        If an output is the file of another output, of an input, or of standard output, whatever
-        the two are called.
+    Both map options to files, and to None where an option is not given. Raises OSError if a file
+    cannot be written, and ValueError if an output is the same file as another output, an input, or
+    standard output, whatever the two are called.
     """
     taken = {o: Path(os.path.realpath(path)) for o, path in inputs.items() if path is not None}
     for option, path in outputs.items():

@@ -5,8 +5,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from rconv.cli.interrupt import CODE, Interrupts, interruptible
-from rconv.cli.terminal import complain
+from rconv.cli.terminal import CODE, Interrupts, complain, interruptible
 from rconv.extras import EXTRAS, remedy
 
 DEBUG = "RCONV_DEBUG"
@@ -16,17 +15,9 @@ DEBUG = "RCONV_DEBUG"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        The arguments, by default those of the process.
-
-    Returns
-    -------
-    int
-        The exit code: 0; 3 or 4 as `rconv audit` answers; 2 for bad input and output that cannot
-        be written, with one line on standard error that says why; 1 for a defect of this program;
-        130 where the user interrupted.
+    `argv` defaults to the arguments of the process. Returns the exit code: 0; 3 or 4 as `rconv
+    audit` answers; 2 for bad input and output that cannot be written, with one line on standard
+    error that says why; 1 for a defect of this program; 130 where the user interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version")):

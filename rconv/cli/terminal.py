@@ -1,23 +1,19 @@
-"""What a person reads: one line of an error, and text without characters that steer a terminal."""
+"""What a person reads at a terminal, and what Ctrl-C does there."""
 
 import os
+import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 
 def legible(text: str) -> str:
     """Write what is not to be seen, but steers a terminal, as its escape.
 
-    Parameters
-    ----------
-    text : str
-        May hold the name of a file, which others have chosen.
-
-    Returns
-    -------
-    str
-        The same but for control characters, bytes that are no text, and marks of direction;
-        ends of lines stay.
+    Escapes control characters, bytes that are no text, and marks of direction, which the name of a
+    file may contain; keeps line ends.
     """
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
@@ -25,15 +21,7 @@ def legible(text: str) -> str:
 def say(text: str) -> None:
     """Print an answer to standard output, and find out now whether it can be read there.
 
-    Parameters
-    ----------
-    text : str
-        One line or more.
-
-    Raises
-    ------
-    OSError
-        If nobody reads, or a disk is full.
+    Raises OSError if nobody reads, or a disk is full.
     """
     try:
         print(legible(text), flush=True)
@@ -44,13 +32,7 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Print one line to standard error, if it is open.
-
-    Parameters
-    ----------
-    text : str
-        What is wrong; ends of lines become spaces.
-    """
+    """Print one line to standard error, if it is open."""
     if sys.stderr is None:
         return
     with suppress(OSError):  # closed as well: the exit code says it alone
@@ -60,3 +42,82 @@ def complain(text: str) -> None:
 def watched() -> bool:
     """Whether somebody sees a progress bar."""
     return sys.stderr is not None and sys.stderr.isatty()
+
+
+CODE = 130
+"""128 plus the number of SIGINT, as shells have it."""
+
+GRACE = 5.0
+"""Seconds after which the process ends without cleaning up: a routine of LAPACK may run for
+minutes before Python sees the signal, and a library may swallow the exception."""
+
+
+class Interrupts:
+    """What Ctrl-C does, and whether it was pressed.
+
+    Until `working` is set there is nothing to keep, and the process ends at once: an exception
+    inside the import of PyTorch's C++ parts would abort it. Then KeyboardInterrupt is raised, and
+    finished results are written.
+    """
+
+    def __init__(self) -> None:
+        self.pressed = self.working = False
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        """Take the signal over."""
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._handler = signal.signal(signal.SIGINT, self._raise)
+        self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._hook, sys.unraisablehook = sys.unraisablehook, _silent(sys.unraisablehook)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Give the signal back."""
+        self._ended.set()
+        signal.set_wakeup_fd(self._wakeup)
+        signal.signal(signal.SIGINT, self._handler)
+        sys.unraisablehook = self._hook
+        os.close(self._writer)  # the thread reads the end of the pipe
+        self._thread.join()
+        os.close(self._reader)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        if self.working:
+            raise KeyboardInterrupt
+
+    def _watch(self) -> None:
+        """In a thread of its own, which does not wait for what the main thread computes."""
+        while signals := os.read(self._reader, 64):
+            if signal.SIGINT in signals:
+                self.pressed = True
+                if not self._ended.wait(GRACE if self.working else 0):
+                    complain("interrupted")
+                    with suppress(OSError, ValueError):
+                        sys.stdout.flush()
+                    os._exit(CODE)
+
+
+@contextmanager
+def interruptible() -> Iterator[Interrupts]:
+    """Handle Ctrl-C in the block.
+
+    Only in the main thread, which alone receives signals, and where a pipe can wake a thread;
+    elsewhere Python's own handler stays.
+    """
+    interrupts = Interrupts()
+    watched = os.name == "posix" and threading.current_thread() is threading.main_thread()
+    if watched:
+        interrupts.start()
+    try:
+        yield interrupts
+    finally:
+        if watched:
+            interrupts.stop()
+
+
+def _silent(hook: Callable) -> Callable:
+    """A hook for exceptions that nobody can catch, without those of Ctrl-C."""
+    return lambda found: None if found.exc_type is KeyboardInterrupt else hook(found)

@@ -21,23 +21,9 @@ class DatasetError(ValueError):
 def parse_indices(text: str) -> list[int]:
     """Read image numbers such as ``92``, ``3,5,8``, ``0:100``, ``0:10:2`` or ``0:3,7``.
 
-    A range is Python's ``start:stop:step``: the stop is not part of it.
-
-    Parameters
-    ----------
-    text : str
-        Numbers and ranges, separated by commas.
-
-    Returns
-    -------
-    list of int
-        At least one index, in the order given.
-
-    Raises
-    ------
-    ValueError
-        If the text is malformed, names a negative or no index, or one of more than six
-        digits (no dataset here has as many images).
+    A range is Python's ``start:stop:step``: the stop is not part of it. Raises ValueError if the
+    text is malformed, names no index, or one that is negative or has more than six digits (no
+    dataset here has as many images).
     """
     indices: list[int] = []
     for part in text.split(","):

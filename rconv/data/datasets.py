@@ -18,8 +18,7 @@ from rconv.data import (
     DatasetError,
     parse_indices,
 )
-from rconv.data.embedded import embedded
-from rconv.data.sources import data_folder, read, write_snapshot
+from rconv.data.sources import data_folder, embedded, read, write_snapshot
 from rconv.extras import extra
 
 __all__ = [
@@ -137,7 +136,8 @@ def photographs(input_shape: tuple[int, int, int], count: int) -> tuple[torch.Te
     """The first photographs of scikit-image in any shape; synthetic images where it is missing.
 
     They stand for natural images: neighbouring pixels are alike, which is what a prior builds on.
-    Noise would make every prior look useless.
+    Noise would make every prior look useless. Returns the images (count, C, H, W), float64, values
+    in [0, 1], and a description of them.
 
     Parameters
     ----------
@@ -146,18 +146,6 @@ def photographs(input_shape: tuple[int, int, int], count: int) -> tuple[torch.Te
         interpolated between these three, as the bands of a multispectral camera.
     count : int
         From 1 to 100; the first ten are different photographs, the others parts of them.
-
-    Returns
-    -------
-    Tensor
-        (count, C, H, W), float64, values in [0, 1].
-    str
-        What they are, in words.
-
-    Raises
-    ------
-    ValueError
-        If there are not as many photographs.
     """
     most = SIZES["Photos"]
     if not isinstance(count, int) or not 1 <= count <= most:
@@ -182,30 +170,20 @@ def photographs(input_shape: tuple[int, int, int], count: int) -> tuple[torch.Te
     return images, f"{kind}, channels interpolated between red, green and blue)"
 
 
-def dead_leaves(input_shape: tuple[int, int, int], seed: int, leaves: int = 400) -> torch.Tensor:
+LEAVES = 400
+"""Discs of a synthetic image."""
+
+
+def dead_leaves(input_shape: tuple[int, int, int], seed: int) -> torch.Tensor:
     """A synthetic image whose statistics resemble those of photographs.
 
-    Discs of random places and colours, the later ones on top, the density of whose radii falls
-    with their third power (Lee, Mumford and Huang, 2001).
-
-    Parameters
-    ----------
-    input_shape : tuple of int
-        (C, H, W).
-    seed : int
-        Of the generator.
-    leaves : int
-        Number of discs.
-
-    Returns
-    -------
-    Tensor
-        (C, H, W), float64, values in [0, 1].
+    Discs of random places and colours, the later ones on top, the density of whose radii falls with
+    their third power (Lee, Mumford and Huang, 2001). Returns (C, H, W), float64, values in [0, 1].
     """
     channels, height, width = input_shape
     generator = torch.Generator().manual_seed(seed)
-    u, y, x = torch.rand(3, leaves, generator=generator, dtype=torch.float64)
-    colours = torch.rand(leaves, channels, 1, generator=generator, dtype=torch.float64)
+    u, y, x = torch.rand(3, LEAVES, generator=generator, dtype=torch.float64)
+    colours = torch.rand(LEAVES, channels, 1, generator=generator, dtype=torch.float64)
     least, most = max(height, width) / 20, max(height, width) / 2
     radii = (u / least**2 + (1 - u) / most**2).rsqrt()
     rows, columns = torch.arange(height)[:, None], torch.arange(width)
@@ -239,20 +217,9 @@ def _check_indices(name: str, indices: Iterable[int]) -> list[int]:
 def preprocess(image: np.ndarray, side: int = 32) -> np.ndarray:
     """Resize the shorter side to `side` and cut the central square, on 8-bit values.
 
-    Bilinear with antialiasing, as torchvision's ``Resize(side)`` and ``CenterCrop(side)`` do on
-    PIL images, to the last bit.
-
-    Parameters
-    ----------
-    image : ndarray, uint8
-        Axes (row, column) if grey or (row, column, channel).
-    side : int
-        Rows and columns of the result.
-
-    Returns
-    -------
-    ndarray, uint8
-        Axes (row, column, channel), with one channel if grey.
+    Bilinear with antialiasing, as torchvision's ``Resize(side)`` and ``CenterCrop(side)`` do on PIL
+    images, to the last bit. Input axes are (row, column) for grey and (row, column, channel) for
+    colour images; the result is (side, side, channel), with one channel for grey.
     """
     with extra():
         from PIL import Image

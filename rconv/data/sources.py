@@ -1,15 +1,17 @@
-"""Where the raw images of MNIST and CIFAR come from: a snapshot, or torchvision's training set."""
+"""Where raw images come from: a snapshot, torchvision's training set, or installed packages."""
 
 import os
 import re
 import socket
 import tempfile
+from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from rconv.data import CLASSES, TRAIN_SIZES, DatasetError
-from rconv.extras import extra
+from rconv.extras import extra, remedy
 from rconv.files import claimed, output_file, replacing
 
 _SHAPES = {"MNIST": (28, 28), "CIFAR10": (32, 32, 3), "CIFAR100": (32, 32, 3)}
@@ -20,21 +22,8 @@ _STALLED = 30.0  # seconds without a byte after which a download is given up
 def data_folder(data_dir: str | os.PathLike | None = None) -> Path:
     """Find the folder of the raw data.
 
-    Parameters
-    ----------
-    data_dir : str or PathLike, optional
-        The folder, ~ for the user's own. Without it the environment variable RCONV_DATA names
-        it, else it is ``rconv`` in the user's cache folder.
-
-    Returns
-    -------
-    Path
-        The folder, which need not exist.
-
-    Raises
-    ------
-    DatasetError
-        If the path is empty, or the home of a user that there is not.
+    Without `data_dir`, the environment variable RCONV_DATA names it; otherwise it is ``rconv`` in
+    the user's cache folder. A ~ stands for the user's home. The folder need not exist.
     """
     if data_dir is None:
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -50,28 +39,10 @@ def data_folder(data_dir: str | os.PathLike | None = None) -> Path:
 def read(name: str, count: int, folder: Path, download: bool) -> tuple[np.ndarray, np.ndarray]:
     """Read at least the first `count` raw training images of MNIST, CIFAR10 or CIFAR100.
 
-    Parameters
-    ----------
-    name : str
-        The dataset.
-    count : int
-        How many images are needed, from the first.
-    folder : Path
-        Where a snapshot or torchvision's files lie, or are downloaded to.
-    download : bool
-        Whether missing data may be downloaded.
-
-    Returns
-    -------
-    data : ndarray, uint8
-        Axes (image, row, column) for MNIST, (image, row, column, channel) for CIFAR, in RGB.
-    targets : ndarray, int64
-        Axis (image): the class.
-
-    Raises
-    ------
-    DatasetError
-        If the data is damaged, or missing and cannot be downloaded.
+    The folder holds a snapshot or torchvision's files; missing ones are downloaded if `download` is
+    set. Returns data, uint8, with axes (image, row, column) for MNIST and (image, row, column,
+    channel) for CIFAR, in RGB, and classes, int64, with axis (image). Raises DatasetError if the
+    data is damaged, or missing and cannot be downloaded.
     """
     snapshots = _snapshots(name, folder)
     for held in sorted(snapshots):
@@ -99,27 +70,8 @@ def write_snapshot(
 
     A snapshot opens in milliseconds where the full dataset takes seconds. It holds ``data`` and
     ``targets``, shaped as `read` returns them and named as torchvision's dataset objects do.
-
-    Parameters
-    ----------
-    name : str
-        MNIST, CIFAR10 or CIFAR100.
-    count : int
-        How many images, from the first.
-    data_dir : str or PathLike, optional
-        Where the raw data is, as in `load`.
-    out_dir : str or PathLike, optional
-        Where the snapshot goes; by default the data folder, where `load` finds it.
-
-    Returns
-    -------
-    Path
-        The file, which is whole or absent.
-
-    Raises
-    ------
-    DatasetError
-        As `load` does, and if the file cannot be written.
+    Without `out_dir` it goes to the data folder, where `load` finds it; the file is whole or
+    absent.
     """
     if name not in TRAIN_SIZES:
         raise DatasetError(f"no snapshot is made of {name!r}: choose {', '.join(TRAIN_SIZES)}")
@@ -223,3 +175,67 @@ def _reason_of(error: Exception) -> str:
     """Return the last line of an exception's message, or the exception's name."""
     lines = str(error).split(" You can use download=True")[0].strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__
+
+
+PHOTOS = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "rocket.jpg",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "retina.jpg",
+    "camera.png",
+    "coins.png",
+    "moon.png",
+)
+"""The photographs inside scikit-image; a photograph's place in this list is its label."""
+
+
+def embedded(name: str, index: int) -> tuple[np.ndarray, int]:
+    """Return one raw image of Photos or Digits and its label.
+
+    Photos: photograph ``index % 10``, crop ``index // 10``. Crop 0 is the whole photograph, of
+    which the preprocessing keeps the central square; crops 1 to 9 are squares of half its shorter
+    side, on a 3 × 3 grid from the top left to the bottom right corner, row by row. Returns the
+    image, uint8, with axes (row, column, channel) for Photos and (8, 8) for Digits, and its label:
+    the photograph's number, or the digit. Raises DatasetError if the package is not installed.
+    """
+    if name == "Digits":
+        images, labels = _digits()
+        return images[index], int(labels[index])
+    crop, label = divmod(index, len(PHOTOS))
+    photo = _photo(label)
+    if crop:
+        half = min(photo.shape[:2]) // 2
+        row, column = divmod(crop - 1, 3)
+        top, left = row * (photo.shape[0] - half) // 2, column * (photo.shape[1] - half) // 2
+        photo = photo[top : top + half, left : left + half]
+    return photo, label
+
+
+@lru_cache
+def _photo(label: int) -> np.ndarray:
+    path = _package_file("skimage", "data", PHOTOS[label])
+    with extra():
+        from PIL import Image
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+@lru_cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    rows = np.loadtxt(_package_file("sklearn", "datasets", "data", "digits.csv.gz"), delimiter=",")
+    images = np.rint(rows[:, :-1] * (255 / 16)).astype(np.uint8)  # published as 0 to 16
+    return images.reshape(-1, 8, 8), rows[:, -1].astype(np.int64)
+
+
+def _package_file(package: str, *parts: str) -> Path:
+    """Find a data file of a package without importing the package, which would take seconds."""
+    found = find_spec(package)
+    if found is None:
+        raise DatasetError(remedy(package))
+    path = Path(found.submodule_search_locations[0], *parts)
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing: install {package} again, with its data files")
+    return path

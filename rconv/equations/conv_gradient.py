@@ -123,7 +123,9 @@ class ConvGradient:
         g = self.geometry
         if not alone:
             return [self.part(torch.arange(g.offsets), torch.arange(g.pixels))]
-        return [self._tiled()] if tiles(g) else [self.part(*own) for own in residue_classes(g)]
+        return (
+            [self._tiled()] if tiles(g) else [self.part(*members) for members in residue_classes(g)]
+        )
 
     def part(self, offsets: Tensor, pixels: Tensor) -> Part:
         """The rows of m' kernel offsets and p' pixels that meet: (N, D·m', B·p')."""

@@ -98,8 +98,8 @@ class ConvOutput:
         weight = weight.to(gram.dtype).expand(len(gram), b, *g.output).flatten(3)
         for n in range(len(gram)):
             for i in range(b):
-                own = blocks[n, i, :, i]
-                add_weight_gram(own, self.stage.weight.to(gram.dtype), weight[n, i], g)
+                part = blocks[n, i, :, i]
+                add_weight_gram(part, self.stage.weight.to(gram.dtype), weight[n, i], g)
 
     def row_norms(self) -> Tensor:
         """(D, Ho, Wo)."""

@@ -12,11 +12,8 @@ from rconv.model.geometry import Geometry
 def window_index(geometry: Geometry) -> Tensor:
     """Which output position multiplies an input pixel with a kernel offset.
 
-    Returns
-    -------
-    Tensor
-        (kh·kw, H·W) int64; entry [t, q] is the output position p in [0, L) whose window has
-        pixel q at offset t, or L where there is none.
+    Returns (kh·kw, H·W), int64: entry [t, q] is the output position p in [0, L) whose window has
+    pixel q at offset t, or L where there is none.
     """
     (kh, kw), (ho, wo) = geometry.kernel, geometry.output[1:]
     rows = _axis_index(geometry, 0)
@@ -68,7 +65,7 @@ def residue_classes(geometry: Geometry) -> tuple[tuple[Tensor, Tensor], ...]:
         classes.setdefault(tuple((offset * dilation % stride).tolist()), []).append(t)
     if not classes:
         return ((torch.arange(geometry.offsets), torch.arange(geometry.pixels)),)
-    offsets = [torch.tensor(own) for own in classes.values()]
+    offsets = [torch.tensor(members) for members in classes.values()]
     return tuple((own, meets[own].any(dim=0).nonzero()[:, 0]) for own in offsets)
 
 

@@ -137,11 +137,6 @@ def build(
     -------
     Sequential
         In float64 and evaluation mode, with modules conv1, act1, …, flatten, fc.
-
-    Raises
-    ------
-    ValueError
-        If a name is unknown or a setting does not fit the architecture.
     """
     import torch
     from torch import nn

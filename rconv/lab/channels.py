@@ -68,19 +68,7 @@ Client = Callable[[nn.Module, Tensor, Tensor], Sent]
 def observe(model: nn.Sequential, architecture: str, truth: Images) -> dict[str, Sent]:
     """What the same step reveals in each of the ways of `SENT`.
 
-    Parameters
-    ----------
-    model : Sequential
-        The shared model, float64; for all ways but the first it is rounded to float32.
-    architecture : str
-        Decides the clients' loss.
-    truth : Images
-        One image per client.
-
-    Returns
-    -------
-    dict of str to Sent
-        A key for each of `SENT`.
+    The model is float64; for all ways but the first it is rounded to float32.
     """
     single = copy.deepcopy(model).float()
     gradients = client_gradients(single, architecture, truth, "float32")
@@ -98,25 +86,8 @@ def observe(model: nn.Sequential, architecture: str, truth: Images) -> dict[str,
 def sgd_step(model: nn.Module, gradients: Mapping[str, Tensor], rate: float) -> dict[str, Tensor]:
     """Weights of N clients after one step of plain SGD each: no momentum, no weight decay.
 
-    Parameters
-    ----------
-    model : Module
-        The shared model, float32.
-    gradients : mapping of str to Tensor
-        Parameter name → `(client N, *parameter shape)`, float32.
-    rate : float
-        The learning rate η, positive.
-
-    Returns
-    -------
-    dict of str to Tensor
-        Parameter name → `(client N, *parameter shape)`, float32: what each client sends. As
-        `torch.optim.SGD` computes it, to the last bit.
-
-    Raises
-    ------
-    ValueError
-        If the rate is not positive, or weights or gradients are not float32.
+    Returns name → `(client N, *parameter shape)`, float32, as `torch.optim.SGD` computes it, to the
+    last bit. Model and gradients must be float32.
     """
     if not 0 < rate < float("inf"):
         raise ValueError(f"the learning rate is {rate}: it must be positive and finite")
@@ -136,20 +107,8 @@ def several_steps(
 ) -> Client:
     """Clients that make several steps of SGD on one image each, and send their sum.
 
-    Parameters
-    ----------
-    count : int
-        Steps.
-    rate : float
-        The learning rate.
-    dtype : torch.dtype
-        In which the client computes: float64 or float32.
-    weights : bool
-        Send the new weights instead, from which the attacker computes the gradients.
-
-    Returns
-    -------
-    Client
+    They compute in float64 or float32. With `weights` they send the new weights instead, from which
+    the attacker computes the gradients.
     """
 
     def send(model: nn.Module, images: Tensor, labels: Tensor) -> Sent:
@@ -185,18 +144,8 @@ def pair(
 ) -> Client:
     """Clients that average the gradients of an image and of another one that is similar.
 
-    Parameters
-    ----------
-    other : callable
-        Makes the other image: `shifted`, `brighter` or `grainy`.
-    dtype : torch.dtype
-        Of what is sent; all but float64 are rounded from float32.
-    same : bool
-        Whether both have the same label.
-
-    Returns
-    -------
-    Client
+    `shifted`, `brighter` or `grainy` makes the other image, which has the same label or another
+    one. Gradients of any dtype but float64 are rounded from float32.
     """
 
     def send(model: nn.Module, images: Tensor, labels: Tensor) -> Sent:
@@ -249,18 +198,9 @@ def computed(dtype: torch.dtype) -> Client:
 def disturbed(
     change: Callable[[Gradients, nn.Module], Gradients], loss: Loss | None = None
 ) -> Client:
-    """Clients whose gradients are changed before they are sent, which the attacker is not told.
+    """Clients whose gradients are changed before they are sent, unknown to the attacker.
 
-    Parameters
-    ----------
-    change : callable
-        (gradients, model) → what is sent instead.
-    loss : Callable, optional
-        The clients' loss, where the attacker expects cross-entropy.
-
-    Returns
-    -------
-    Client
+    `change` takes gradients and model; the attacker expects cross-entropy whatever the loss is.
     """
 
     def send(model: nn.Module, images: Tensor, labels: Tensor) -> Sent:

@@ -88,15 +88,6 @@ def compare(
         Names out of `rconv.lab.methods.METHODS`.
     settings : mapping of str to dict or None
         Method → arguments in place of its published ones.
-
-    Returns
-    -------
-    Comparison
-
-    Raises
-    ------
-    ValueError
-        If a setting does not fit, with the reason.
     """
     model = shared_model(dataset, architecture, activation, seed=seed, dtype=dtype)
     truth = datasets.load(dataset, indices)
@@ -147,10 +138,10 @@ class Judge:
     def __call__(self, method: Method, n: int) -> tuple[Tensor, Record]:
         """Answer to the gradients of image n, (1, C, H, W), float64, and its record."""
         truth, target = self.truth.images[n : n + 1], self.targets[n : n + 1]
-        own = {name: g[n : n + 1] for name, g in self.gradients.items()}
+        sent = {name: g[n : n + 1] for name, g in self.gradients.items()}
         trace, refusal, label = Trace(truth), None, None
         try:
-            image, label = method.attack(own, target, trace)
+            image, label = method.attack(sent, target, trace)
         except UnsupportedModelError as error:
             image, refusal = torch.full_like(truth, torch.nan), str(error)
         seconds = trace.seconds
@@ -164,7 +155,7 @@ class Judge:
             "settings": method.settings,
             "seconds": seconds,
             "preparation": method.preparation,
-            "gradient_residual": finite(self.residual(image, label, own)),
+            "gradient_residual": finite(self.residual(image, label, sent)),
             "found_label": label,
             "refusal": refusal,
             "curve": trace.points,
@@ -178,9 +169,9 @@ class Judge:
         """
         if label is None or not image.isfinite().all():
             return torch.tensor(torch.nan)
-        own = per_sample_gradients(self.model, image, torch.tensor([label]))
+        recomputed = per_sample_gradients(self.model, image, torch.tensor([label]))
         size = sum(g.double().square().sum() for g in observed.values())
-        left = sum((own[name] - g.double()).square().sum() for name, g in observed.items())
+        left = sum((recomputed[name] - g.double()).square().sum() for name, g in observed.items())
         return (left / size).sqrt()
 
 
@@ -234,25 +225,6 @@ def spread(indices: Sequence[int], seeds: Sequence[int], each: int, count: int) 
 
     Seed number k begins with image k · `each`, so that the seeds share the images out among them
     where the count is `each`, and all have all of them where it is their number.
-
-    Parameters
-    ----------
-    indices : sequence of int
-        The images.
-    seeds : sequence of int
-        Of the models.
-    each, count : int
-        Distance from seed to seed, and images of each.
-
-    Returns
-    -------
-    dict of int to list of int
-        Seed → its images, none twice.
-
-    Raises
-    ------
-    ValueError
-        If a seed is to have more images than there are, or none.
     """
     if not 0 < each <= count <= len(indices):
         raise ValueError(
@@ -302,9 +274,9 @@ def study(
     runs = [*((many, dtype, FULL) for dtype in dtypes)]
     runs += [*((few, dtype, ONLY_FEW) for dtype in dtypes), (few, dtypes[-1], OPTIMISED)]
     model = {"architecture": architecture, "activation": activation}
-    own = {**model, "settings": settings, **options}
+    shared = {**model, "settings": settings, **options}
     return [
-        compare(dataset, images[seed], seed=seed, dtype=dtype, methods=methods, **own)
+        compare(dataset, images[seed], seed=seed, dtype=dtype, methods=methods, **shared)
         for seed in seeds
         for images, dtype, methods in runs
     ]
@@ -321,17 +293,7 @@ def try_variations(
 ) -> list[Record]:
     """Inverting Gradients with each of `VARIATIONS`, on images that nothing is tested on.
 
-    Parameters
-    ----------
-    dataset, indices, architecture, activation
-        As `compare` takes them; remaining options, such as the seed, go there, too.
-    iterations : int
-        Of Adam.
-
-    Returns
-    -------
-    list of Record
-        Per weight and image, as `compare` has them.
+    Arguments are those of `compare`.
     """
     found = []
     for weight in VARIATIONS:

@@ -96,24 +96,8 @@ def epsilon_of_release(multiplier: float, delta: float) -> float:
 
     Neighbours differ in this image: any other image could stand in its place (replace-one). Their
     clipped gradients are then up to twice the bound apart, whatever the images. No sampling, one
-    step; exact (Balle and Wang's analytic Gaussian mechanism).
-
-    Parameters
-    ----------
-    multiplier : float
-        σ, standard deviation of the noise over the clipping bound, positive.
-    delta : float
-        δ, in (0, 1).
-
-    Returns
-    -------
-    float
-        ε.
-
-    Raises
-    ------
-    ValueError
-        A multiplier or δ out of range.
+    step; exact (Balle and Wang's analytic Gaussian mechanism). σ is the standard deviation of the
+    noise over the clipping bound.
     """
     _check_mechanism(multiplier, delta)
     mu = 2 / multiplier
@@ -132,32 +116,11 @@ def epsilon_of_release(multiplier: float, delta: float) -> float:
 def epsilon_of_training(multiplier: float, delta: float, rate: float, steps: int) -> float:
     """ε of a model trained by noisy steps on sums of clipped gradients (DP-SGD).
 
-    Neighbours differ by one image more or less (add-or-remove). In every step each image takes
-    part with probability `rate`, independently of the others; the noise is added to the sum, by
-    someone whom the clients trust, and all steps are seen. From the privacy loss distribution,
-    rounded so that ε is an upper bound.
-
-    Parameters
-    ----------
-    multiplier : float
-        σ, standard deviation of the noise in the sum over the clipping bound, positive. Below
-        about 0.3 the distribution is too wide to be computed in seconds.
-    delta : float
-        δ, in (0, 1).
-    rate : float
-        Sampling rate, in (0, 1].
-    steps : int
-        Number of steps, at least 1.
-
-    Returns
-    -------
-    float
-        ε.
-
-    Raises
-    ------
-    ValueError
-        A number out of range.
+    Neighbours differ by one image more or less (add-or-remove). In every step each image takes part
+    with probability `rate`, independently of the others; the noise is added to the sum, by someone
+    whom the clients trust, and all steps are seen. From the privacy loss distribution, rounded so
+    that ε is an upper bound. The multiplier σ is the standard deviation of the noise in the sum
+    over the clipping bound; below about 0.3 the distribution is too wide to be computed in seconds.
     """
     with extra():
         from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent

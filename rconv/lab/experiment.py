@@ -66,16 +66,6 @@ def run(
         As `Attack` takes them.
     batch : int, optional
         As `attack_images` takes it.
-
-    Returns
-    -------
-    Experiment
-        Truth, reconstruction and records of the images.
-
-    Raises
-    ------
-    ValueError
-        If a setting does not fit, with the reason.
     """
     as_dtype(dtype)
     options = {"seed": seed, "filters": filters, "initialisation": initialisation}
@@ -103,34 +93,14 @@ def attack_images(
 
     Parameters
     ----------
-    model : Module
-        The model that server and clients share.
-    truth : Images
-        What the clients have.
-    architecture : str or None
-        As `client_gradients` takes it.
-    settings : dict
-        What the records say of the model.
     dtype, constraints, signs
         As `run` takes them.
     batch : int, optional
         Not 1: the images are one client's, which sends their mean gradient; what comes back is
         put into their order. None lets the attack read the number from the gradient.
-    progress : bool
-        Show a progress bar over the images.
     on_result : callable, optional
         Is called with each group of images as soon as it is finished, in their order; not for a
         batch, which is finished at once.
-
-    Returns
-    -------
-    Experiment
-        Truth, reconstruction and records of the images.
-
-    Raises
-    ------
-    ValueError
-        If these are not so many images, or the gradient tells of another number.
     """
     count, together = len(truth), batch != 1
     if batch not in (1, None, count):
@@ -141,9 +111,9 @@ def attack_images(
     settings = {**settings, "dtype": dtype, "constraints": constraints}
     start, done = time.perf_counter(), 0
 
-    def measured(found: Reconstruction, own: datasets.Images, images: int) -> Experiment:
+    def measured(found: Reconstruction, originals: datasets.Images, images: int) -> Experiment:
         each = {**settings, "seconds": (time.perf_counter() - start) / images}
-        return Experiment(own, found, score(found, own, each))
+        return Experiment(originals, found, score(found, originals, each))
 
     def finished(part: Reconstruction) -> None:
         nonlocal done
@@ -179,7 +149,7 @@ def client_gradients(
 ) -> dict[str, Tensor]:
     """Gradients that the clients send, one image each: name → `(N, *parameter shape)`.
 
-    An architecture with one logit is told the parity of the labels; None, the labels as they are.
+    An architecture with one logit gets the parity of the labels; None keeps the labels.
     With `together` all images are one client's, whose mean gradient is shaped as the parameters.
     """
     targets = truth.labels
@@ -211,11 +181,6 @@ def shared_model(
 
     The weights are those that the clients compute with: rounded to float32 unless `dtype` is
     float64. Remaining options go to `architectures.build`.
-
-    Raises
-    ------
-    ValueError
-        If a dataset, a device or a setting is unknown.
     """
     if dataset not in datasets.CLASSES:
         raise ValueError(f"unknown dataset {dataset!r}: use one of {', '.join(datasets.CLASSES)}")
@@ -249,11 +214,11 @@ def model_settings(
     weights: str | None = None,
 ) -> Record:
     """What a record says of its model: `shared_model`'s settings, with the defaults filled in."""
-    own = architectures.ARCHITECTURES[architecture]
+    known = architectures.ARCHITECTURES[architecture]
     return {
         "architecture": architecture,
         "activation": architectures.activation_names(architecture, activation)[-1],
         "seed": seed,
-        "filters": list(filters or own.filters),
-        "initialisation": weights or initialisation or own.initialisation,
+        "filters": list(filters or known.filters),
+        "initialisation": weights or initialisation or known.initialisation,
     }

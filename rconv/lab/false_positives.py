@@ -95,11 +95,6 @@ def attack_random_networks(
     list of Record
         One per image of an answer, as `rconv.lab.records.score` has it, compared with the nearest
         of those that are right. "network" is the seed.
-
-    Raises
-    ------
-    ValueError
-        An unknown case or network.
     """
     for name, known in ((case, {**CASES, **CLIENTS}), (network, NETWORKS)):
         if name not in known:

@@ -59,28 +59,10 @@ def in_processes(
 ) -> list[Round]:
     """A server and clients in a process each, which send float32 weights over the loopback.
 
-    Parameters
-    ----------
-    scripts : Path
-        The folder with `server.py` and `client.py`.
-    model : Module
-        The shared model, float32: its weights are those of the first round.
-    clients : sequence of Images
-        What each client has. It takes the next of its images each round, and begins again.
-    plan : sequence of mapping
-        The rounds.
-    seconds : float
-        When processes that are not done are killed.
-
-    Returns
-    -------
-    list of Round
-        As many as the plan has.
-
-    Raises
-    ------
-    RuntimeError
-        If a process fails, with the end of what it wrote, or time is over.
+    The folder `scripts` has `server.py` and `client.py`. The model's float32 weights are those of
+    the first round; a client takes the next of its images each round, and begins again. Processes
+    that are not done after so many seconds are killed; RuntimeError with the end of what one wrote
+    if it fails or is late.
     """
     with TemporaryDirectory() as place:
         folder, names = Path(place), [f"client {n}" for n in range(len(clients))]
@@ -89,32 +71,21 @@ def in_processes(
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         server = [scripts / "server.py", address, folder, len(clients), json.dumps(plan)]
         commands = {"server": server}
-        for name, own in zip(names, clients, strict=True):
+        for name, client in zip(names, clients, strict=True):
             path = folder / f"{name}.npz"
-            np.savez(path, images=own.images.float().numpy(), labels=own.labels.numpy())
+            np.savez(path, images=client.images.float().numpy(), labels=client.labels.numpy())
             commands[name] = [scripts / "client.py", address, path]
         _run_together(commands, folder, seconds)
         return [_read(folder / f"{n}.npz", names, list(model.state_dict())) for n in _numbers(plan)]
 
 
 def in_one_process(model: nn.Module, clients: Sequence[Images], plan: Plan) -> list[Round]:
-    """The same rounds without Flower and without a network, computed here.
-
-    Parameters
-    ----------
-    model, clients, plan : Module, sequence of Images, sequence of mapping
-        As `in_processes` takes them.
-
-    Returns
-    -------
-    list of Round
-        As many as the plan has.
-    """
+    """The same rounds without Flower and without a network, computed here."""
     before, rounds = copy.deepcopy(model.state_dict()), []
     seen = 0
     for task in plan:
         turn = range(seen, seen + int(task["images"]))
-        sent = [_local(model, before, own, turn, task) for own in clients]
+        sent = [_local(model, before, client, turn, task) for client in clients]
         after = {name: torch.stack([own[name] for own in sent]) for name in before}
         average = {name: w.mean(dim=0) for name, w in after.items()}
         rounds.append(Round(before, after, average))
@@ -123,16 +94,16 @@ def in_one_process(model: nn.Module, clients: Sequence[Images], plan: Plan) -> l
 
 
 def _local(
-    model: nn.Module, weights: Weights, own: Images, turn: range, task: Mapping[str, float]
+    model: nn.Module, weights: Weights, images: Images, turn: range, task: Mapping[str, float]
 ) -> Weights:
     """What one client sends after its steps."""
     net = copy.deepcopy(model)
     net.load_state_dict(weights)
-    chosen = [n % len(own) for n in turn]
+    chosen = [n % len(images) for n in turn]
     parameters = list(net.parameters())
     for _ in range(int(task["steps"])):
-        logits = net(own.images[chosen].float())
-        loss = nn.functional.cross_entropy(logits, own.labels[chosen])
+        logits = net(images.images[chosen].float())
+        loss = nn.functional.cross_entropy(logits, images.labels[chosen])
         gradients = torch.autograd.grad(loss, parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.data.sub_(gradient, alpha=task["rate"])

@@ -51,7 +51,7 @@ def rate_interval(
     :math:`v = \frac{k}{k-1} \sum_c (s_c - p n_c)^2 / n^2`, and n is replaced by
     :math:`n^* = p(1-p)/v`, which is at most n, times the square of the ratio of Student's
     quantiles with n - 1 and k - 1 degrees of freedom, as Korn and Graubard do. Where every draw
-    came out the same, the clusters tell nothing of each other and :math:`n^* = k`: the images of
+    came out the same, the clusters say nothing about each other and :math:`n^* = k`: the images of
     one cluster then count as a single draw, which is the careful end.
 
     Parameters
@@ -61,19 +61,12 @@ def rate_interval(
     totals : sequence of int
         Axis (cluster): draws in each, at least one; with one draw per cluster and rates strictly
         between 0 and 1 this is close to the interval of independent draws.
-    level : float
-        Confidence, between 0 and 1.
 
     Returns
     -------
     tuple of float
         Lower and upper limit, in [0, 1], around the pooled rate. With a single cluster whose draws
         differ nothing is known of others: (0, 1).
-
-    Raises
-    ------
-    ValueError
-        If there is no cluster, the lengths differ, a count is impossible, or the level is.
 
     References
     ----------
@@ -118,29 +111,13 @@ def _check(successes: Sequence[int], totals: Sequence[int], level: float) -> Non
 def clustered_median(values: Sequence[float], clusters: Sequence[Hashable]) -> Median:
     r"""Median of the clusters' medians, with its interval by order statistics.
 
-    Of k independent clusters, the j-th smallest median lies above the median of their
-    distribution only if fewer than j of the k lie below it: with probability
-    :math:`2^{-k} \sum_{i<j} \binom{k}{i}`, whatever the distribution. The interval from the j-th
-    smallest to the j-th largest misses it with twice that; j is the largest one that
-    keeps `MEDIAN_LEVEL`,
-    or 1. No spread is estimated and no shape assumed, so that runaway images, of -90 dB, and images
-    that are no number do no harm.
-
-    Parameters
-    ----------
-    values : sequence of float
-        One per image.
-    clusters : sequence
-        The cluster of each, such as the seed of its model.
-
-    Returns
-    -------
-    Median
-
-    Raises
-    ------
-    ValueError
-        If there is no value, or the lengths differ.
+    Of k independent clusters, the j-th smallest median lies above the median of their distribution
+    only if fewer than j of the k lie below it: with probability :math:`2^{-k} \sum_{i<j}
+    \binom{k}{i}`, whatever the distribution. The interval from the j-th smallest to the j-th
+    largest misses it with twice that; j is the largest one that keeps `MEDIAN_LEVEL`, or 1. No
+    spread is estimated and no shape assumed, so that runaway images, of -90 dB, and images that are
+    no number do no harm. Each value belongs to the cluster of its place, such as the seed of its
+    model.
 
     References
     ----------
@@ -155,9 +132,11 @@ def clustered_median(values: Sequence[float], clusters: Sequence[Hashable]) -> M
     groups: dict[Hashable, list[float]] = {}
     for value, cluster in zip(values, clusters, strict=True):
         groups.setdefault(cluster, []).append(value)
-    own, k = sorted(map(median, groups.values())), len(groups)
+    medians, k = sorted(map(median, groups.values())), len(groups)
     rank = max([j for j in range(1, (k + 1) // 2 + 1) if _level(k, j) >= MEDIAN_LEVEL], default=1)
-    return Median(median(own), own[rank - 1], own[-rank], _level(k, rank), len(values), k)
+    return Median(
+        median(medians), medians[rank - 1], medians[-rank], _level(k, rank), len(values), k
+    )
 
 
 def _level(clusters: int, rank: int) -> float:

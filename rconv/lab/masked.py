@@ -27,8 +27,6 @@ def masked_attack(
     ----------
     model : Sequential
         The shared model. Its first Linear has a bias and gives the logits of a cross-entropy.
-    input_shape : tuple of int
-        (C, H, W) of one image.
     gradients : mapping of str to Tensor
         Name → `(N, *parameter shape)`, float64, 0 where an entry was pruned.
 
@@ -38,13 +36,6 @@ def masked_attack(
         As `Attack` gives it: `gradient_residual` is over the entries that survived. Entries of the
         first Linear's input of which no product survives are taken for the zeros that a ReLU
         leaves; one that is not is an error of its size.
-
-    Raises
-    ------
-    UnsupportedModelError
-        A model that the attack cannot pass, or whose first Linear is not as said.
-    ValueError
-        Gradients that are not those of the model.
     """
     head = read(model, input_shape).required_chain("this attack", norms=False).head
     if not head.last or not head.has_bias or len(head.weight) < 2:
@@ -75,18 +66,8 @@ def masked_head(
     A surviving product z̄_i v_j gives v_j where z̄_i is known, and z̄_i where v_j is. What then is
     still missing of z̄ follows from the loss, z̄ = softmax(V v + c) - e_y up to the image's common
     factor: the label's entry is the largest of all, so that it survives and gives that factor.
-
-    Parameters
-    ----------
-    weight, bias : Tensor
-        V (K, n) and c (K,).
-    weight_gradient, bias_gradient : Tensor
-        (K, n) and (K,), 0 where pruned.
-
-    Returns
-    -------
-    v, z̄ : Tensor
-        (n,) and (K,); v is 0 where no product survives.
+    Shapes are (K, n) and (K,) for V and c and for the gradients, which are 0 where pruned. Returns
+    v (n,), 0 where no product survives, and z̄ (K,).
     """
     z, v, known = bias_gradient, torch.zeros_like(weight_gradient[0]), -1
     while known < (known := int((z != 0).sum() + (v != 0).sum())):

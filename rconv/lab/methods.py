@@ -65,34 +65,23 @@ def prepared(
 ) -> Method:
     """Prepare one of `METHODS` on a model.
 
-    Parameters
-    ----------
-    method : str
-        Its name.
-    model : Sequential
-        The shared model, in the dtype of the clients.
-    shape : tuple of int
-        (C, H, W) of one image.
-    settings : mapping of str to dict or None
-        Method → arguments in place of `DESCENT` and `SMOOTH`, entry by entry.
-
-    Raises
-    ------
-    ValueError
-        If there is no such method.
+    `settings` has, per method, arguments in place of `DESCENT` and `SMOOTH`. The model is in the
+    dtype of the clients.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: use one of {', '.join(METHODS)}")
-    own = (settings or {}).get(method, {})
+    changed = (settings or {}).get(method, {})
     if method in (PAPER, AUTO):
         return _ours(model, shape, "paper" if method == PAPER else "auto")
     if method == RGAP:
-        return _baseline(rgap.attack, model, shape, {}, watched=False, told=True)
+        return _baseline(rgap.attack, model, shape, {}, watched=False, label_known=True)
     _load_optimisers()
     if method == INVERTING:
-        return _baseline(inverting_gradients.attack, model, shape, {**SMOOTH, **own}, told=True)
+        return _baseline(
+            inverting_gradients.attack, model, shape, {**SMOOTH, **changed}, label_known=True
+        )
     attack = partial(dlg.attack, read_label=method == IDLG)
-    return _baseline(attack, model, shape, {**DESCENT, **own})
+    return _baseline(attack, model, shape, {**DESCENT, **changed})
 
 
 @cache
@@ -107,11 +96,11 @@ def _load_optimisers() -> None:
 
 def _ours(model: nn.Sequential, shape: tuple[int, int, int], constraints: str) -> Method:
     start = time.process_time()
-    own = Attack(model, shape, constraints=constraints, loss="cross-entropy")
+    attacker = Attack(model, shape, constraints=constraints, loss="cross-entropy")
     preparation = time.process_time() - start
 
     def attack(gradients: Gradients, label: Tensor, watch: Watch) -> Answer:
-        found = own(gradients)
+        found = attacker(gradients)
         return found.images, int(found.labels[0])
 
     return Method(attack, {"constraints": constraints}, preparation)
@@ -124,10 +113,10 @@ def _baseline(
     settings: Record,
     *,
     watched: bool = True,
-    told: bool = False,
+    label_known: bool = False,
 ) -> Method:
     def attack(gradients: Gradients, label: Tensor, watch: Watch) -> Answer:
-        known = {"labels": label} if told else {}
+        known = {"labels": label} if label_known else {}
         seen = {"watch": watch} if watched else {}
         with convolutions_for(model):
             found = run(model, gradients, shape, **settings, **known, **seen)

@@ -1,7 +1,8 @@
 """How much of an image survives each defence, and what the defence costs the learner."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,13 @@ from rconv.attack.attack import Attack
 from rconv.data import datasets
 from rconv.data.datasets import Images
 from rconv.lab import architectures, defences
-from rconv.lab.defences import DELTA, add_noise, epsilon_of_release, epsilon_of_training
+from rconv.lab.defences import (
+    DELTA,
+    add_noise,
+    epsilon_of_release,
+    epsilon_of_training,
+    round_to,
+)
 from rconv.lab.experiment import model_settings
 from rconv.lab.masked import masked_attack
 from rconv.lab.records import Record, score
@@ -18,7 +25,7 @@ from rconv.lab.training import PARTICIPANTS, learn
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients, per_sample_gradients
 
-DOUBTFUL = 1e-2
+UNEXPLAINED = 1e-2
 """Gradient residual above which an image is no explanation, and the attacker tries again."""
 
 EXPLAINS = 1e-6
@@ -47,8 +54,8 @@ class Defence:
         (gradients of the clients, generator) → what they send.
     random : bool
         Whether it draws from the generator.
-    told : Noise, optional
-        What the attacker is told of the noise.
+    noise : Noise, optional
+        What the attacker knows of the noise.
     epsilon : float, optional
         What one release has of differential privacy.
     sum_noise : float
@@ -59,30 +66,27 @@ class Defence:
     strength: float | str
     send: Callable[[Gradients, torch.Generator], Gradients]
     random: bool = False
-    told: Noise | None = None
+    noise: Noise | None = None
     epsilon: float | None = None
     sum_noise: float = 0.0
 
 
-def _plan(
-    noise: Sequence[float],
-    clipping: Sequence[Defence],
-    shares: Sequence[float],
-    dtypes: Sequence[str],
-) -> list[Defence]:
+Strengths = Mapping[str, Sequence[float | str]]
+"""Defence → strengths: "noise" of `defences.add_noise`, "clip" (noise multipliers σ, 0 clips only),
+"prune" (shares of `defences.prune`), and "round" (dtypes)."""
+
+
+def _plan(strengths: Strengths, clipping: Callable[[float], Defence]) -> list[Defence]:
     """All defences that are asked for."""
-    return [
-        *(
-            Defence("noise", s, lambda g, r, s=s: add_noise(g, s, r), True, Noise(spread=s))
-            for s in noise
+    makers: dict[str, Callable[[Any], Defence]] = {
+        "noise": lambda s: Defence(
+            "noise", s, lambda g, r: add_noise(g, s, r), True, Noise(spread=s)
         ),
-        *clipping,
-        *(Defence("prune", s, lambda g, _, s=s: defences.prune(g, s)) for s in shares),
-        *(
-            Defence("round", t, lambda g, _, t=t: defences.round_to(g, getattr(torch, t)))
-            for t in dtypes
-        ),
-    ]
+        "clip": clipping,
+        "prune": lambda s: Defence("prune", s, lambda g, _: defences.prune(g, s)),
+        "round": lambda t: Defence("round", t, lambda g, _: round_to(g, getattr(torch, t))),
+    }
+    return [make(strength) for kind, make in makers.items() for strength in strengths.get(kind, ())]
 
 
 def protect(
@@ -90,11 +94,8 @@ def protect(
     indices: Sequence[int],
     architecture: str,
     filters: Sequence[int],
+    strengths: Strengths,
     *,
-    noise: Sequence[float] = (),
-    multipliers: Sequence[float] = (),
-    shares: Sequence[float] = (),
-    dtypes: Sequence[str] = (),
     masked: Sequence[float] = (),
     seeds: Sequence[int] = (0,),
 ) -> list[Record]:
@@ -106,15 +107,9 @@ def protect(
         As `datasets.load` takes them.
     architecture, filters : str, sequence of int
         As `architectures.build` takes them.
-    noise : sequence of float
-        Strengths of `defences.add_noise`; the attacker is told them.
-    multipliers : sequence of float
-        σ of `defences.clip_and_noise`, each client by itself, with a bound of half the smallest
-        norm, so that every client clips; the attacker is told the size of the noise. 0 clips only.
-    shares : sequence of float
-        Of `defences.prune`, against an attacker who takes the zeros for measured.
-    dtypes : sequence of str
-        Of `defences.round_to`.
+    strengths : mapping of str to sequence
+        Each client clips to half the smallest norm, so that every client clips. The attacker knows
+        the size of the noise, and takes the zeros of pruning for measured.
     masked : sequence of float
         Shares of `defences.prune`, against `masked_attack`.
     seeds : sequence of int
@@ -128,9 +123,9 @@ def protect(
         of the image, clipped to [0, 1] before it is scored; "epsilon" of this one release at
         `DELTA`, None where there is none; "unique", the attacker's verdict, for "masked" whether
         its image explains what survives up to `EXPLAINS`; and for "masked" also "short", by how
-        much the rank of each layer's equations is short. "paper" uses the noise that it is told.
-        "auto" first finds the noise itself, and where its image does not explain the gradients
-        tries again with what it is told, and keeps what explains them better.
+        much the rank of each layer's equations is short. "paper" uses the noise that is known.
+        "auto" first estimates the noise itself, and where its image does not explain the gradients
+        tries again with the known noise, and keeps what explains them better.
     """
     truth = grey(datasets.load(dataset, indices))
     model = architectures.build(architecture, 1, datasets.CLASSES[dataset], "ReLU", filters=filters)
@@ -139,10 +134,10 @@ def protect(
     settings = {"kind": "attack", "dataset": dataset, **settings}
     plan = [
         (defence, seed, _answers)
-        for defence in _plan(noise, _clipping(gradients, multipliers), shares, dtypes)
+        for defence in _plan(strengths, _clipping(gradients))
         for seed in (seeds if defence.random else seeds[:1])
     ]
-    plan += [(defence, 0, _masked) for defence in _plan((), (), masked, ())]
+    plan += [(defence, 0, _masked) for defence in _plan({"prune": masked}, _clipping(gradients))]
     records = []
     for defence, seed, answers in plan:
         sent = defence.send(gradients, torch.Generator().manual_seed(seed))
@@ -150,7 +145,7 @@ def protect(
         shared = {**settings, **drawn, "epsilon": defence.epsilon}
         for attacker, images, more in answers(model, sent, defence):
             scored = score(images.clamp(0, 1), truth, {**shared, "attacker": attacker})
-            records += [record | own for record, own in zip(scored, more, strict=True)]
+            records += [record | entries for record, entries in zip(scored, more, strict=True)]
     return records
 
 
@@ -159,23 +154,20 @@ def grey(data: Images) -> Images:
     return replace(data, images=data.images.mean(dim=1, keepdim=True))
 
 
-def _clipping(gradients: Gradients, multipliers: Sequence[float]) -> list[Defence]:
-    """The Gaussian mechanism with each multiplier."""
+def _clipping(gradients: Gradients) -> Callable[[float], Defence]:
+    """Makes the Gaussian mechanism with a multiplier."""
     bound = float(defences.norms(gradients).min()) / 2
 
-    def send(sigma: float) -> Callable[[Gradients, torch.Generator], Gradients]:
-        return lambda g, generator: defences.clip_and_noise(g, sigma, bound, generator)
+    def clipping(sigma: float) -> Defence:
+        def send(g: Gradients, generator: torch.Generator) -> Gradients:
+            return defences.clip_and_noise(g, sigma, bound, generator)
 
-    return [
-        Defence("clip", 0, send(0))
-        if not sigma
-        else Defence(
-            *("clip", sigma, send(sigma), True),
-            Noise(deviations=dict.fromkeys(gradients, sigma * bound)),
-            epsilon_of_release(sigma, DELTA),
-        )
-        for sigma in multipliers
-    ]
+        if not sigma:
+            return Defence("clip", 0, send)
+        noise = Noise(deviations=dict.fromkeys(gradients, sigma * bound))
+        return Defence("clip", sigma, send, True, noise, epsilon_of_release(sigma, DELTA))
+
+    return clipping
 
 
 Answer = tuple[str, Tensor, list[Record]]
@@ -185,20 +177,20 @@ Answer = tuple[str, Tensor, list[Record]]
 def _answers(model: nn.Sequential, sent: Gradients, defence: Defence) -> Iterator[Answer]:
     """Those of the attackers who take every entry for measured."""
     shape = (1, 32, 32)
-    result = Attack(model, shape, constraints="paper")(sent, noise=defence.told)
-    yield "paper", result.images, [{"unique": own} for own in result.unique.tolist()]
+    result = Attack(model, shape, constraints="paper")(sent, noise=defence.noise)
+    yield "paper", result.images, [{"unique": verdict} for verdict in result.unique.tolist()]
     kind = "hybrid" if defence.name == "prune" else "auto"
     attack = Attack(model, shape, constraints=kind, signs=False)
     result = attack(sent)
     images, unique, residual = result.images, result.unique, result.gradient_residual
-    doubtful = (residual > DOUBTFUL).nonzero()[:, 0]
-    if defence.told is not None and len(doubtful):
-        part = {name: g[doubtful] for name, g in sent.items()}
-        again = attack(part, noise=defence.told)
-        better = again.gradient_residual < residual[doubtful]
-        images[doubtful[better]] = again.images[better]
-        unique[doubtful[better]] = again.unique[better]
-    yield kind, images, [{"unique": own} for own in unique.tolist()]
+    unexplained = (residual > UNEXPLAINED).nonzero()[:, 0]
+    if defence.noise is not None and len(unexplained):
+        part = {name: g[unexplained] for name, g in sent.items()}
+        again = attack(part, noise=defence.noise)
+        better = again.gradient_residual < residual[unexplained]
+        images[unexplained[better]] = again.images[better]
+        unique[unexplained[better]] = again.unique[better]
+    yield kind, images, [{"unique": verdict} for verdict in unique.tolist()]
 
 
 def _masked(model: nn.Sequential, sent: Gradients, defence: Defence) -> Iterator[Answer]:
@@ -207,17 +199,14 @@ def _masked(model: nn.Sequential, sent: Gradients, defence: Defence) -> Iterator
     short = torch.stack([layer.unknowns - layer.rank for layer in found.layers], dim=1)
     explains = (found.gradient_residual < EXPLAINS).tolist()
     more = zip(explains, short.tolist(), strict=True)
-    yield "masked", found.images, [{"unique": own, "short": left} for own, left in more]
+    yield "masked", found.images, [{"unique": explained, "short": left} for explained, left in more]
 
 
 def accuracies(
     architecture: str,
     filters: Sequence[int],
+    strengths: Strengths,
     *,
-    noise: Sequence[float] = (),
-    multipliers: Sequence[float] = (),
-    shares: Sequence[float] = (),
-    dtypes: Sequence[str] = (),
     seeds: Sequence[int] = (0,),
     steps: int = 120,
 ) -> list[Record]:
@@ -227,12 +216,10 @@ def accuracies(
     ----------
     architecture, filters : str, sequence of int
         As `architectures.build` takes them, with ReLU.
-    noise, shares, dtypes
-        As `protect` takes them; each client defends its own gradient.
-    multipliers : sequence of float
-        Noise multipliers σ of the sum over the clients, each of which clips to `BOUND`. It is all
-        the same to the model whether one whom they trust adds this noise or each of
-        `PARTICIPANTS` clients a share of σ / √PARTICIPANTS.
+    strengths : mapping of str to sequence
+        Each client defends its own gradient. With "clip" it clips to `BOUND`, and the sum over the
+        clients gets the noise. To the model it is the same whether a trusted party adds this noise
+        or each of `PARTICIPANTS` clients a share of σ / √PARTICIPANTS.
     seeds : sequence of int
         Initialisations, with clients and noise of their own.
     steps : int
@@ -242,30 +229,30 @@ def accuracies(
     -------
     list of dict
         One record per defence, strength and seed: the settings, "accuracy" on `HELD_OUT` images,
-        and for `multipliers` what they buy at `DELTA`: "epsilon" of the whole training, for those
+        and for "clip" what it buys at `DELTA`: "epsilon" of the whole training, for those
         who see the sums, and "epsilon_release" of one step of one client, for a server that sees
         each client's share of the noise.
     """
     data = datasets.load("Digits")
     train, test = (data.select(part) for part in (slice(0, -HELD_OUT), slice(-HELD_OUT, None)))
-    clipping = [
-        Defence("clip", s, lambda g, _: defences.clip(g, BOUND), sum_noise=s * BOUND)
-        for s in multipliers
-    ]
-    plan = [Defence("none", 0.0, lambda g, _: g), *_plan(noise, clipping, shares, dtypes)]
+
+    def clipping(sigma: float) -> Defence:
+        return Defence("clip", sigma, lambda g, _: defences.clip(g, BOUND), sum_noise=sigma * BOUND)
+
+    plan = [Defence("none", 0.0, lambda g, _: g), *_plan(strengths, clipping)]
     options, records = {"filters": filters, "initialisation": "default"}, []
-    for own in plan:
+    for defence in plan:
         bought = {"epsilon": None, "epsilon_release": None}
-        if own.sum_noise:
-            bought = _bought(own.strength, len(train), steps)
+        if defence.sum_noise:
+            bought = _bought(defence.strength, len(train), steps)
         for seed in seeds:
             model = architectures.build(architecture, 1, 10, "ReLU", seed=seed, **options).float()
-            learn(model, train, own.send, sum_noise=own.sum_noise, steps=steps, seed=seed)
+            learn(model, train, defence.send, sum_noise=defence.sum_noise, steps=steps, seed=seed)
             with torch.no_grad():
                 right: Tensor = model(test.images.float()).argmax(dim=1) == test.labels
             settings = model_settings(architecture, "ReLU", seed=seed, **options)
             shared = {"kind": "training", "dataset": "Digits", **settings, **bought}
-            shared |= {"defence": own.name, "strength": own.strength, "steps": steps}
+            shared |= {"defence": defence.name, "strength": defence.strength, "steps": steps}
             records.append({**shared, "accuracy": float(right.double().mean())})
     return records
 

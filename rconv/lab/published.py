@@ -82,20 +82,9 @@ CELLS = {(cell.dataset, cell.architecture): cell for cell in _CELLS}
 def measure(cell: Cell, images: int | None = None) -> dict[str, Experiment]:
     """Attack the images of a published notebook with its equations, and with ours.
 
-    Network, seed, initialisation, precision and images are those of the notebook.
-
-    Parameters
-    ----------
-    cell : Cell
-        The notebook.
-    images : int, optional
-        How many of the first training images, by default the cell's own. The published image is
-        among them in any case.
-
-    Returns
-    -------
-    dict of str to Experiment
-        Constraints → what came out: the cell's own, and "auto".
+    Network, seed, initialisation, precision and images are those of the notebook. `images` first
+    training images are attacked, by default as many as the cell says, and the published one in any
+    case. Returns the results by constraints: the notebook's, and "auto".
     """
     indices = {*range(cell.images if images is None else images), cell.index or 0}
     return {
@@ -107,11 +96,7 @@ def measure(cell: Cell, images: int | None = None) -> dict[str, Experiment]:
 def procedure(cell: Cell) -> Record:
     """Attack a published image by the published procedure, row by row.
 
-    Returns
-    -------
-    Record
-        What is measured of the image, None where the procedure ended in an error, and the
-        settings by which it is told from those of `measure`.
+    The quality is None where the procedure ended in an error.
     """
     truth = datasets.load(cell.dataset, [cell.index or 0])
     model = shared_model(cell.dataset, cell.architecture)
@@ -158,11 +143,11 @@ def judge(cell: Cell, records: Sequence[Record]) -> Judgement:
     kinds: dict[str, list[Record]] = {}
     for record in records:
         kinds.setdefault(record["constraints"], []).append(record)
-    own = kinds[cell.constraints]
-    counts = won(own), won(kinds["auto"]), len(own)
+    chosen = kinds[cell.constraints]
+    counts = won(chosen), won(kinds["auto"]), len(chosen)
     if cell.mse is None:
         return Judgement(None, None, None, None, None, *counts)
-    (ours,) = [r for r in own if r["index"] == cell.index]
+    (ours,) = [r for r in chosen if r["index"] == cell.index]
     (rows,) = kinds[ROW_BY_ROW]
     psnr = ours["psnr"]
     return Judgement(rows["mse"], ours["mse"], psnr + SHIFT, psnr, cell.mse / ours["mse"], *counts)

@@ -18,6 +18,8 @@ def random_network(
 ) -> tuple[nn.Sequential, tuple[int, int, int]]:
     """A random network of one to four convolutions, and the shape of its images.
 
+    The network is float64, in evaluation mode; its images (C, H, W) have 8 to 12 pixels a side.
+
     Parameters
     ----------
     seed : int
@@ -25,13 +27,6 @@ def random_network(
         (uniform ±0.5 or PyTorch's own), head (one Linear or two) and number of classes.
     bias : bool, optional
         Whether the layers have biases; by default three networks in four have.
-
-    Returns
-    -------
-    nn.Sequential
-        float64, in evaluation mode.
-    tuple of int
-        (C, H, W) of its images, 8 to 12 pixels a side.
     """
     generator = torch.Generator().manual_seed(seed)
 

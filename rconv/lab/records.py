@@ -50,8 +50,6 @@ def score(
         N images. Of a tensor (N, C, H, W), such as that of a baseline, the quality alone is known.
     truth : Images, Tensor or None
         The N originals; without them, what compares with them is None.
-    settings : dict
-        Entries that all records share.
     data_range : float
         The difference between the largest and the smallest value that a pixel can have.
     first : int

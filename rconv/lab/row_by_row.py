@@ -53,12 +53,8 @@ def gradient_layer(stage: Stage, cotangent: np.ndarray, gradient: np.ndarray) ->
 
     Whether a row does is seen from what is left of it beside the earlier ones (Gram and Schmidt,
     twice). The published code takes the rank of all of them anew, by SVD, which is slower and
-    chooses the same rows.
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        If the rows do not reach full rank, as in the published code.
+    chooses the same rows. Raises LinAlgError where the rows do not reach full rank, as in the
+    published code.
     """
     g = stage.geometry
     basis = np.zeros((g.pixels, g.pixels))
@@ -105,22 +101,10 @@ def attack_one(
         Square convolutions with biases, then one fully connected layer with a bias. Where the
         first activation has no inverse, the first layer takes gradient constraints too, as in
         the published notebook with ReLU everywhere.
-    gradients : dict of str to Tensor
-        Name → gradient, float64, shaped as the parameter.
     layer : callable, optional
         Solves a layer from gradient constraints.
     spent : Counter, optional
         Seconds of the processor for each layer are added here.
-
-    Returns
-    -------
-    Tensor
-        The image, axes (C, H, W), float64.
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        If a layer's rows do not reach full rank.
     """
     head = network.head
     bias = gradients[f"{head.name}.bias"]

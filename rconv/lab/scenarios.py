@@ -102,16 +102,10 @@ def sent(
 
     Parameters
     ----------
-    client : Module
-        As `client_model` returns it.
     images, labels : Tensor
         (N, C, H, W) and (N,). With one image behind each gradient these are N clients.
     scenario : Scenario
         Else N is `scenario.together`.
-    loss : Callable, optional
-        The clients' loss; by default cross-entropy, or the logistic loss for one logit.
-    seed : int
-        Of the noise.
 
     Returns
     -------
@@ -119,11 +113,6 @@ def sent(
         Name → (N, *parameter shape), or shaped as the parameter where all images are behind it.
     Noise or None
         What the attacker knows of its errors, beyond the rounding of its dtype.
-
-    Raises
-    ------
-    ValueError
-        Another number of images, or several steps on several images, which are not simulated.
     """
     s, noise = scenario, None
     if s.together > 1 and len(images) != s.together:

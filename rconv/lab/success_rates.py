@@ -54,16 +54,6 @@ def success_rates(
     training : int
         The networks are trained on the first so many images; the attacked ones are among them,
         like those of a client that comes back to a model that it has helped to train.
-
-    Returns
-    -------
-    list of dict
-        One per cell, as `cell` makes them.
-
-    Raises
-    ------
-    ValueError
-        Samples that do not fit the table, or a setting that does not exist.
     """
     counts = _counts_per_cell(samples)
     truth = datasets.load(dataset, range(max(n for _, n in counts.values())))
@@ -89,8 +79,8 @@ def success_rates(
     }
     records = []
     for (start, sent, method), answers in found.items():
-        own = {"initialisation": start, "sent": sent, "method": method}
-        records.append(cell({**shared, **own, "accuracy": accuracies.get(start)}, answers))
+        which = {"initialisation": start, "sent": sent, "method": method}
+        records.append(cell({**shared, **which, "accuracy": accuracies.get(start)}, answers))
     return records
 
 
@@ -125,14 +115,7 @@ def network(
 def judged(method: str, seen: Sent, truth: datasets.Images) -> list[Record]:
     """Attack N clients, one image each, and compare with the truth.
 
-    Parameters
-    ----------
-    method : str
-        One of `VARIANTS`.
-    seen : Sent
-        Of N clients.
-    truth : Images
-        At least N images, those of the clients first, which only the score sees.
+    The method is one of `VARIANTS`; the truth has at least N images, those of the clients first.
 
     Returns
     -------
@@ -157,12 +140,7 @@ def judged(method: str, seen: Sent, truth: datasets.Images) -> list[Record]:
 def cell(settings: Record, by_seed: Sequence[Sequence[Record]]) -> Record:
     """One cell of the table.
 
-    Parameters
-    ----------
-    settings : dict
-        What the cell is of.
-    by_seed : sequence
-        Axis (seed), of records per image as `judged` makes them.
+    Axes of `by_seed`: (seed, image), records as `judged` makes them.
 
     Returns
     -------
@@ -186,14 +164,14 @@ def cell(settings: Record, by_seed: Sequence[Sequence[Record]]) -> Record:
     def count(test: Callable[[Record], bool]) -> list[int]:
         return [sum(map(test, records)) for records in by_seed]
 
-    told = bool(every) and "unique" in every[0]
+    judged_here = bool(every) and "unique" in every[0]
     return {
         **settings,
         "images": count(lambda r: True),
         "successes": [won(records) for records in by_seed],
-        "unique": count(lambda r: r["unique"]) if told else None,
-        "false": count(lambda r: r["false"]) if told else None,
-        "missed": count(lambda r: won([r]) and not r["unique"]) if told else None,
+        "unique": count(lambda r: r["unique"]) if judged_here else None,
+        "false": count(lambda r: r["false"]) if judged_here else None,
+        "missed": count(lambda r: won([r]) and not r["unique"]) if judged_here else None,
         **(_quality(every) if every else {}),
         "reasons": dict(Counter(_reason(r) for r in every if not won([r])).most_common()),
         "refusal": refusal,
@@ -202,7 +180,7 @@ def cell(settings: Record, by_seed: Sequence[Sequence[Record]]) -> Record:
 
 def _reason(record: Record) -> str:
     """Why an image failed: the first layer, from the head down, that is short of rank, or noise."""
-    short = (own["name"] for own in record.get("layers", []) if open_directions(own) > 0)
+    short = (layer["name"] for layer in record.get("layers", []) if open_directions(layer) > 0)
     return next(short, NOISE)
 
 

@@ -27,7 +27,6 @@ def train(
     *,
     epochs: int = EPOCHS,
     batch: int = BATCH,
-    rate: float = RATE,
     seed: int = 0,
 ) -> tuple[nn.Sequential, float]:
     """Train a copy of a classifier by Adam on cross-entropy, in float32.
@@ -38,12 +37,6 @@ def train(
         A network with one logit per class, in any dtype; it stays as it is.
     data : Images
         Training images, all of them shown once an epoch.
-    epochs : int
-        Passes over the images; 0 leaves the copy as it was, rounded to float32.
-    batch : int
-        Images a step.
-    rate : float
-        Adam's step size.
     seed : int
         Decides the order of the images. The same seed gives the same weights, to the last bit, on
         the same machine with the same number of threads.
@@ -55,16 +48,11 @@ def train(
         float32 numbers.
     accuracy : float
         Share of `data` that it classifies correctly, in [0, 1].
-
-    Raises
-    ------
-    ValueError
-        If there are no epochs to count, no image in a batch, or one logit only.
     """
     if epochs < 0 or batch < 1:
         raise ValueError(f"{epochs} epochs in batches of {batch}: give 0 or more, and 1 or more")
     trained = copy.deepcopy(model).float().train()
-    optimiser = torch.optim.Adam(trained.parameters(), lr=rate)
+    optimiser = torch.optim.Adam(trained.parameters(), lr=RATE)
     order = torch.Generator().manual_seed(seed)
     images, labels = data.images.float(), data.labels
     if trained(images[:1]).shape[1] == 1:
@@ -92,25 +80,9 @@ def learn(
     """Train a model in place by Adam, on the mean of what the clients of each step send.
 
     In each step every image takes part with probability `PARTICIPANTS` / N, independently (Poisson
-    sampling), as a client of its own.
-
-    Parameters
-    ----------
-    model : Sequential
-        float32; its gradients are replaced.
-    train : Images
-        N of them.
-    defend : callable
-        (gradients of the clients, generator) → what they send.
-    sum_noise : float
-        Standard deviation of Gaussian noise that is added to the sum over the clients.
-    steps, seed : int
-        Number of steps, and what decides clients and noise.
-
-    Returns
-    -------
-    Sequential
-        The model.
+    sampling), as a client of its own. The model is float32. `defend` takes the clients' gradients
+    and a generator, and returns what they send; Gaussian noise of the standard deviation
+    `sum_noise` is added to the sum over the clients.
     """
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(model.parameters(), lr=CLIENTS_RATE)

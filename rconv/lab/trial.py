@@ -147,10 +147,7 @@ class Trial:
     def beside(self, generic: str) -> str:
         """Which says what, where the generic verdict and the trial differ; "" where they agree.
 
-        Parameters
-        ----------
-        generic : str
-            `rconv.audit.overall` of the same model.
+        `generic` is `rconv.audit.overall` of the same model.
         """
         if generic == TOO_LARGE:
             return "The rank is too large to compute; the verdict is that of the trial."
@@ -191,40 +188,21 @@ def trial(
     model : Sequential
         As `Attack` takes it, with the weights that are asked about. A trained model is asked with
         images and labels of its own kind: what it has learnt makes its gradients small.
-    input_shape : tuple of int
-        (C, H, W) of one image.
     images : Tensor, optional
         (N, C, H, W), values in `value_range`; by default `photographs`.
     labels : Tensor, optional
         (N,), classes; needed with `images`. Photographs have classes 0, 1, 2, and so on.
-    count : int
-        How many photographs, where no images are given.
     value_range : tuple of float
         Of the pixels, which the attacker knows.
     dtype : str, optional
         In which the clients compute, one of `rconv.lab.architectures.DTYPES`; float16 rounds
         float32 gradients. By default the model's own.
     loss : Callable, optional
-        The clients' loss, of which the attacker is not told. By default cross-entropy, or the
+        The clients' loss, unknown to the attacker. By default cross-entropy, or the
         logistic loss for one logit, of which it is.
     scenario : Scenario, optional
         How the gradients come about, in place of `dtype`; by default one step on each image, in
         the model's own mode.
-    progress : bool
-        Show a progress bar over the images.
-
-    Returns
-    -------
-    Trial
-        Of N images.
-
-    Raises
-    ------
-    UnsupportedModelError
-        A layer that the attack cannot pass.
-    ValueError
-        Images that do not fit the shape or the range, no labels for them, an unknown dtype, or no
-        such number of photographs.
     """
     low, high = check_value_range(value_range)
     scenario = scenario or Scenario(dtype=dtype, mode=None)

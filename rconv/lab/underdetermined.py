@@ -42,11 +42,6 @@ def sweep(
     The other layers keep the architecture's own numbers. Where the first activation has no
     inverse, "gradient" stands for the paper's constraints in every layer.
 
-    Parameters
-    ----------
-    dataset, indices, architecture, activation, seed
-        As `rconv.lab.experiment.run` takes them; clients compute in float64.
-
     Returns
     -------
     list of dict
@@ -55,11 +50,6 @@ def sweep(
         the paper's equations have full generic rank there; "images", "successes", "unique";
         "unknowns" and "rank" of the layer (generic, from the audit); and "predicted", whether the
         audit finds every layer at full rank.
-
-    Raises
-    ------
-    ValueError
-        If a setting does not fit, with the reason.
     """
     network = (dataset, architecture, activation)
     model = shared_model(*network, seed=seed)
@@ -133,30 +123,21 @@ def underdetermined(
     layer: int = 0,
     seeds: Sequence[int] = (architectures.SEED,),
     initialisation: str | None = None,
-    dtype: str = "float64",
 ) -> list[Record]:
     """Attack networks one of whose layers has fewer and fewer filters.
 
+    One record per network and image, as `attacked` makes them, with "width".
+
     Parameters
     ----------
-    dataset, indices, architecture, activation, initialisation, dtype
-        As `rconv.lab.experiment.run` takes them.
+    dataset, indices, architecture, activation, initialisation
+        As `rconv.lab.experiment.run` takes them; clients compute in float64.
     widths : sequence of int
         Filters of the layer; the others keep the architecture's own.
     layer : int
         Index of the convolution, from the image on.
     seeds : sequence of int
         One network for each seed and width.
-
-    Returns
-    -------
-    list of Record
-        One per network and image, as `attacked` makes them, with "width".
-
-    Raises
-    ------
-    ValueError
-        If a setting does not fit, with the reason.
     """
     usual = architectures.ARCHITECTURES[architecture].filters
     if not 0 <= layer < len(usual):
@@ -166,11 +147,11 @@ def underdetermined(
     for width, seed in product(widths, seeds):
         filters = _with_width(usual, layer, width)
         options = {"seed": seed, "filters": filters, "initialisation": initialisation}
-        model = shared_model(dataset, architecture, activation, dtype=dtype, **options)
+        model = shared_model(dataset, architecture, activation, **options)
         settings = model_settings(architecture, activation, **options)
-        shared = {"dataset": dataset, **settings, "dtype": dtype, "width": width}
+        shared = {"dataset": dataset, **settings, "dtype": "float64", "width": width}
         attack = Attack(model, tuple(truth.images.shape[1:]), loss="cross-entropy")
-        sent = client_gradients(model, architecture, truth, dtype)
+        sent = client_gradients(model, architecture, truth)
         records += [attacked(attack, sent, truth, n, shared) for n in range(len(truth))]
     return records
 
@@ -180,25 +161,9 @@ def attacked(
 ) -> Record:
     """One image, attacked and scored.
 
-    Parameters
-    ----------
-    attack : Attack
-        On the shared model.
-    sent : dict of str to Tensor
-        Name → (N, *parameter shape), gradients of N clients.
-    truth : Images
-        The N originals.
-    n : int
-        Which of them.
-    shared : Record
-        Entries of the record that are known already.
-
-    Returns
-    -------
-    Record
-        As `rconv.lab.records.score` has it, with "by_rank", whether equations alone determine every
-        layer, and PSNR in dB: "least" of the answer without what the prior chose, "flat" of the
-        image's own mean grey. "seconds" is CPU time of this process.
+    Attacks image n. The record is that of `rconv.lab.records.score`, with "by_rank", whether
+    equations alone determine every layer, and PSNR in dB: "least" of the answer without what the
+    prior chose, "flat" of the image's own mean grey. "seconds" is CPU time of this process.
     """
     start, one = time.process_time(), slice(n, n + 1)
     found = attack({name: g[one] for name, g in sent.items()})
@@ -208,7 +173,7 @@ def attacked(
     quality = {"least": (found.images - found.guess).clamp(0, 1), "flat": metrics.flat(image)}
     return {
         **record,
-        "by_rank": all(int(own.rank) == own.unknowns for own in found.layers),
+        "by_rank": all(int(layer.rank) == layer.unknowns for layer in found.layers),
         **{key: finite(metrics.psnr(x, image, data_range=1.0)) for key, x in quality.items()},
         "seconds": seconds,
     }

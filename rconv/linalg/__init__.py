@@ -7,9 +7,8 @@ equations are solved stands in `rconv.equations`.
 from rconv.lazy import TYPE_CHECKING, lazy
 
 if TYPE_CHECKING:
-    from rconv.linalg.cholesky import null_space
     from rconv.linalg.columns import least_squares
-    from rconv.linalg.dense import solve_dense
+    from rconv.linalg.dense import null_space, solve_dense
     from rconv.linalg.inequalities import forced
     from rconv.linalg.iterative import Runs, solve_iterative
     from rconv.linalg.solution import Solution, relative

@@ -30,13 +30,15 @@ def solve_columns(system: System, tolerance: Tensor) -> Solution:
 
     The tolerance (N,) is the relative error of the equations.
     """
-    own = system if len(system.used) == 1 else system.whitened()
+    whitened = system if len(system.used) == 1 else system.whitened()
     if not any(isinstance(b.operator, Entries) for b in system.used):
-        parts = own.parts()
+        parts = whitened.parts()
         if all(shared(b.weight) for part, _ in parts for b in part.blocks):
-            return _of_parts(own, parts, tolerance)
-    own, each = system.whitened(), range(len(system.blocks[0].rhs))
-    return Solution.concatenate([_column_by_column(own.select([i]), tolerance[i]) for i in each])
+            return _of_parts(whitened, parts, tolerance)
+    whitened, each = system.whitened(), range(len(system.blocks[0].rhs))
+    return Solution.concatenate(
+        [_column_by_column(whitened.select([i]), tolerance[i]) for i in each]
+    )
 
 
 def _of_parts(system: System, parts: list[tuple[System, Tensor]], tolerance: Tensor) -> Solution:
@@ -46,8 +48,8 @@ def _of_parts(system: System, parts: list[tuple[System, Tensor]], tolerance: Ten
     solved = [least_squares(part, tolerance) for part in each]
     sizes = [part.rhs.flatten(1).norm(dim=1) for part in each]
     value = system.blocks[0].rhs.new_zeros(len(sizes[0]), system.unknowns)
-    for own, (_, index) in zip(solved, parts, strict=True):
-        value[:, index.to(value.device)] = own.value
+    for solution, (_, index) in zip(solved, parts, strict=True):
+        value[:, index.to(value.device)] = solution.value
     return replace(independent(solved, sizes), value=value[..., None])
 
 
@@ -96,16 +98,9 @@ def _entries_alone(system: System, entries: list[Rows]) -> Solution:
 def columns_of(part: System, entries: list[Rows], index: Tensor, cut: Tensor) -> System:
     """Some columns of one part as systems of their own, with the entries that each knows.
 
-    Parameters
-    ----------
-    part : System
-        N = 1, of matrices, k columns.
-    entries : list of Rows
-        The known entries of the whole unknown, N = 1; one block at most.
-    index : Tensor
-        (p, k), places of the unknowns.
-    cut : Tensor
-        (k',), the columns; the result has N = k', of one column each.
+    The part has N = 1 and k columns; `entries` are the known entries of the whole unknown, in one
+    block at most. `index` (p, k) holds the places of the part's unknowns. Each column of `cut`
+    (k',) becomes one of N = k' systems.
     """
 
     def chosen(values: Tensor) -> Tensor:

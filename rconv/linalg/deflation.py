@@ -144,7 +144,7 @@ def _strong_part(
     system: System, index: Tensor, values: Tensor, vectors: Tensor, floor: float
 ) -> _Strong:
     """One part's columns; its condition is the smallest strong eigenvalue."""
-    values, vectors = (own.expand(len(index), *own.shape[1:]) for own in (values, vectors))
+    values, vectors = (array.expand(len(index), *array.shape[1:]) for array in (values, vectors))
     # Below its rounding an eigenvalue is zero: the equation of its size would be of rounding alone.
     rounding = values.shape[1] * torch.finfo(values.dtype).eps * values.max()
     values = torch.where(values > rounding, values, 0.0)

@@ -1,7 +1,8 @@
 """Nonlinear least squares around linear ones: Gauss-Newton with Levenberg's damping.
 
-Each step solves the `System` of the equations linearised at the present estimate, by LSMR with a
-right preconditioner: no matrix of the whole system is stored.
+Each step of `gauss_newton` solves the `System` of the equations linearised at the present estimate,
+by LSMR with a right preconditioner: no matrix of the whole system is stored. Small problems, whose
+derivative is a matrix, are those of `levenberg_marquardt`.
 """
 
 import math
@@ -97,18 +98,9 @@ def gauss_newton(
 ) -> Stationary:
     """A local minimum of the residual.
 
-    Parameters
-    ----------
-    linearised : callable
-        x (n,) → the equations of a step from there, N = k = 1, and a right preconditioner.
-    start : Tensor
-        (n,), float64.
-    good : float
-        Norm of the residual that is rounding.
-    patience : int
-        Slow steps in a row that end it.
-    most : int
-        Steps at most.
+    `linearised` takes x (n,) and returns the equations of a step from there, N = k = 1, with a
+    right preconditioner. `good` is the norm of the residual that is rounding. `patience` slow steps
+    in a row, or `most` steps, end the iteration.
     """
     x, slow, rests, steps = start, 0, 0, 0
     system, change = linearised(x)
@@ -119,12 +111,12 @@ def gauss_newton(
         step = linear_step(system, change, system.rhs, damping if size > good else 0.0)
         if not step.isfinite().all():
             break
-        new, own = linearised(x + step)
+        new, changed = linearised(x + step)
         norm, moved = float(new.rhs.norm()), float(step.norm() / x.norm().clamp(min=1e-300))
         rests = rests + 1 if norm > size / 2 and (size <= good or moved < REST) else 0
         slow = slow + 1 if norm > SLOW * size else 0
         if norm < size:
-            x, system, change, size = x + step, new, own, norm
+            x, system, change, size = x + step, new, changed, norm
             damping = damping / FACTOR
         else:
             damping = max(damping, LEAST) * FACTOR
@@ -141,16 +133,8 @@ def linear_step(
 ) -> Tensor:
     """Damped least squares of one system, (n,).
 
-    Parameters
-    ----------
-    system : System
-        N = k = 1.
-    change : Change
-        Its y is what is damped.
-    rhs : Tensor
-        (1, m, 1).
-    damping, accuracy, iterations
-        Of LSMR.
+    The system has N = k = 1, the right-hand side the shape (1, m, 1). The damping acts on y of the
+    `Change`.
     """
     like, n = system.rhs, system.unknowns
 
@@ -180,17 +164,9 @@ def undetermined(found: Stationary) -> Solution:
 def determined(found: Stationary, *, enough: bool) -> Solution:
     """What the derivative where an iteration came to rest says of the solution.
 
-    Parameters
-    ----------
-    found : Stationary
-        Its system has the standard deviations of the rows, which are positive.
-    enough : bool
-        Whether there are more equations than unknowns; without, none counts as determined.
-
-    Returns
-    -------
-    Solution
-        N = k = 1. The rank is what a random vector loses: see `rconv.linalg.iterative`.
+    The rows of the system must have positive standard deviations. `enough` says whether there are
+    more equations than unknowns; if not, none counts as determined. The rank follows from a random
+    vector, as in `rconv.linalg.iterative`.
     """
     x, system, generator = found.value, found.system, torch.Generator().manual_seed(0)
 
@@ -234,3 +210,48 @@ def _condition(system: System, weak: Tensor) -> float:
         strong = system.adjoint(system.apply(strong / strong.norm().clamp(min=1e-300)))
     least = system.apply(weak[None, :, None]).norm() / weak.norm().clamp(min=1e-300)
     return float(strong.norm().sqrt() / least.clamp(min=1e-300))
+
+
+MARQUARDT_STEPS = 60
+"""Steps at most. From a good start there are three to six; what has not converged after ten times
+as many creeps along a valley, and another start is worth more."""
+
+MARQUARDT, UNDAMPED, RAISES = 1e-3, 1e-14, 12
+"""Damping at first, relative to the normal matrix's diagonal; below which it is none; and how
+often it is raised by ten, from one step to the next, before a step counts as the last."""
+
+
+def levenberg_marquardt(
+    function: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, good: float = 0.0
+) -> tuple[Tensor, float]:
+    """A local minimum of ‖f(x)‖: x (n,), and ‖f(x)‖.
+
+    The function takes x and returns f (m,) and its derivative (m, n). A step that does not halve
+    ‖f‖ is the last where ‖f‖ is below `good`.
+    """
+    x, damping = start, MARQUARDT
+    f, derivative = function(x)
+    for _ in range(MARQUARDT_STEPS):
+        size, step = float(f.norm()), None
+        column = derivative.norm(dim=0)
+        for _ in range(RAISES):
+            rows = torch.cat([derivative, torch.diag(damping**0.5 * column)])
+            trial = _least_squares(rows, torch.cat([-f, torch.zeros_like(x)]))
+            new = function(x + trial)
+            if float(new[0].norm()) < size:
+                step = trial
+                break
+            damping = max(damping, UNDAMPED) * 10
+        if step is None:
+            break
+        x, (f, derivative) = x + step, new
+        damping = damping / 10 if damping > UNDAMPED else 0.0
+        slow = float(f.norm()) > size / 2
+        if float(step.norm()) <= NEGLIGIBLE * float(x.norm()) or (slow and size <= good):
+            break
+    return x, float(f.norm())
+
+
+def _least_squares(rows: Tensor, rhs: Tensor) -> Tensor:
+    """By QR, so that no digit is lost to a normal matrix; NaN where the rank is short."""
+    return torch.linalg.lstsq(rows, rhs[:, None]).solution[:, 0]

@@ -100,19 +100,9 @@ def moving(directions: np.ndarray, size: float | None = None) -> np.ndarray:
 def forced(values: np.ndarray, directions: np.ndarray, noise: float) -> Forced | None:
     """Which of the inequalities values + directions · z ≥ 0 leave no room, and what they leave.
 
-    Parameters
-    ----------
-    values : np.ndarray
-        h, (m,), in the unit of the unknown's root mean square.
-    directions : np.ndarray
-        G, (m, r).
-    noise : float
-        Error of the values that counts as none.
-
-    Returns
-    -------
-    Forced or None
-        None where the program is too large or fails.
+    `values` is h (m,), in the unit of the unknown's root mean square, `directions` is G (m, r), and
+    errors of the values up to `noise` count as none. Returns None if the program is too large or
+    fails.
     """
     active, margin = np.zeros(len(values), dtype=bool), np.inf
     size, steps = _size(directions), SIMPLEX_STEPS

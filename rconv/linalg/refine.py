@@ -25,16 +25,8 @@ def refine(
     Corrections shrink by a constant factor, that of the last two: where the next one is expected
     below the rounding, or one did not halve its predecessor, a solution is left as it is, whatever
     the others of the batch need. The correction takes solutions (N, n, k) and returns what to add
-    to them.
-
-    Returns
-    -------
-    value : Tensor
-        (N, n, k), float64.
-    iterations : Tensor
-        (N,), int64, corrections that were made.
-    status : tuple of str
-        N times `CONVERGED` or `STALLED`.
+    to them. Returns the solutions, the number of corrections of each (N,), and N times `CONVERGED`
+    or `STALLED`.
     """
     last = value.new_ones(len(value))
     active = torch.ones_like(last, dtype=torch.bool)

@@ -74,16 +74,16 @@ def is_dense(system: System, samples: int = 1) -> bool:
 
 
 def _solve_one(system: System, tolerance: float, samples: int) -> Solution:
-    own = system.whitened()
+    whitened = system.whitened()
     several = len([b for b in system.used if not b.operator.couples]) > 1
     entries = any(isinstance(b.operator, Entries) for b in system.used)
     if system.couples and (several or entries) and _columns_fit(system):
-        found = deflated(own, tolerance)
+        found = deflated(whitened, tolerance)
         if found is not None:
             return found.per_sample(samples)
     if is_dense(system, samples):
-        return solve_dense(own, tolerance).per_sample(samples)
-    found = solve_iterative(_as_they_are(system) or own, samples)
+        return solve_dense(whitened, tolerance).per_sample(samples)
+    found = solve_iterative(_as_they_are(system) or whitened, samples)
     short = bool((found.rank < system.unknowns // samples).any())
     if short and _as_they_are(system) is not None:
         factor = system.used[0].operator.factor

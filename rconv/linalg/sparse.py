@@ -63,21 +63,9 @@ class SparseFactor:
     ) -> Solution:
         """Least-squares solutions of many right-hand sides.
 
-        Parameters
-        ----------
-        rhs : Tensor
-            (N, m).
-        std : float or Tensor
-            Standard deviation of its errors, broadcasts to it.
-        tolerance : float or Tensor
-            Relative error of b, one for all or (N,). Directions that the equations see more
-            weakly, measured by their largest singular value, are left out and do not count
-            towards the rank.
-
-        Returns
-        -------
-        Solution
-            With value (N, n, 1).
+        Takes `rhs` (N, m), whose errors have the standard deviation `std`, and returns values (N,
+        n, 1). Directions whose singular value, relative to the largest, is below `tolerance`, the
+        relative error of b, are left out and do not count towards the rank.
         """
         b = rhs.detach().cpu().numpy().T
 
@@ -114,8 +102,8 @@ class SparseFactor:
         for i, limit in enumerate((floor * self._largest).tolist()):
             below = values < limit
             if below.any():
-                own = directions[:, below]
-                x[i] = x[i] - own @ (own.T @ x[i])
+                weak = directions[:, below]
+                x[i] = x[i] - weak @ (weak.T @ x[i])
                 lost[i] = below.sum()
                 kept = min(values[~below].tolist(), default=limit)
                 spectrum.condition[i] = self._largest / kept

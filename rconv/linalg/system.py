@@ -91,7 +91,7 @@ class Rows:
 
     def select(self, where: Tensor | list[int]) -> "Rows":
         """The equations of some of the systems."""
-        std, weight = (select(own, where) for own in (self.std, self.weight))
+        std, weight = (select(field, where) for field in (self.std, self.weight))
         return Rows(self.operator.select(where), self.rhs[where], std, weight)
 
 
@@ -119,24 +119,9 @@ class System:
     fixed: Tensor | None = None
 
     @staticmethod
-    def dense(
-        matrix: Tensor,
-        rhs: Tensor,
-        std: Tensor = UNKNOWN,
-        diagonal: Tensor | None = None,
-        known: Tensor | None = None,
-        known_std: Tensor = UNKNOWN,
-    ) -> "System":
-        """Equations that are written out, A x = b, and known entries.
-
-        A is (N, m, n), or (1, m, n) for all; b (N, m, k). The diagonal (N, n, 1) has the weights of
-        the entries, `known` and `known_std` their values and the error of both multiplied.
-        """
-        blocks = [Rows(Matrix(matrix), rhs, std)]
-        if diagonal is not None:
-            entries = Entries((matrix.shape[2], 1))
-            blocks.append(Rows(entries, known, known_std, diagonal))
-        return System(tuple(blocks), matrix.shape[2])
+    def dense(matrix: Tensor, rhs: Tensor, std: Tensor = UNKNOWN) -> "System":
+        """Equations that are written out: A (N, m, n), or (1, m, n) for all, and b (N, m, k)."""
+        return System((Rows(Matrix(matrix), rhs, std),), matrix.shape[2])
 
     @property
     def free(self) -> Tensor | slice:
@@ -223,8 +208,8 @@ class System:
         for block in self.blocks:
             if block.used:
                 size = block.mean_norm()
-                own = least.reshape(-1, *[1] * (block.rhs.dim() - 1))
-                block = block.scaled(row_weights(block.row_std() / size, own) / size)
+                least_std = least.reshape(-1, *[1] * (block.rhs.dim() - 1))
+                block = block.scaled(row_weights(block.row_std() / size, least_std) / size)
             blocks.append(block)
         return replace(self, blocks=tuple(blocks))
 
@@ -259,7 +244,7 @@ class System:
     @property
     def column_size(self) -> int:
         """Most unknowns that one column of a part has."""
-        return max((len(own[0].index) for own in self._parts()), default=0)
+        return max((len(part[0].index) for part in self._parts()), default=0)
 
     def _parts(self) -> list[tuple[Part, ...]]:
         """The parts of every block of rows that meet one channel each."""

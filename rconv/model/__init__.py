@@ -9,8 +9,7 @@ from rconv.lazy import TYPE_CHECKING, lazy
 if TYPE_CHECKING:
     from rconv.model import activations
     from rconv.model.activations import input_noise
-    from rconv.model.build import IDENTITY
-    from rconv.model.convolution import stage_of
+    from rconv.model.build import IDENTITY, stage_of
     from rconv.model.geometry import Geometry, Stage
     from rconv.model.read import read as read_model
 

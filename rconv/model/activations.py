@@ -55,20 +55,8 @@ class Activation:
 def from_module(module: nn.Module) -> Activation:
     """Say how an activation looks from its output.
 
-    Parameters
-    ----------
-    module : Module
-        The activation, of one of PyTorch's own classes.
-
-    Returns
-    -------
-    Activation
-        Its derivative and inverse as functions of the output.
-
-    Raises
-    ------
-    ValueError
-        If the derivative is no function of the output, or the class is not PyTorch's own.
+    Raises ValueError if its derivative is no function of the output, or its class is not PyTorch's
+    own.
     """
     kind = type(module)
     if kind is nn.Identity:
@@ -166,8 +154,6 @@ def input_noise(activation: Activation, y: Tensor, margin: float | Tensor) -> tu
 
     Parameters
     ----------
-    activation : Activation
-        The activation.
     y : Tensor
         Its output, any shape.
     margin : float or Tensor

@@ -10,8 +10,7 @@ from rconv.model.geometry import Stage
 from rconv.model.graph import first_line
 from rconv.model.heads import ConvEntry
 from rconv.model.nodes import Network, UnsupportedModelError
-from rconv.model.simulate import InFloat64
-from rconv.model.wrappers import shared_copy
+from rconv.model.wrappers import InFloat64, shared_copy
 
 SAME = 1e-9
 """Relative difference of two computations of the same, in float64."""
@@ -25,20 +24,8 @@ def refuse_other_values(model: nn.Module, network: Network) -> None:
     """Refuse a model that computes something else than what was read, on a random image.
 
     A trace does not see what changes a map in place after it was taken, nor what is random.
-
-    Parameters
-    ----------
-    model : Module
-        The model.
-    network : Network
-        What was read.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If the input of the first Linear differs, or that of a convolution up to an entry.
     """
-    own = shared_copy(without_statistics(model))
+    copied = shared_copy(without_statistics(model))
     shape = (2, *network.input_shape)
     image = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     image = image.to(next(model.parameters(), torch.empty(0)).device)
@@ -55,10 +42,10 @@ def refuse_other_values(model: nn.Module, network: Network) -> None:
             raise _Reached
 
     for name in expected:
-        own.get_submodule(name).register_forward_pre_hook(lambda _, args, n=name: look(n, args))
+        copied.get_submodule(name).register_forward_pre_hook(lambda _, args, n=name: look(n, args))
     try:
         with torch.no_grad(), InFloat64(), contextlib.suppress(_Reached):
-            own(image)
+            copied(image)
     except Exception as error:  # whatever the model's own code raises
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be run in float64: {first_line(error)}"

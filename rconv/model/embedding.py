@@ -11,38 +11,25 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx, nn
 
+from rconv.model.agreement import refuse_other_values
+from rconv.model.build import build
 from rconv.model.functions import SUMS
 from rconv.model.graph import before, graph_of, sees, values_of
-from rconv.model.heads import Embedding
-from rconv.model.nodes import UnsupportedModelError
+from rconv.model.heads import ConvEntry, Embedding
+from rconv.model.nodes import Network, UnsupportedModelError, solve_order
+from rconv.model.operations import Operation, leading_to, logits_of, refuse_ways_around
 
 
-class NoEmbeddingError(UnsupportedModelError):
+class _NoEmbeddingError(UnsupportedModelError):
     """Nothing in the model resembles a position embedding."""
 
 
 def embedding_of(model: nn.Module, shape: tuple[int, int, int]) -> tuple[str, Embedding]:
     """Find the convolution whose output a learned position embedding is added to.
 
-    Parameters
-    ----------
-    model : Module
-        The model.
-    shape : tuple of int
-        (C, H, W) of one image.
-
-    Returns
-    -------
-    str
-        Name of the convolution.
-    Embedding
-        The parameter, and which entry of it is added to which output.
-
-    Raises
-    ------
-    UnsupportedModelError
-        Where there is none, or what is added is fixed, or has no own entry for each position, or
-        either of the two has a way around the sum.
+    Returns the convolution's name, and which entry of which parameter is added to which output.
+    Raises UnsupportedModelError where there is none, where the added term is fixed or lacks an
+    entry for each position, and where either of the two bypasses the sum.
     """
     nodes = graph_of(model)
     finder = _Finder(model, nodes, shape)
@@ -57,10 +44,10 @@ def embedding_of(model: nn.Module, shape: tuple[int, int, int]) -> tuple[str, Em
                 continue
             if found is not None:
                 return found
-    near = [own for own in reasons if not isinstance(own, NoEmbeddingError)]
+    near = [reason for reason in reasons if not isinstance(reason, _NoEmbeddingError)]
     if near or reasons:
         raise (near or reasons)[0]
-    raise NoEmbeddingError("no position embedding is added to a convolution's output")
+    raise _NoEmbeddingError("no position embedding is added to a convolution's output")
 
 
 class _Finder:
@@ -88,7 +75,7 @@ class _Finder:
         output = None if moved is None else self._run(convolution)
         counts = None if moved is None else moved[moved >= 0].bincount(minlength=output.numel())
         if counts is None or (counts != 1).any():
-            raise NoEmbeddingError(
+            raise _NoEmbeddingError(
                 f"{convolution.target}: between it and what is added to its output stands more "
                 f"than steps that move its entries about; add the embedding directly ({line})"
             )
@@ -147,12 +134,12 @@ class _Finder:
 
     def _has_weights(self, node: fx.Node) -> bool:
         """Whether a step is a layer with parameters."""
-        own = self.model.get_submodule(node.target) if node.op == "call_module" else nn.Identity()
-        return next(own.parameters(), None) is not None
+        layer = self.model.get_submodule(node.target) if node.op == "call_module" else nn.Identity()
+        return next(layer.parameters(), None) is not None
 
     def _convolution(self, node: fx.Node) -> fx.Node | None:
         """The last convolution that a map is made of."""
-        found = [own for own in before(self.nodes, node) if _is_convolution(self.model, own)]
+        found = [step for step in before(self.nodes, node) if _is_convolution(self.model, step)]
         return found[-1] if found else None
 
     def _parameters(self, node: fx.Node) -> list[str]:
@@ -183,11 +170,11 @@ class _Finder:
         None where a step does more than to move the source's entries about.
         """
         named = isinstance(source, str)
-        own = self.model.get_parameter(source) if named else self._run(source)
+        values = self.model.get_parameter(source) if named else self._run(source)
         draws, found = [], []
         for _ in range(2):  # what compares entries, as pooling, does not the same to both
-            draw = torch.randn(own.shape, generator=self.generator, dtype=torch.float64)
-            draws.append(draw.to(own.device))
+            draw = torch.randn(values.shape, generator=self.generator, dtype=torch.float64)
+            draws.append(draw.to(values.device))
             changed = {source: draws[-1].clone()}  # which a step may change in place
             try:
                 value = self._run(node, *(({}, changed) if named else (changed, {})))
@@ -204,3 +191,66 @@ class _Finder:
 
 def _is_convolution(model: nn.Module, node: fx.Node) -> bool:
     return node.op == "call_module" and type(model.get_submodule(node.target)) is nn.Conv2d
+
+
+def entered(
+    model: nn.Module,
+    steps: list[Operation],
+    shape: tuple[int, int, int],
+    reason: UnsupportedModelError,
+) -> Network:
+    """Read a model up to a convolution that can be entered.
+
+    The network's last node is the convolution. `reason` says why the model cannot be read up to its
+    first Linear. UnsupportedModelError carries it, or says why the position embedding is of no use.
+    """
+    try:
+        found = embedding_of(model, shape)
+        convolution, embedding = found
+        if model.get_submodule(convolution).groups > 1:
+            raise UnsupportedModelError(f"{convolution}: its groups have a gradient each")
+        entry = ConvEntry(convolution, embedding, _logits(model, steps), str(reason))
+        network = network_below(steps, shape, entry)
+        refuse_other_values(model, network)
+    except UnsupportedModelError as error:
+        # Where there is an embedding, what is wrong with it is of more use.
+        first = reason if isinstance(error, _NoEmbeddingError) else error
+        raise UnsupportedModelError(str(first), (*reason.reasons, *error.reasons)) from None
+    return network
+
+
+def network_below(
+    steps: list[Operation], shape: tuple[int, int, int], entry: ConvEntry, end: int | None = None
+) -> Network:
+    """The part of a model that a convolution's output is made of.
+
+    The last node is the step `end`, by default the convolution. Raises UnsupportedModelError at a
+    step below that the attack cannot pass, or where a map other than the image bypasses the
+    convolution, so that its derivative is not known.
+    """
+    if end is None:
+        end = next(i for i, step in enumerate(steps) if step.name == entry.name)
+    inside = leading_to(steps, end)
+    nodes, _ = build(steps, sorted(inside), shape)
+    behind = leading_to(steps, len(steps) - 1) - inside
+    # Nothing stands below the image that would need its derivative.
+    refuse_ways_around(steps, behind, inside - {0, end}, entry.name)
+    network = Network.of(nodes, entry)
+    solve_order(network)  # or a refusal
+    return network
+
+
+def _logits(model: nn.Module, steps: list[Operation]) -> str:
+    """Name of the Linear that the model ends in."""
+    logits = logits_of(steps)
+    if logits is None or model.get_submodule(logits).bias is None:
+        raise UnsupportedModelError(
+            "the model does not end in a Linear with a bias, whose gradient would tell the "
+            "derivative of the loss by the logits"
+        )
+    if not model.get_submodule(logits).weight.any():
+        raise UnsupportedModelError(
+            f"{logits}: its weights are all zero, so that nothing below it gets a gradient; "
+            "train it by one step first"
+        )
+    return logits

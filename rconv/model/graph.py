@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from rconv.model.module_layers import is_layer
 from rconv.model.nodes import UnsupportedModelError
+from rconv.model.operations import is_layer
 from rconv.model.wrappers import tensor_of
 
 _PACKAGE = os.path.dirname(torch.__file__)
@@ -36,20 +36,8 @@ class _Tracer(fx.Tracer):
 def graph_of(model: nn.Module) -> list[fx.Node]:
     """The steps of a model's forward pass, as symbols.
 
-    Parameters
-    ----------
-    model : Module
-        Any that `torch.fx` can trace.
-
-    Returns
-    -------
-    list of Node
-        The image, and what the output depends on, in order.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If the model cannot be traced, with the line.
+    Returns the image and everything that the output depends on, in order. Raises
+    UnsupportedModelError, with the line, if `torch.fx` cannot trace the model.
     """
     image, *arguments = inspect.signature(model.forward).parameters.values() or (None,)
     fixed = {a.name: a.default for a in arguments if a.default is not a.empty}
@@ -79,19 +67,7 @@ def before(
 ) -> list[fx.Node]:
     """The steps that a step depends on, itself included.
 
-    Parameters
-    ----------
-    nodes : iterable of Node
-        All steps in order.
-    end : Node
-        The step.
-    without : Node, optional
-        One to leave out, with what only it depends on.
-
-    Returns
-    -------
-    list of Node
-        In order.
+    `without` leaves out one step, with what only it depends on.
     """
     waiting, found = [end], {without}
     while waiting:
@@ -106,10 +82,10 @@ def sees(node: fx.Node, image: fx.Node) -> bool:
     """Whether a step depends on what the image shows, and not on its shape alone."""
     waiting, found = [node], set()
     while waiting:
-        own = waiting.pop()
-        if own not in found and not _is_shape(own):
-            found.add(own)
-            waiting.extend(own.all_input_nodes)
+        step = waiting.pop()
+        if step not in found and not _is_shape(step):
+            found.add(step)
+            waiting.extend(step.all_input_nodes)
     return image in found
 
 
@@ -128,28 +104,9 @@ def values_of(
 ) -> dict[fx.Node, Any]:
     """What every step gives.
 
-    Parameters
-    ----------
-    model : Module
-        The model.
-    nodes : list of Node
-        Steps in order, with all that they take.
-    images : Tensor
-        (N, C, H, W).
-    given : mapping of Node to object, optional
-        What some steps give, in place of what they compute.
-    parameters : mapping of str to Tensor, optional
-        Name → what to take in place of a parameter.
-
-    Returns
-    -------
-    dict of Node to object
-        A tensor, a shape, a number.
-
-    Raises
-    ------
-    RuntimeError
-        As PyTorch does where shapes or dtypes do not fit.
+    The nodes are in order, with all that they take; images are (N, C, H, W). `given` holds the
+    results of some steps, `parameters` replaces some parameters. Raises PyTorch's RuntimeError
+    where shapes or dtypes do not fit.
     """
     values: dict[fx.Node, Any] = dict(given or {})
     with torch.no_grad():
@@ -178,8 +135,10 @@ def _run(
         return getattr(args[0], node.target)(*args[1:], **kwargs)
     if node.op == "call_module":
         prefix = f"{node.target}."
-        own = {k.removeprefix(prefix): p for k, p in parameters.items() if k.startswith(prefix)}
-        return functional_call(model.get_submodule(node.target), own, args, kwargs)
+        replaced = {
+            k.removeprefix(prefix): p for k, p in parameters.items() if k.startswith(prefix)
+        }
+        return functional_call(model.get_submodule(node.target), replaced, args, kwargs)
     return parameters.get(node.target, operator.attrgetter(node.target)(model))
 
 

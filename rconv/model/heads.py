@@ -113,7 +113,7 @@ class ConvEntry:
     reason : str
         Why the model is not read up to its first Linear.
     subspace : Tensor or None
-        Without an embedding, of `rconv.model.cotangent_subspace.cotangent_subspace`.
+        Without an embedding, of `rconv.model.entry_convolutions.cotangent_subspace`.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What a model is read into: a graph of maps from the image up, and what it ends in."""
+"""What a model is read into: a graph of maps from the image up, and the order to solve them in."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ class UnsupportedModelError(ValueError):
     def __init__(self, message: str, reasons: Sequence[tuple[str, str]] = ()):
         super().__init__(message)
         layer, colon, reason = message.partition(": ")
-        own = (layer, reason) if colon and " " not in layer else ("", message)
-        self.reasons: tuple[tuple[str, str], ...] = tuple(reasons) or (own,)
+        first = (layer, reason) if colon and " " not in layer else ("", message)
+        self.reasons: tuple[tuple[str, str], ...] = tuple(reasons) or (first,)
 
 
 @dataclass(frozen=True)
@@ -154,32 +154,23 @@ class Network:
             return None
         if isinstance(does, Activation):
             return does.low, does.high
-        own = [self.range_of(i) for i in inputs] if isinstance(does, str) else [None]
-        if None in own:
+        ranges = [self.range_of(i) for i in inputs] if isinstance(does, str) else [None]
+        if None in ranges:
             return -torch.inf, torch.inf
-        lows, highs = zip(*own, strict=True)
+        lows, highs = zip(*ranges, strict=True)
         return (sum(lows), sum(highs)) if does == SUM else (min(lows), max(highs))
 
     def required_chain(self, method: str, *, norms: bool = True) -> "Network":
         """The network, for a method that knows chains only.
 
-        Parameters
-        ----------
-        method : str
-            Its name.
-        norms : bool
-            Whether it knows BatchNorm.
-
-        Raises
-        ------
-        UnsupportedModelError
-            If a map has two consumers, or is made of two others; at a BatchNorm; or if the model
-            is not read up to its first Linear.
+        Raises UnsupportedModelError where a map has two consumers or is made of two others, at a
+        BatchNorm unless the method knows `norms`, and where the model is not read up to its first
+        Linear.
         """
         if isinstance(self.head, ConvEntry):
             raise UnsupportedModelError(f"{self.head.reason}; {method} starts at the first Linear")
         self.refuse_blocks(method)
-        branch = next((i for i, own in enumerate(self.consumers) if len(own) > 1), None)
+        branch = next((i for i, consumer in enumerate(self.consumers) if len(consumer) > 1), None)
         if branch is not None:
             raise UnsupportedModelError(
                 f"{self.nodes[branch].name}: the network branches here; {method} knows chains only"
@@ -195,20 +186,7 @@ class Network:
         return not all(stage.linear for stage in self.stages)
 
     def refuse_blocks(self, method: str, *, grouped: bool = False) -> None:
-        """Refuse layers that are solved for together, and groups, for methods without them.
-
-        Parameters
-        ----------
-        method : str
-            Its name.
-        grouped : bool
-            Whether it knows groups.
-
-        Raises
-        ------
-        UnsupportedModelError
-            Naming the layer.
-        """
+        """Refuse layers that are solved for together, and groups, for methods without them."""
         found = next((stage for stage in self.stages if stage.groups > 1 and not grouped), None)
         if found is not None:
             raise UnsupportedModelError(f"{found.name}: {method} does not know groups")
@@ -236,3 +214,69 @@ class Network:
         for i in self.consumers[node]:
             if isinstance(self.nodes[i].does, Stage):
                 yield i, self.nodes[i].does
+
+
+def solve_order(network: Network) -> tuple[int, ...]:
+    """The order in which the attack goes through the nodes, from the head back to the image.
+
+    A map is solved where a convolution or the head takes it, since their gradients are equations
+    in it, or where what is made of it determines it: a concatenation its parts, a sum its last
+    unknown term. Each node stands behind all those that are made of it. Raises
+    UnsupportedModelError where an activation's output is not determined, so that nothing says where
+    it is active.
+    """
+    order: list[int] = []
+    whole: set[int] = set()
+    waiting = set(range(len(network.nodes)))
+    while waiting:
+        ready = [i for i in waiting if waiting.isdisjoint(network.consumers[i])]
+        solved = {i: _is_solved(network, i, whole) for i in ready}
+        able = [i for i in ready if solved[i] or not isinstance(network.nodes[i].does, Activation)]
+        if not able:
+            raise _refusal(network, max(ready))
+        if solved[max(able)]:
+            whole.add(max(able))
+        order.append(max(able))
+        waiting.remove(max(able))
+    if len(order) > 1 and not any(network.fed_by(0)):
+        raise UnsupportedModelError("no convolution takes the image itself: nothing tells it")
+    return tuple(order)
+
+
+def _is_solved(network: Network, node: int, whole: set[int]) -> bool:
+    """Whether a node is known whole once those in `whole` are."""
+    if node == len(network.nodes) - 1 or any(network.fed_by(node)):
+        return True
+    return any(
+        maker in whole and _inverts(network, maker, node, whole)
+        for maker in network.consumers[node]
+    )
+
+
+def _inverts(network: Network, maker: int, node: int, whole: set[int]) -> bool:
+    """Whether what is made of a node, and known, determines all of it."""
+    does = network.nodes[maker].does
+    if isinstance(does, Affine):
+        return bool((does.scale != 0).all())
+    if isinstance(does, Activation):  # one that never saturates
+        return does.low == -torch.inf and does.high == torch.inf
+    others = [other for other in network.nodes[maker].inputs if other != node]
+    return does == CONCATENATION or (
+        does == SUM and all(_can_be_computed(network, other, whole) for other in others)
+    )
+
+
+def _can_be_computed(network: Network, node: int, whole: set[int]) -> bool:
+    inputs = network.nodes[node].inputs
+    return node in whole or (
+        bool(inputs) and all(_can_be_computed(network, source, whole) for source in inputs)
+    )
+
+
+def _refusal(network: Network, node: int) -> UnsupportedModelError:
+    takers = " and ".join(network.nodes[i].name for i in network.consumers[node])
+    kind = network.nodes[node].does.name
+    return UnsupportedModelError(
+        f"{network.nodes[node].name}: no convolution takes the output of this {kind}, only "
+        f"{takers}, which leaves open where it is active"
+    )

@@ -1,8 +1,16 @@
-"""A model as the steps of its forward pass, whether it is written as layers or as code."""
+"""A model as the steps of its forward pass, whether it is written as layers or as code.
 
+A Sequential computes its layers one after the other, and a layer of PyTorch's own class computes
+what its class says, unless something intervenes. Whatever can is refused here, by name. What is
+no Sequential is traced, see `rconv.model.tracing`.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from rconv.model.nodes import UnsupportedModelError
 
@@ -47,42 +55,23 @@ class Operation:
 def of_layers(layers: list[tuple[str, nn.Module]]) -> list[Operation]:
     """The steps of a Sequential: each layer takes the one before.
 
-    Parameters
-    ----------
-    layers : list of (str, Module)
-        Name and layer, in order.
-
-    Returns
-    -------
-    list of Operation
-        The image first.
+    The image comes first.
     """
     steps = [Operation("the image", None, ())]
     return steps + [Operation(name, layer, (i,)) for i, (name, layer) in enumerate(layers)]
 
 
 def without_passed(operations: list[Operation]) -> list[Operation]:
-    """The steps that do something; those that take what passes through take its source.
-
-    Parameters
-    ----------
-    operations : list of Operation
-        All steps.
-
-    Returns
-    -------
-    list of Operation
-        Those that are left, with new indices.
-    """
+    """The steps that do something; those that take what passes through take its source."""
     left: list[Operation] = []
     place: list[int] = []
-    for own in operations:
-        inputs = tuple(place[i] for i in own.inputs)
-        if type(own.what) in PASSED:
+    for operation in operations:
+        inputs = tuple(place[i] for i in operation.inputs)
+        if type(operation.what) in PASSED:
             place.append(inputs[0])
         else:
             place.append(len(left))
-            left.append(Operation(own.name, own.what, inputs, own.line))
+            left.append(Operation(operation.name, operation.what, inputs, operation.line))
     return left
 
 
@@ -99,23 +88,14 @@ def leading_to(operations: list[Operation], end: int) -> set[int]:
 
 
 def refuse_shared_parameters(operations: list[Operation]) -> None:
-    """Refuse a parameter that serves twice.
-
-    Parameters
-    ----------
-    operations : list of Operation
-        All steps.
-
-    Raises
-    ------
-    UnsupportedModelError
-        Naming the second step.
-    """
+    """Refuse a parameter that serves twice."""
     owners: dict[nn.Parameter, Operation] = {}
-    for own in operations:
-        for parameter in own.what.parameters() if isinstance(own.what, nn.Module) else ():
-            if owners.setdefault(parameter, own) is not own:
-                raise own.refusal(
+    for operation in operations:
+        for parameter in (
+            operation.what.parameters() if isinstance(operation.what, nn.Module) else ()
+        ):
+            if owners.setdefault(parameter, operation) is not operation:
+                raise operation.refusal(
                     f"shares a parameter with {owners[parameter].name}, whose gradient is the "
                     "sum over both layers"
                 )
@@ -126,19 +106,7 @@ def refuse_ways_around(
 ) -> None:
     """Refuse a map that reaches the loss other than through where the network ends.
 
-    Parameters
-    ----------
-    steps : list of Operation
-        All steps.
-    behind, inside : set of int
-        Those that are not read, and those that are.
-    end : str
-        Where the network ends.
-
-    Raises
-    ------
-    UnsupportedModelError
-        Naming the step that takes it.
+    `behind` are the steps that are not read, `inside` those that are.
     """
     for i in sorted(behind):
         for j in steps[i].inputs:
@@ -155,3 +123,97 @@ def logits_of(steps: list[Operation]) -> str | None:
     while type(steps[last].what) is nn.LogSoftmax:
         (last,) = steps[last].inputs
     return steps[last].name if type(steps[last].what) is nn.Linear else None
+
+
+_HOOKS = {
+    "_forward_pre_hooks": "forward pre-hook",
+    "_forward_hooks": "forward hook",
+    "_backward_pre_hooks": "backward pre-hook",
+    "_backward_hooks": "backward hook",
+}
+_COMPUTES = {"forward", "_conv_forward", "__call__", "_call_impl"}
+_PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]] | None:
+    """List the layers of a Sequential, those of nested ones included.
+
+    Returns names and layers in the order of the forward pass; a layer that serves twice is there
+    twice. None if the model is no plain Sequential, or has layers before its first Linear that are
+    neither PyTorch's own nor a variant of one that the attack knows. Raises UnsupportedModelError
+    if it is no module, or one has hooks, is parametrized, or is active dropout.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(f"{type(model).__name__} is no torch.nn.Module: give a model")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModelError(
+            "the model is compiled by TorchScript, which hides its layers; give the module that it "
+            "was made from"
+        )
+    for name, module in model.named_modules():
+        _refuse_intervention(name or "the model", module)
+    if not _is_plain(model):
+        return None
+    layers = list(_flatten(model))
+    for _, layer in layers:
+        if type(layer) is nn.Linear:
+            break
+        if not is_layer(layer):
+            return None
+    return layers
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is one of PyTorch's own layers, or claims to be one that is known."""
+    if isinstance(module, nn.Sequential):
+        return False
+    return isinstance(module, READ) or type(module).__module__.startswith("torch.nn.")
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _flatten(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    # Not named_children: it lists a module that serves twice only once.
+    for name, module in model._modules.items():
+        if module is None:
+            raise UnsupportedModelError(f"{prefix}{name}: is None, which computes nothing")
+        if _is_plain(module):
+            yield from _flatten(module, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", module
+
+
+def _refuse_intervention(name: str, module: nn.Module) -> None:
+    """Refuse what changes a layer's output or gradient behind the back of its class."""
+    kind = type(module).__name__.removeprefix("Parametrized")
+    if is_parametrized(module):
+        raise UnsupportedModelError(
+            f"{name}: {kind} is parametrized, so that the gradients are not those of its weights; "
+            "call torch.nn.utils.parametrize.remove_parametrizations on both sides first"
+        )
+    if getattr(module, "has_uninitialized_params", bool)():
+        raise UnsupportedModelError(f"{name}: {kind} is not initialised yet: run the model once")
+    for method in _COMPUTES & vars(module).keys():
+        raise UnsupportedModelError(f"{name}: the {method} of this {kind} has been replaced")
+    for attribute, what in _HOOKS.items():
+        for hook in getattr(module, attribute).values():
+            raise UnsupportedModelError(
+                f"{name}: {kind} has a {what} ({_name_of(hook)}), which can change what is "
+                "computed; remove it on both sides first"
+            )
+    for key, parameter in module.named_parameters(recurse=False):
+        if any(getattr(parameter, attribute, None) for attribute in _PARAMETER_HOOKS):
+            raise UnsupportedModelError(
+                f"{name}: its {key} has a hook that can change the gradient; remove it first"
+            )
+    if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+        raise UnsupportedModelError(
+            f"{name}: {kind} is active, its random mask is not in the gradients; "
+            "call model.eval() on both sides first"
+        )
+
+
+def _name_of(hook: object) -> str:
+    return getattr(hook, "__name__", type(hook).__name__)

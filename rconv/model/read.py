@@ -4,19 +4,19 @@ import math
 import operator
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from rconv.model.agreement import refuse_other_values
 from rconv.model.batchnorm import without_statistics
 from rconv.model.blocks import with_blocks
 from rconv.model.build import build
-from rconv.model.embedding_entry import entered
-from rconv.model.heads import Head
-from rconv.model.hidden import hidden_after
-from rconv.model.module_layers import layers_of
-from rconv.model.nodes import Network, UnsupportedModelError
+from rconv.model.embedding import entered
+from rconv.model.heads import Head, Hidden
+from rconv.model.nodes import Network, UnsupportedModelError, solve_order
 from rconv.model.operations import (
     Operation,
+    layers_of,
     leading_to,
     logits_of,
     of_layers,
@@ -24,7 +24,6 @@ from rconv.model.operations import (
     refuse_ways_around,
     without_passed,
 )
-from rconv.model.solve_order import solve_order
 from rconv.model.tracing import traced
 from rconv.model.weights import check_own_parameters, check_weights, copy_of
 
@@ -67,22 +66,7 @@ def read(model: nn.Module, input_shape: Sequence[int]) -> Network:
 
 
 def read_with_blocks(model: nn.Module, input_shape: Sequence[int]) -> Network:
-    """Read a model up to its first Linear, layers that cannot be passed alone joined to blocks.
-
-    Parameters
-    ----------
-    model, input_shape
-        As `read` takes them.
-
-    Returns
-    -------
-    Network
-
-    Raises
-    ------
-    UnsupportedModelError
-        At what no block can hold either.
-    """
+    """Read a model up to its first Linear, layers that cannot be passed alone joined to blocks."""
     shape = check_input_shape(input_shape)
     network = _up_to_the_head(with_blocks(steps_of(model, shape)), shape)
     for i, node in enumerate(network.nodes):
@@ -97,20 +81,7 @@ def read_with_blocks(model: nn.Module, input_shape: Sequence[int]) -> Network:
 
 
 def steps_of(model: nn.Module, shape: tuple[int, int, int]) -> list[Operation]:
-    """The steps of a model's forward pass that do something.
-
-    Parameters
-    ----------
-    model : Module
-        As `read` takes it.
-    shape : tuple of int
-        (C, H, W) of one image.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If there is something about it that no step shows, or it cannot be traced.
-    """
+    """The steps of a model's forward pass that do something."""
     layers = layers_of(model)
     check_weights(model)
     if layers is None:
@@ -144,13 +115,7 @@ def _up_to_the_head(steps: list[Operation], shape: tuple[int, int, int]) -> Netw
 
 
 def check_input_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
-    """Return the shape of one image, (C, H, W), as three positive numbers.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If it is anything else.
-    """
+    """Return the shape of one image, (C, H, W), as three positive numbers."""
     try:
         shape = tuple(operator.index(n) for n in input_shape)
     except TypeError:
@@ -183,3 +148,38 @@ def _head(steps: list[Operation], first: int, shape: tuple[int, int, int]) -> He
         logits=logits_of(steps),
         hidden=hidden_after(steps, first),
     )
+
+
+ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.Softplus, nn.GELU, nn.SiLU)
+
+
+def hidden_after(steps: Sequence[Operation], first: int) -> Hidden | None:
+    """What follows the first Linear, where that is a hidden layer with ReLU or LeakyReLU.
+
+    None where the layers above are no sequence of Linear layers and activations.
+    """
+    above = [step.what for step in steps[first + 1 :]]
+    chain = all(step.inputs == (i,) for i, step in enumerate(steps[first + 1 :], first))
+    while above and type(above[-1]) is nn.LogSoftmax:
+        above.pop()
+    if not chain or len(above) < 2 or type(above[0]) not in (nn.ReLU, nn.LeakyReLU):
+        return None
+    if not all(type(own) is nn.Linear or type(own) in ELEMENTWISE for own in above):
+        return None
+    if type(above[1]) is not nn.Linear or above[1].bias is None or type(above[-1]) is not nn.Linear:
+        return None
+    rest = tuple(_in_float64(module) for module in above[2:])
+    second, slope = above[1], getattr(above[0], "negative_slope", 0.0)
+    name = steps[first + 2].name
+    return Hidden(slope, name, copy_of(second.weight), copy_of(second.bias), rest)
+
+
+def _in_float64(module: nn.Module) -> nn.Module:
+    if type(module) is not nn.Linear:
+        return module
+    with torch.device("meta"):
+        copied = nn.Linear(module.in_features, module.out_features, module.bias is not None)
+    copied.weight = nn.Parameter(copy_of(module.weight), requires_grad=False)
+    if module.bias is not None:
+        copied.bias = nn.Parameter(copy_of(module.bias), requires_grad=False)
+    return copied

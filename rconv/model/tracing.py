@@ -9,7 +9,7 @@ from rconv.model.functions import read_function
 from rconv.model.graph import first_line, graph_of, name_of, values_of
 from rconv.model.nodes import UnsupportedModelError
 from rconv.model.operations import Operation
-from rconv.model.simulate import shapes_alone, without_values
+from rconv.model.wrappers import shapes_alone, without_values
 
 BATCH = 3
 """Images that the model is run on, to see shapes: a number that no layer is likely to have."""
@@ -18,22 +18,8 @@ BATCH = 3
 def traced(model: nn.Module, shape: tuple[int, int, int]) -> list[Operation]:
     """The steps of a model's forward pass.
 
-    Parameters
-    ----------
-    model : Module
-        Any that `torch.fx` can trace.
-    shape : tuple of int
-        (C, H, W) of one image.
-
-    Returns
-    -------
-    list of Operation
-        The image first, the output last.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If the model cannot be traced, with the line, or does not take such images.
+    The image comes first, the output last. Raises UnsupportedModelError if the model cannot be
+    traced, with the line, or takes no images of the shape (C, H, W).
     """
     needed = graph_of(model)
     values = _values(model, needed, shape)
@@ -46,9 +32,9 @@ def traced(model: nn.Module, shape: tuple[int, int, int]) -> list[Operation]:
             place[node] = 0
             operations.append(Operation("the image", None, ()))
         elif _holds_tensors(values[node]):
-            own = _operation(model, node, values, place)
+            operation = _operation(model, node, values, place)
             place[node] = len(operations)
-            operations.append(own)
+            operations.append(operation)
     return operations
 
 
@@ -88,12 +74,12 @@ def _operation(
     else:
         name, found = _path(node), read_function(node, values)
     if isinstance(found, str):
-        what, sources = found, [own for own in node.all_input_nodes if own in place]
+        what, sources = found, [taken for taken in node.all_input_nodes if taken in place]
     else:
         what, sources = found
     if any(source not in place for source in sources):
         what = "takes something that is made of no image"
-        sources = [own for own in node.all_input_nodes if own in place]
+        sources = [taken for taken in node.all_input_nodes if taken in place]
     return Operation(name, what, tuple(place[source] for source in sources), line)
 
 

@@ -15,16 +15,8 @@ equations take squares of what arrives; float64 ends at 1.8e308, which leaves 1e
 def check_weights(model: nn.Module) -> None:
     """Refuse a model whose parameters are no numbers, or numbers that overflow.
 
-    Parameters
-    ----------
-    model : Module
-        The model, its parameters of any dtype and on any device.
-
-    Raises
-    ------
-    UnsupportedModelError
-        Naming the parameter: without values (on the meta device), sparse, not real,
-        NaN, infinite, or so large that float64 ends.
+    Raises UnsupportedModelError, naming the parameter, if it has no values (on the meta device), is
+    sparse, not real, NaN, infinite, or so large that float64 overflows.
     """
     largest: dict[str, float] = {}
     for name, parameter in model.named_parameters():
@@ -54,28 +46,13 @@ def _check_kind(name: str, parameter: Tensor) -> None:
 
 
 def check_own_parameters(name: str, module: nn.Module, shape: tuple[int, ...]) -> None:
-    """Refuse a layer whose weight or bias is not its own parameter, of the shape that it declares.
-
-    Parameters
-    ----------
-    name : str
-        The layer's name.
-    module : Module
-        A convolution or a Linear.
-    shape : tuple of int
-        Of the weight; the bias is as long as its first axis.
-
-    Raises
-    ------
-    UnsupportedModelError
-        Naming the layer and the parameter.
-    """
-    own = dict(module.named_parameters(recurse=False))
+    """Refuse a layer whose weight or bias is no parameter of its own, of the shape it declares."""
+    parameters = dict(module.named_parameters(recurse=False))
     for key, expected in (("weight", shape), ("bias", shape[:1])):
         value = getattr(module, key, None)
         if key == "bias" and value is None:
             continue
-        if own.get(key) is not value or value is None:
+        if parameters.get(key) is not value or value is None:
             raise UnsupportedModelError(f"{name}: its {key} is no parameter of its own")
         if tuple(value.shape) != expected:
             raise UnsupportedModelError(

@@ -1,13 +1,16 @@
-"""What stands around a model: wrappers that compute the same, and containers of its output."""
+"""Models as they are run: without wrappers, as copies that share weights, or for shapes alone."""
 
 import copy
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 PREFERRED = ("logits", "out")
 """Entries that a model's output is looked for in first, where it returns several tensors."""
@@ -18,41 +21,26 @@ PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 def shared_copy(model: nn.Module, replaced: Mapping[int, object] | None = None) -> nn.Module:
     """A copy of a model's modules that shares all parameters and buffers with it.
 
-    Hooks and buffers can be changed in the copy, and no weight is copied.
-
-    Parameters
-    ----------
-    model : Module
-        The model.
-    replaced : mapping of int to object, optional
-        `id` of a module → what stands in its place in the copy.
-
-    Returns
-    -------
-    Module
+    Hooks and buffers can be changed in the copy, and no weight is copied. `replaced` maps the `id`
+    of a module to what takes its place in the copy.
     """
     tensors = chain(model.parameters(), model.buffers())
-    return copy.deepcopy(model, {**{id(own): own for own in tensors}, **(replaced or {})})
+    return copy.deepcopy(model, {**{id(tensor): tensor for tensor in tensors}, **(replaced or {})})
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside `DataParallel`, `DistributedDataParallel` or `torch.compile`.
 
-    Parameters
-    ----------
-    model : Module
-        Wrapped as a whole, or in parts, or not at all.
-
-    Returns
-    -------
-    Module
-        It shares its parameters, whose names have no `module.` and no `_orig_mod.`.
+    The model may be wrapped as a whole, in parts, or not at all. The result shares its parameters,
+    whose names have no `module.` and no `_orig_mod.`.
     """
     while isinstance(model, nn.Module) and _inside(model) is not None:
         model = _inside(model)
     if not isinstance(model, nn.Module):
         return model
-    inside = {id(own): _inside(own) for own in model.modules() if _inside(own) is not None}
+    inside = {
+        id(module): _inside(module) for module in model.modules() if _inside(module) is not None
+    }
     return shared_copy(model, {i: unwrapped(own) for i, own in inside.items()}) if inside else model
 
 
@@ -66,15 +54,7 @@ def _inside(module: nn.Module) -> nn.Module | None:
 
 
 def unwrapped_name(name: str, known: Collection[str]) -> str:
-    """A parameter's name without what wrappers add, if that is a known one; else as it is.
-
-    Parameters
-    ----------
-    name : str
-        As a wrapped model has it.
-    known : collection of str
-        The names of the unwrapped model.
-    """
+    """A parameter's name without what wrappers add, if that is a known one; else as it is."""
     if name in known or not isinstance(name, str):
         return name
     parts = name.split(".")
@@ -88,16 +68,9 @@ def unwrapped_name(name: str, known: Collection[str]) -> str:
 def tensor_of(output: Any) -> Any:
     """The one entry of a model's output that is taken for it.
 
-    Parameters
-    ----------
-    output : object
-        A tensor, or a mapping, a sequence or a dataclass of tensors (or of what stands for one in
-        a trace). Where there are several, the entry `logits`, or `out`, or else the first.
-
-    Returns
-    -------
-    object
-        The tensor; None where there is none.
+    The output is a tensor, or a mapping, a sequence or a dataclass of tensors (or of what stands
+    for one in a trace). Of several, the entry `logits` or `out` is taken, or else the first; None
+    if there is none.
     """
     entries = list(_entries(output))
     named = {name: entry for name, entry in entries if name in PREFERRED}
@@ -110,8 +83,8 @@ def _entries(output: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(output, (Tensor, torch.fx.Node)):
         yield "", output
     elif isinstance(output, Mapping):
-        own = ((str(name), tensor_of(entry)) for name, entry in output.items())
-        yield from ((name, entry) for name, entry in own if entry is not None)
+        entries = ((str(name), tensor_of(entry)) for name, entry in output.items())
+        yield from ((name, entry) for name, entry in entries if entry is not None)
     elif isinstance(output, (tuple, list)):
         names = getattr(output, "_fields", [""] * len(output))
         yield from _entries_of(names, output)
@@ -125,3 +98,53 @@ def _entries_of(names: Collection[str], values: Collection[Any]) -> Iterator[tup
         entry = tensor_of(value)
         if entry is not None:
             yield name, entry
+
+
+GETTERS = ("__get__", "size", "dim", "numel", "stride", "is_contiguous")
+"""Calls that return no entry of a tensor: nothing is converted for them."""
+
+
+class InFloat64(TorchFunctionMode):
+    """Within it, every operation takes its floating-point tensors as float64.
+
+    So a model of any dtype is run in float64 without a second copy of its weights.
+    """
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in GETTERS:
+            found = func(*args, **(kwargs or {}))
+            return torch.float64 if func is _DTYPE and found.is_floating_point else found
+        args, kwargs = tree_map(_doubled, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+_DTYPE = Tensor.dtype.__get__
+
+
+def _doubled(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.double()
+    real = isinstance(value, torch.dtype) and value.is_floating_point
+    return torch.float64 if real else value
+
+
+def without_values(model: nn.Module) -> nn.Module:
+    """A copy of a model whose parameters and buffers have shapes and no values.
+
+    Under `torch.device("meta")` it computes the shapes of what the model computes.
+    """
+    copied = shared_copy(model)
+    for module in copied.modules():
+        for own in (module._parameters, module._buffers):
+            for name, value in own.items():
+                own[name] = value if value is None else torch.empty_like(value, device="meta")
+    return copied
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Within it, new tensors have no values either."""
+    with torch.device("meta"), torch.no_grad():
+        yield

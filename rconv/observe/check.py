@@ -29,8 +29,6 @@ def check_gradients(
 
     Parameters
     ----------
-    model : Module
-        The shared model.
     gradients : mapping or sequence of Tensor
         Name → tensor shaped as the parameter, or with a leading axis N; or the tensors alone in
         the order of ``model.parameters()``, as `torch.autograd.grad` returns them.
@@ -88,27 +86,9 @@ def declared_noise(
 ) -> Noise:
     """What the attacker knows of the errors: what was declared, or else the rounding.
 
-    Parameters
-    ----------
-    model : Module
-        The shared model.
-    rounding : Noise
-        That of the gradients' dtype.
-    precision : float, optional
-        Error relative to the root mean square of each parameter's gradient, 0 or more.
-    noise : Noise, optional
-        More than that, in place of `precision`.
-
-    Returns
-    -------
-    Noise
-        One of the three.
-
-    Raises
-    ------
-    ValueError
-        If `precision` is negative, infinite, NaN or no number, or if `noise` is no `Noise`, or has
-        deviations that are negative, not finite, or do not belong to the model.
+    The attacker may state the error relative to the root mean square of each parameter's gradient,
+    in `precision`, or more than that in `noise`. Raises ValueError if either is invalid or
+    names a parameter that the model does not have.
     """
     if precision is not None:
         if not 0 <= _number(precision) < math.inf:
@@ -137,20 +117,7 @@ def declared_noise(
 def check_value_range(value_range: tuple[float, float]) -> tuple[float, float]:
     """Return the range of the pixels as two numbers.
 
-    Parameters
-    ----------
-    value_range : tuple of float
-        (lowest, highest).
-
-    Returns
-    -------
-    tuple of float
-        The same.
-
-    Raises
-    ------
-    ValueError
-        If it is anything but two finite numbers, the first below the second.
+    Raises ValueError unless they are finite, the first below the second.
     """
     try:
         low, high = map(_number, value_range)
@@ -217,18 +184,7 @@ def _count(name: str, gradient: Tensor, parameter: Tensor) -> int:
 def normalised_range(
     mean: Iterable[float] | Tensor, std: Iterable[float] | Tensor
 ) -> tuple[float, float]:
-    """What pixels in [0, 1] lie between after (x - mean) / std, over all channels.
-
-    Parameters
-    ----------
-    mean, std : iterable of float or Tensor
-        Axis (channel C); a tensor may have axes of length 1 besides.
-
-    Returns
-    -------
-    tuple of float
-        Least and greatest value.
-    """
+    """What pixels in [0, 1] lie between after (x - mean) / std, over all channels."""
     means, stds = ([float(x) for x in (v.flatten() if isinstance(v, Tensor) else v)]
                    for v in (mean, std))  # fmt: skip
     pairs = list(zip(means, stds, strict=True))

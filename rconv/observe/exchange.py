@@ -17,20 +17,7 @@ from rconv.observe.steps import STATISTICS
 
 
 def write_tensors(path: str | PathLike, tensors: Gradients) -> None:
-    """Write named tensors to a `.safetensors` file, whole or not at all.
-
-    Parameters
-    ----------
-    path : str or PathLike
-        The file, as `rconv.files.replacing` takes it.
-    tensors : mapping of str to Tensor
-        Name → tensor.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be written.
-    """
+    """Write named tensors to a `.safetensors` file, whole or not at all."""
     data = safetensors.torch.save(
         {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     )
@@ -41,20 +28,8 @@ def write_tensors(path: str | PathLike, tensors: Gradients) -> None:
 def read_tensors(path: str | PathLike) -> dict[str, Tensor]:
     """Read a `.safetensors` file of gradients or weights.
 
-    Parameters
-    ----------
-    path : str or PathLike
-        The file; not a pipe, which could not be read twice.
-
-    Returns
-    -------
-    dict of str to Tensor
-        Name → tensor, of one of the `DTYPES` of gradients; BatchNorm's counters as they are.
-
-    Raises
-    ------
-    ValueError
-        If the file is missing, damaged, of another kind, or holds other numbers.
+    Tensors must have one of the `DTYPES` of gradients, except for BatchNorm's counters. Raises
+    ValueError if the file is missing, a pipe, damaged, of another kind, or holds other numbers.
     """
     _check_readable(path)
     try:
@@ -75,22 +50,12 @@ def read_tensors(path: str | PathLike) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, path: str | PathLike) -> None:
     """Load a state dict from a `.safetensors` file into a model, converted to its dtype.
 
-    Parameters
-    ----------
-    model : Module
-        Changed in place.
-    path : str or PathLike
-        The file.
-
-    Raises
-    ------
-    ValueError
-        If the file cannot be read, holds the weights of another model, or holds what cannot be
-        computed with: NaN, infinity, or numbers that overflow.
+    Raises ValueError if the file cannot be read, or holds the weights of another model, NaN,
+    infinity, or numbers that overflow.
     """
     tensors = read_tensors(path)
-    for name, own in model.named_parameters():
-        if name in tensors and tensors[name].shape[1:] == own.shape != tensors[name].shape:
+    for name, parameter in model.named_parameters():
+        if name in tensors and tensors[name].shape[1:] == parameter.shape != tensors[name].shape:
             raise ValueError(
                 f"{path} holds gradients, not weights: {name} has the shape "
                 f"{tuple(tensors[name].shape)}, one of the model's for each client"

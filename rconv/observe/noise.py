@@ -60,8 +60,7 @@ class Noise:
     def select(self, index: Tensor | slice, gradients: Mapping[str, Tensor]) -> "Noise":
         """The noise of some of the images, whose gradients are among these of all.
 
-        Deviations with an axis N are those of these images; what is the same for all stays as it
-        is.
+        Standard deviations with an axis N become those of these images; others stay as they are.
         """
         own = {
             name: torch.as_tensor(deviation, dtype=torch.float64)
@@ -115,19 +114,8 @@ class Noise:
     def relative_std(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor:
         """Relative error of one parameter's gradient, both as root mean squares.
 
-        Parameters
-        ----------
-        name : str
-            The parameter.
-        gradient : Tensor
-            (N, *parameter shape), float64, divided by `unit`.
-        unit : Tensor
-            (N,), what the gradients were divided by.
-
-        Returns
-        -------
-        Tensor
-            (N,), in [0, 1]: 1 where the gradient is smaller than its error.
+        The gradient (N, *parameter shape) was divided by `unit` (N,). Returns (N,), in [0, 1]: 1
+        where the gradient is smaller than its error.
         """
         size = root_mean_square(gradient)
         size = torch.where(size > 0, size, torch.inf)

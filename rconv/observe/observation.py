@@ -82,24 +82,9 @@ def _check_batch(images: Tensor, targets: Tensor) -> None:
 def client_losses(logits: Tensor, targets: Tensor, loss: Loss | None) -> Tensor:
     """Loss of each client's batch of one.
 
-    Parameters
-    ----------
-    logits : Tensor
-        Axes (image N, class K).
-    targets : Tensor
-        Axis (image N).
-    loss : Callable or None
-        The clients' loss, `Loss`; None for cross-entropy, or the logistic loss for one logit.
-
-    Returns
-    -------
-    Tensor
-        Axis (image N).
-
-    Raises
-    ------
-    ValueError
-        If a target is no class, where `loss` is None, or the loss is not one number.
+    Takes logits (N, K) and targets (N,), and returns losses (N,). None stands for cross-entropy, or
+    the logistic loss for one logit. Raises ValueError if a target is no class, or a loss is not one
+    number.
     """
     if loss is None:
         if logits.dim() != 2:
@@ -141,21 +126,9 @@ def per_image(
 ) -> dict[str, Tensor]:
     """Gradients of N scalars, each by its own copy of the parameters.
 
-    Parameters
-    ----------
-    function : Callable
-        Parameters with a leading axis N → (N,), whose entry [n] depends on copy n only.
-    parameters : mapping of str to Tensor
-        Name → tensor.
-    count : int
-        N.
-    reached : bool
-        Leave out the parameters that the function does not depend on; else theirs are zeros.
-
-    Returns
-    -------
-    dict of str to Tensor
-        Name → `(N, *parameter shape)`.
+    The function takes parameters with a leading axis N and returns (N,), whose entry [n] depends on
+    copy n alone. With `reached`, parameters that it does not depend on are left out; otherwise
+    their gradients are zero. Returns name → `(N, *parameter shape)`.
     """
     # As torch.func.grad under vmap, which would import PyTorch's compiler, 4 s at the first call.
     copies = {name: p.expand(count, *p.shape).requires_grad_() for name, p in parameters.items()}
@@ -166,7 +139,9 @@ def per_image(
             allow_unused=reached or None,
             materialize_grads=not reached,
         )
-    return {name: own for name, own in zip(copies, found, strict=True) if own is not None}
+    return {
+        name: gradient for name, gradient in zip(copies, found, strict=True) if gradient is not None
+    }
 
 
 @contextlib.contextmanager
@@ -191,20 +166,7 @@ def ordinary(tensor: Tensor) -> Tensor:
 
 
 def features(model: nn.Sequential, images: Tensor) -> dict[str, Tensor]:
-    """Output of every module, by name: the truth that evaluation compares feature maps with.
-
-    Parameters
-    ----------
-    model : Sequential
-        The model.
-    images : Tensor
-        Axes (image N, channel C, row, column).
-
-    Returns
-    -------
-    dict of str to Tensor
-        Module name → its output for these images.
-    """
+    """Output of every module, by name: the truth that evaluation compares feature maps with."""
     outputs = {}
     with torch.no_grad():
         for name, module in model._modules.items():  # named_children skips repeated ones

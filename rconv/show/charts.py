@@ -46,21 +46,7 @@ def show_shares(
 ) -> Axes:
     """Draw a matrix of shares, each as a coloured field with its number of percent.
 
-    Parameters
-    ----------
-    ax : Axes
-        Where to draw.
-    shares : nested sequence of float
-        Axes (row, column), in [0, 1]; not a number where there is none, drawn grey.
-    rows, columns : sequence of str
-        Their names.
-    title : str, optional
-        Text above the matrix.
-
-    Returns
-    -------
-    Axes
-        The same `ax`.
+    Shares are in [0, 1], with axes (row, column); NaN is drawn grey.
     """
     colours = mpl.colormaps[MAP_COLOURS].with_extremes(bad=NOT_A_NUMBER)
     ax.imshow(shares, vmin=0, vmax=1, cmap=colours, aspect="auto")
@@ -84,11 +70,11 @@ def show_sweep(ax: Axes, records: Sequence[Record], title: str | None = None) ->
     images, lines shares of the unknowns, and each kind of constraints has a colour.
     """
     for number, kind in enumerate(dict.fromkeys(r["constraints"] for r in records)):
-        own = [r for r in records if r["constraints"] == kind]
-        widths = [r["width"] for r in own]
+        chosen = [r for r in records if r["constraints"] == kind]
+        widths = [r["width"] for r in chosen]
         colour = (ORANGE, BLUE)[number % 2]
-        rank = [r["rank"] / r["unknowns"] for r in own]
-        success = [r["successes"] / r["images"] for r in own]
+        rank = [r["rank"] / r["unknowns"] for r in chosen]
+        success = [r["successes"] / r["images"] for r in chosen]
         ax.plot(widths, rank, "--", color=colour, linewidth=1, label=f"{kind}: rank")
         marker = {"marker": "ox"[number % 2], "linestyle": "", "markersize": 6}
         ax.plot(widths, success, color=colour, label=f"{kind}: success", **marker)
@@ -152,10 +138,10 @@ def show_widths(ax: Axes, records: Sequence[Record]) -> Axes:
         (open_ones, "psnr", "o", "prior", 0.12, {"alpha": 0.7}),
         (closed, "psnr", "^", "determined", 0.0, {"color": "black"}),
     )
-    for own, key, marker, label, shift, look in kinds:
-        if own:
-            widths = [r["width"] + shift for r in own]
-            psnr = [min(value(r[key], EXACT), EXACT) for r in own]
+    for chosen, key, marker, label, shift, look in kinds:
+        if chosen:
+            widths = [r["width"] + shift for r in chosen]
+            psnr = [min(value(r[key], EXACT), EXACT) for r in chosen]
             ax.plot(widths, psnr, marker, markersize=4, label=label, **look)
     ax.set(xlabel="filters", ylabel="PSNR (dB)")
     ax.xaxis.get_major_locator().set_params(integer=True)

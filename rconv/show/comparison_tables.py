@@ -222,19 +222,8 @@ def by_defence(records: Iterable[Record]) -> list[Defended]:
 def first_without(found: Iterable[Defended], bar: float, *, best: bool) -> float | None:
     """Smallest strength of those tried at which the gain over a flat image falls below a bar.
 
-    Parameters
-    ----------
-    found : iterable of Defended
-        Of one defence; all attackers count, and the one who gets most decides.
-    bar : float
-        Gain in dB.
-    best : bool
-        Ask the best image, instead of the median one.
-
-    Returns
-    -------
-    float or None
-        None if the image survives every strength.
+    The attacker who gets most decides. `best` asks about the best image instead of the median.
+    Returns None if the image survives every strength.
     """
     reached: dict[float, float] = {}
     for g in found:

@@ -37,20 +37,8 @@ class Row:
 def attack_diagram(network: Network) -> str:
     """Draw a chain from the loss down to the image, beside it the attack's steps in their order.
 
-    Parameters
-    ----------
-    network : Network
-        A model as it was read, without branches.
-
-    Returns
-    -------
-    str
-        SVG for a notebook's ``HTML(…)``; legible at 360 pixels, in light and in dark mode.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If the network is no chain.
+    Returns SVG for a notebook's ``HTML(…)``, legible at 360 pixels, in light and in dark mode.
+    Raises UnsupportedModelError for a network with branches.
     """
     rows = _rows(network.required_chain("the diagram"))
     return TEMPLATES.get_template("diagram.html").render(

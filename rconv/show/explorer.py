@@ -13,7 +13,7 @@ from rconv.extras import extra
 from rconv.lab import metrics
 from rconv.show import interactive
 from rconv.show.figures import MAP_COLOURS
-from rconv.show.numbers import scientific
+from rconv.show.tables import scientific
 
 with extra():
     import matplotlib as mpl
@@ -25,7 +25,7 @@ BEST = 120.0
 """dB of the brightest colour: errors of a millionth, far below what a screen can show."""
 
 TRUSTED = "the only image"
-"""The verdict where the attacker has no doubt."""
+"""The verdict where nothing speaks against it."""
 
 
 def explorer(
@@ -33,7 +33,7 @@ def explorer(
     original: torch.Tensor,
     ranks: torch.Tensor,
     certificates: torch.Tensor,
-    doubts: Sequence[Sequence[Sequence[str]]],
+    diagnostics: Sequence[Sequence[Sequence[str]]],
     sliders: dict[str, Sequence[str]],
     methods: Sequence[str],
     start: tuple[int, int] = (0, 0),
@@ -54,8 +54,8 @@ def explorer(
     certificates : Tensor
         Axes as `ranks`: relative residual of the recomputed gradients
         (`Reconstruction.gradient_residual`).
-    doubts : nested sequences of str
-        Axes as `ranks`: the attacker's reason to doubt a reconstruction, "" where there is none
+    diagnostics : nested sequences of str
+        Axes as `ranks`: the attacker's reason against a reconstruction, "" where there is none
         (`Reconstruction.diagnostics`).
     sliders : dict
         Name of each of the two sliders → a text for each of its positions: the columns and the
@@ -64,31 +64,21 @@ def explorer(
         Name of each method; each has a map of its own.
     start : tuple of int
         Positions of the sliders at first.
-
-    Returns
-    -------
-    str
-        HTML of the figure.
-
-    Raises
-    ------
-    ValueError
-        If the shapes, sliders, methods and doubts do not fit together.
     """
     shape = (*(len(texts) for texts in sliders.values()), len(methods))
-    ragged = {(len(doubts), len(column), len(cell)) for column in doubts for cell in column}
+    ragged = {(len(diagnostics), len(line), len(cell)) for line in diagnostics for cell in line}
     given = {ranks.shape, certificates.shape} | ragged
     if len(sliders) != 2 or frames.shape != shape + original.shape or given != {shape}:
         raise ValueError(
             f"{tuple(frames.shape)} frames, an image of {tuple(original.shape)}, and ranks, "
-            f"certificates and doubts of {given} do not fit sliders and methods of {shape}"
+            f"certificates and diagnostics of {given} do not fit sliders and methods of {shape}"
         )
     seen = frames.detach().cpu().double().nan_to_num(0.5).clamp(0, 1)
     truth = original.detach().cpu().double()
     psnr = metrics.psnr(seen.flatten(0, 2), truth.expand_as(seen).flatten(0, 2), data_range=1.0)
-    reasons = [doubt for column in doubts for cell in column for doubt in cell]
+    reasons = [reason for column in diagnostics for cell in column for reason in cell]
     each = zip(psnr, ranks.flatten(), certificates.flatten(), reasons, strict=True)
-    facts = [_fact(*map(float, numbers), truth.numel(), doubt) for *numbers, doubt in each]
+    facts = [_fact(*map(float, numbers), truth.numel(), reason) for *numbers, reason in each]
     (across, columns), (down, rows) = sliders.items()
     return interactive.figure(
         "explorer",
@@ -105,7 +95,7 @@ def explorer(
     )
 
 
-def _fact(psnr: float, rank: float, certificate: float, unknowns: int, doubt: str) -> tuple:
+def _fact(psnr: float, rank: float, certificate: float, unknowns: int, reason: str) -> tuple:
     """Texts and lengths of the bars of one reconstruction, and the verdict."""
     digits = -math.log10(max(certificate, 10.0**-DIGITS)) if math.isfinite(certificate) else 0.0
     return (
@@ -114,7 +104,7 @@ def _fact(psnr: float, rank: float, certificate: float, unknowns: int, doubt: st
         round(rank / unknowns, 4),
         f"certificate {scientific(f'{certificate:.0e}')}",
         round(max(digits / DIGITS, 0.0), 4),
-        f"in doubt: {scientific(doubt)}" if doubt else TRUSTED,
+        f"in doubt: {scientific(reason)}" if reason else TRUSTED,
     )
 
 

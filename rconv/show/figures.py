@@ -58,19 +58,8 @@ def comparison(
 ) -> Figure:
     """Draw originals, reconstructions and magnified errors in three rows, a column per image.
 
-    Parameters
-    ----------
-    originals, reconstructions : Tensor
-        Axes (image N, channel C, row, column), values in [0, 1].
-    titles : sequence of str, optional
-        A text above each column.
-    columns : int
-        After that many images, three new rows begin.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, there is no image, or the titles are not one for each image.
+    Images have axes (N, C, row, column), values in [0, 1]. After `columns` images, three new rows
+    begin; titles stand above each column.
     """
     count = len(originals)
     if originals.shape != reconstructions.shape or count == 0 or columns < 1:
@@ -115,10 +104,7 @@ def gallery(images: torch.Tensor, columns: int = 10) -> Figure:
 def picture_format(path: str | os.PathLike) -> str:
     """The format that a file's suffix names, such as ``png`` for ``x.PNG``.
 
-    Raises
-    ------
-    ValueError
-        If it is none that matplotlib writes by itself (for pgf it needs LaTeX).
+    Raises ValueError if matplotlib does not write it by itself (for pgf it needs LaTeX).
     """
     suffix = Path(path).suffix.lower().removeprefix(".")
     known = sorted({*FigureCanvasBase.get_supported_filetypes()} - {"pgf"})
@@ -130,12 +116,8 @@ def picture_format(path: str | os.PathLike) -> str:
 def save(fig: Figure, path: str | os.PathLike) -> Path:
     """Write a figure, in the format of the suffix; the file is whole or absent.
 
-    The same figure gives the same bytes as .png, .svg or .pdf: no date is written.
-
-    Raises
-    ------
-    ValueError
-        If the suffix is unknown or the file cannot be written. The message is one line.
+    The same figure gives the same bytes as .png, .svg or .pdf: no date is written. Raises
+    ValueError if the suffix is unknown or the file cannot be written.
     """
     path = Path(path)
     suffix = picture_format(path)
@@ -154,20 +136,8 @@ def save(fig: Figure, path: str | os.PathLike) -> Path:
 def show_image(ax: Axes, image: torch.Tensor, title: str | None = None) -> Axes:
     """Draw one image, its values clipped to [0, 1], on Axes, and return these.
 
-    Parameters
-    ----------
-    ax : Axes
-        Where to draw.
-    image : Tensor
-        Axes (channel, row, column), 1 channel (grey) or 3 (RGB). Pixels that are not a number are
-        drawn mid-grey.
-    title : str, optional
-        Text above the image.
-
-    Raises
-    ------
-    ValueError
-        If the image has another shape.
+    The image has axes (channel, row, column), with 1 channel (grey) or 3 (RGB). NaN is drawn
+    mid-grey.
     """
     pixels = _image(image).clamp(0, 1).nan_to_num(0.5).permute(1, 2, 0)
     return _drawn(ax, pixels, title, cmap="gray", vmin=0, vmax=1)
@@ -178,21 +148,9 @@ def show_error(
 ) -> Axes:
     """Draw the absolute error of one image, magnified; the title states the magnification.
 
-    Parameters
-    ----------
-    ax : Axes
-        Where to draw.
-    image, reference : Tensor
-        Axes (channel, row, column). A pixel shows its largest error over the channels: black is
-        0, the brightest colour is 1 / `scale` or more, and grey is not a number.
-    scale : float, optional
-        The magnification: otherwise the largest power of ten that keeps every finite error at or
-        below the brightest colour.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, or the scale is not positive and finite.
+    Images have axes (channel, row, column). A pixel shows its largest error over the channels:
+    black is 0, the brightest colour is 1 / `scale` or more, and grey is NaN. The default scale is
+    the largest power of ten that keeps every finite error at or below the brightest colour.
     """
     if image.shape != reference.shape:
         shapes = f"{tuple(image.shape)} and {tuple(reference.shape)}"
@@ -210,21 +168,9 @@ def show_error(
 def show_map(ax: Axes, feature_map: torch.Tensor, title: str | None = None) -> Axes:
     """Draw one feature map, one filter's output, of any values.
 
-    Parameters
-    ----------
-    ax : Axes
-        Where to draw.
-    feature_map : Tensor
-        Axes (row, column). Without a negative value the colours run from 0 to the largest value
-        (viridis); otherwise white is 0, red positive and blue negative, to the largest magnitude.
-        Grey is not a number.
-    title : str, optional
-        Text above the map.
-
-    Raises
-    ------
-    ValueError
-        If there are not exactly two axes.
+    The map has axes (row, column). Without a negative value the colours run from 0 to the largest
+    value (viridis); otherwise white is 0, red positive and blue negative, up to the largest
+    magnitude. Grey is NaN.
     """
     if feature_map.ndim != 2:
         raise ValueError(f"a feature map has axes (row, column), not {tuple(feature_map.shape)}")

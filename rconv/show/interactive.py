@@ -34,23 +34,9 @@ TEMPLATES.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": 
 def figure(name: str, label: str, said: str, data: dict[str, Any], **state: Any) -> str:
     """One figure as HTML, for a notebook's ``HTML(…)``.
 
-    Parameters
-    ----------
-    name : str
-        Of its template, style and script in `web`.
-    label : str
-        What the figure is, for those who do not see it.
-    said : str
-        One sentence on the first state; the script keeps it true.
-    data : dict
-        What the script chooses from, as JSON.
-    state
-        What the template draws at first.
-
-    Returns
-    -------
-    str
-        One ``<figure>`` with its style, data and script.
+    Returns a ``<figure>`` with the template, style and script of this name in `web`. `label` is its
+    alternative text and `said` a sentence on the first state, which the script keeps up to date.
+    The script chooses from `data`; the template draws `state`.
     """
     template = TEMPLATES.get_template(f"{name}.html")
     return template.render(name=name, label=label, said=said, data=data, **state)

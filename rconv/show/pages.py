@@ -10,7 +10,7 @@ from typing import Any
 
 from rconv.lab import archive
 from rconv.lab.records import Record
-from rconv.show.numbers import scientific
+from rconv.show.tables import scientific
 
 PREFIX = "application/papermill.record/"
 
@@ -28,7 +28,7 @@ def glue(name: str, value: Any) -> None:
     one, with a format behind it where the value is a number: ``{glue:text}`name:.1f```. A figure
     that stands above the cells that make it is quoted by the directive ``{glue:} name``. What
     MyST-NB's own function of this name does, without Sphinx behind it; numbers in a string are
-    written as `rconv.show.numbers` writes them.
+    written as `rconv.show.tables.scientific` writes them.
     """
     from IPython.display import display
 
@@ -48,8 +48,8 @@ def results(notebook: str) -> dict[tuple[str, str], list[Record]]:
     what to run.
     """
     kept = {_point(path): archive.read(path).records for path in _files(KEPT, notebook)}
-    own = {_point(path): json.loads(path.read_text()) for path in _files(FRESH, notebook)}
-    found = {**kept, **own}
+    made_here = {_point(path): json.loads(path.read_text()) for path in _files(FRESH, notebook)}
+    found = {**kept, **made_here}
     if not found:
         from IPython.display import Markdown, display
 
@@ -63,8 +63,10 @@ def origin(notebook: str) -> str:
     kept: dict[tuple[str, str, str], list] = {}
     for path in _files(KEPT, notebook):
         if _point(path) not in here:
-            own = archive.read(path)
-            kept.setdefault((own.date, own.version, own.grid), []).append(_point(path))
+            archived = archive.read(path)
+            kept.setdefault((archived.date, archived.version, archived.grid), []).append(
+                _point(path)
+            )
     parts = []
     if here:
         parts.append(f"Run on the machine that built this page: {_names(here)}.")
@@ -108,4 +110,6 @@ def _names(points: Iterable[tuple[str, str]]) -> str:
     by_dataset: dict[str, list[str]] = {}
     for dataset, architecture in sorted(points):
         by_dataset.setdefault(dataset, []).append(f"`{architecture}`")
-    return "; ".join(f"{name} with {', '.join(own)}" for name, own in by_dataset.items())
+    return "; ".join(
+        f"{name} with {', '.join(architectures)}" for name, architectures in by_dataset.items()
+    )

@@ -11,7 +11,7 @@ from rconv.extras import extra
 from rconv.linalg.solution import relative
 from rconv.show import interactive
 from rconv.show.figures import MAP_COLOURS, SIGNED_MAP_COLOURS
-from rconv.show.numbers import scientific
+from rconv.show.tables import scientific
 
 with extra():
     import matplotlib as mpl
@@ -27,23 +27,10 @@ EQUATIONS = {"head": "the gradients", "gradient": "gradient constraints",
 def peeling(layers: Sequence[LayerReport], truth: Sequence[Tensor]) -> str:
     """Draw what is known of a network's maps after each step of the attack.
 
-    Parameters
-    ----------
-    layers : sequence of LayerReport
-        Of one image, from the head down to the first convolution.
-    truth : sequence of Tensor
-        The true input of each, axes (1, channel, row, column); the last one is the image. It is
-        used for the errors and for nothing else.
-
-    Returns
-    -------
-    str
-        HTML of the figure; at first every step is done.
-
-    Raises
-    ------
-    ValueError
-        If there are several images, or a layer's equations leave part of its input open.
+    The layers are those of one image, from the head down to the first convolution. The true input
+    of each, with axes (1, channel, row, column), is used for the errors alone. Returns HTML, in
+    which every step is done at first. Raises ValueError for several images, or a layer of short
+    rank.
     """
     if any(len(layer.open) != 1 or int(layer.open) for layer in layers):
         raise ValueError("the figure peels one image whose layers all have full rank")

@@ -29,18 +29,9 @@ def residues(
 ) -> str:
     """Draw the residue classes of a layer, and the generic rank of its gradient constraints.
 
-    Parameters
-    ----------
-    sizes, kernels, strides, filters : sequence of int
-        What one can choose: pixels a side, offsets a side (the padding keeps the size where the
-        stride is 1, so they are odd), strides of at most 3, numbers of filters.
-    start : tuple of int
-        Which of each is chosen at first.
-
-    Returns
-    -------
-    str
-        HTML of the figure.
+    Returns HTML in which a reader chooses the pixels and kernel offsets a side (odd, so that the
+    padding keeps the size where the stride is 1), a stride of at most 3, and the number of filters.
+    `start` says which of each is chosen at first.
     """
     settings = {
         f"{i},{j},{k}": _setting(layer(size, kernel, stride), filters)
@@ -96,16 +87,16 @@ def _setting(geometry: Geometry, filters: Sequence[int]) -> dict:
         "offsets": [int(t.sum()) for t, _ in members],
         "ranks": ranks,
         "said": [
-            _said(d * geometry.offsets, geometry.pixels, sum(own))
-            for d, own in zip(filters, ranks, strict=True)
+            _said(d * geometry.offsets, geometry.pixels, sum(rank))
+            for d, rank in zip(filters, ranks, strict=True)
         ],
     }
 
 
 def _numbers(size: int, shift: int, stride: int) -> torch.Tensor:
     """Residue class of each place of a square grid, row by row."""
-    own = (torch.arange(size) + shift) % stride
-    return (stride * own[:, None] + own).flatten()
+    residue = (torch.arange(size) + shift) % stride
+    return (stride * residue[:, None] + residue).flatten()
 
 
 def _ranks(geometry: Geometry, filters: int, members: list) -> list[int]:

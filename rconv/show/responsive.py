@@ -14,7 +14,6 @@ import io
 import math
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,18 +62,10 @@ CLEANED = (
 )
 """What a page does not need or has better: names, fonts, white space; its own black and white."""
 
-SEVERAL = 3
-"""Elements of one style from which a rule is shorter."""
-
 TAG, LONG = r"<[^>]*>", r"(?<![\w.])(\d\d+\.\d|\d\.\d{2})\d+"
 """Coordinates stand in tags, and need a tenth of a point. What is between tags is read."""
 
 MARKS = r'<g( clip-path="[^"]*")?>\n((?:<use [^>]*/>\n){2,})</g>'
-MARKED = (
-    r'<path d="([^"]*)"( clip-path="[^"]*") style="(fill: none[^"]*)"/>\n<g\2>\n'
-    r'(<marker.*?</marker>)\n<path d="([^"]*)" style="fill: none; marker: ([^"]*)"/>\n</g>\n'
-)
-NUMBER = r"-?[\d.]+"
 MARK = r'<use href="#(\S+)" x="(\S+)" y="(\S+)"( style="[^"]*")?/>'
 
 
@@ -91,15 +82,8 @@ def load_ipython_extension(shell: Any) -> None:
 def page(figure: Figure) -> str:
     """Draw a figure as HTML for a page.
 
-    Parameters
-    ----------
-    figure : Figure
-        What to draw, best with the layout "constrained". It is left as it was.
-
-    Returns
-    -------
-    str
-        One element, which the book's extension `prose` gives its alternative text.
+    Returns one element, to which the book's extension `prose` adds the alternative text. The
+    figure, best with the layout "constrained", is left as it was.
     """
     width, height = figure.get_size_inches()
     line = LINE if LINE < width <= MANY else width
@@ -166,7 +150,7 @@ def _drawn(figure: Figure, panels: Sequence[tuple[list[Artist], Bbox]]) -> str:
         parts[number] = parts.get(number, "") + cleaned(part[0])
     height = figure.get_figheight()
     boxes = {n: box for n, (_, box) in enumerate(panels) if n in parts}  # some draw nothing
-    return _classed(_named("".join(_svg(box, height, parts[n]) for n, box in boxes.items())))
+    return _named("".join(_svg(box, height, parts[n]) for n, box in boxes.items()))
 
 
 def _place(ax: Axes) -> Any:
@@ -196,64 +180,19 @@ def _svg(box: Bbox, height: float, content: str) -> str:
 
 
 def cleaned(svg: str) -> str:
-    """Elements of matplotlib's SVG as a page needs them: the same picture, a third as long."""
+    """Elements of matplotlib's SVG as a page needs them: the same picture, half as long."""
     for pattern, text in CLEANED:
         svg = re.sub(pattern, text, svg, flags=re.DOTALL)
     svg = re.sub(TAG, lambda tag: re.sub(LONG, r"\1", tag[0]), svg)
-    svg = _ungrouped(re.sub(MARKS, _marks, svg))
-    svg = re.sub(r' d="(M[\d.\s\-MLz]+)"', _steps, svg)
-    return re.sub(MARKED, _marked, svg)
+    return re.sub(MARKS, _marks, svg)
 
 
 def _named(svg: str) -> str:
     """With short names, which differ between drawings and are the same whenever it is drawn."""
-    own = "r" + hashlib.sha1(svg.encode()).hexdigest()[:6]
+    prefix = "r" + hashlib.sha1(svg.encode()).hexdigest()[:6]
     names = dict.fromkeys(re.findall(r' id="([^"]+)"', svg))
-    short = {name: f"{own}-{number}" for number, name in enumerate(names)}
+    short = {name: f"{prefix}-{number}" for number, name in enumerate(names)}
     return re.sub(r'( id="|href="#|url\(#)([^")]+)', lambda found: found[1] + short[found[2]], svg)
-
-
-def _classed(svg: str) -> str:
-    """With a class for each style that several elements have, its rule in the first panel."""
-    styled = r'(<(?!svg)\w+[^>]*) style="([^"]*)"'
-    styles = Counter(style for _, style in re.findall(styled, svg))
-    names = {
-        style: "s" + hashlib.sha1(style.encode()).hexdigest()[:6]
-        for style, count in styles.items()
-        if count >= SEVERAL
-    }
-
-    def named(tag: re.Match) -> str:
-        return f'{tag[1]} class="{names[tag[2]]}"' if tag[2] in names else tag[0]
-
-    rules = "".join(f".{name}{{{style.strip('; ')}}}" for style, name in names.items())
-    svg = re.sub(styled, named, svg)
-    return svg.replace(">", f"><style>{rules}</style>", 1) if rules else svg
-
-
-def _steps(path: re.Match) -> str:
-    """Lines by the steps from point to point.
-
-    In tenths of a point, as LONG has it, or hundredths where all is small.
-    """
-    parts, place = [], (0, 0)
-    unit = 100 if max(abs(float(n)) for n in re.findall(NUMBER, path[0])) < 10 else 10
-    for line in path[1].split("M")[1:]:
-        numbers = [round(unit * float(n)) for n in re.findall(NUMBER, line)]
-        points = list(zip(numbers[::2], numbers[1::2], strict=True))
-        pairs = zip(points, [place, *points], strict=False)
-        steps = [f"{(x - u) / unit:g} {(y - v) / unit:g}" for (x, y), (u, v) in pairs]
-        place = points[0] if "z" in line else points[-1]
-        parts.append("m" + " ".join(steps) + "z" * ("z" in line))
-    return f' d="{"".join(parts)}"'
-
-
-def _marked(found: re.Match) -> str:
-    """A line and the marks at its points, as one path."""
-    line, clip, style, marker, marks, place = found.groups()
-    if line != marks:
-        return found[0]
-    return f'{marker}\n<path d="{line}"{clip} style="{style}; marker: {place}"/>\n'
 
 
 def _marks(found: re.Match) -> str:
@@ -263,23 +202,10 @@ def _marks(found: re.Match) -> str:
     if len(kinds) > 1 or len(uses) != found[2].count("<use"):
         return found[0]
     ((name, style),) = kinds
-    own = f"{name}{hashlib.sha1(style.encode()).hexdigest()[:4]}"
+    mark = f"{name}{hashlib.sha1(style.encode()).hexdigest()[:4]}"
     places = dict.fromkeys(f"{float(x):.1f} {float(y):.1f}" for _, x, y, _ in uses)
     return (
-        f'<g{found[1] or ""}>\n<marker id="{own}" markerUnits="userSpaceOnUse" overflow="visible">'
+        f'<g{found[1] or ""}>\n<marker id="{mark}" markerUnits="userSpaceOnUse" overflow="visible">'
         f'<use href="#{name}"{style}/></marker>\n'
-        f'<path d="M{" ".join(places)}" style="fill: none; marker: url(#{own})"/>\n</g>'
+        f'<path d="M{" ".join(places)}" style="fill: none; marker: url(#{mark})"/>\n</g>'
     )
-
-
-def _ungrouped(svg: str) -> str:
-    """Without groups that say nothing."""
-    says: list[bool] = []
-
-    def kept(tag: re.Match) -> str:
-        if tag[0] == "</g>":
-            return tag[0] if says.pop() else ""
-        says.append(tag[0] != "<g>")
-        return tag[0] if says[-1] else ""
-
-    return re.sub(r"\s*\n\s*", "\n", re.sub(r"<g\b[^>]*>|</g>", kept, svg))

@@ -13,22 +13,9 @@ BLUE, ORANGE = "#2f81c7", "#d9822b"
 def sliding(cotangent: torch.Tensor, geometry: Geometry) -> str:
     """Draw how the entries of Ō come into the matrix A of the gradient constraints.
 
-    Parameters
-    ----------
-    cotangent : Tensor
-        Axes (row, column): Ō of one filter, small numbers.
-    geometry : Geometry
-        Shapes of the convolution, of one channel and one filter.
-
-    Returns
-    -------
-    str
-        HTML of the figure: image, Ō and A. At first A is full and the last window is shown.
-
-    Raises
-    ------
-    ValueError
-        If the shape of Ō is not that of the output.
+    Returns HTML with the image, Ō and A; at first A is full and the last window is shown. The
+    cotangent is Ō (row, column) of one filter, with small numbers; the geometry has one channel and
+    one filter.
     """
     if tuple(cotangent.shape) != geometry.output[1:]:
         raise ValueError(f"Ō of {tuple(cotangent.shape)} is no output of {geometry.output}")

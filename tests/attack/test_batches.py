@@ -15,8 +15,7 @@ from rconv.equations.conv_system import conv_system
 from rconv.lab.metrics import matched
 from rconv.linalg.dense import solve_dense
 from rconv.linalg.iterative import solve_iterative
-from rconv.model.build import IDENTITY
-from rconv.model.convolution import stage_of
+from rconv.model.build import IDENTITY, stage_of
 
 SHAPE = (3, 8, 8)
 EPS = 2.0**-53

@@ -15,7 +15,7 @@ from rconv.equations.conv_gradient import ConvGradient
 from rconv.equations.conv_output import ConvOutput
 from rconv.model.activations import from_module
 from rconv.model.blocks import Block, Fused, block_of, with_blocks
-from rconv.model.convolution import stage_of
+from rconv.model.build import stage_of
 from rconv.model.geometry import Stage
 from rconv.model.operations import of_layers
 from rconv.observe.noise import Noise

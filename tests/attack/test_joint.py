@@ -16,7 +16,8 @@ from rconv.attack.map_problem import ConvData, MapProblem
 from rconv.attack.plan import LayerPlan
 from rconv.linalg.deflation import STRONG, deflated, solve_strong
 from rconv.linalg.dense import solve_dense
-from rconv.linalg.system import System
+from rconv.linalg.operator import Entries
+from rconv.linalg.system import Rows, System
 from rconv.model.activations import from_module
 from rconv.model.geometry import Geometry, Stage
 from rconv.model.read import read
@@ -76,7 +77,8 @@ def test_the_rows_of_a_joint_system_are_those_of_its_parts(seed):
 def test_channels_with_known_entries_are_systems_of_their_own(seed):
     matrix, x = normal(1, 7, 5, seed=seed), normal(3, 5, 1, seed=seed + 1)
     diagonal = (uniform(3, 5, 1, seed=seed) < 0.5).double() * 2
-    shared = System.dense(matrix, matrix @ x, diagonal=diagonal, known=x)
+    known = Rows(Entries((5, 1)), x, weight=diagonal)
+    shared = System((*System.dense(matrix, matrix @ x).blocks, known), 5)
     for i in range(3):
         written = torch.cat([matrix[0], torch.diag(diagonal[i, :, 0])])
         alone = System.dense(written[None], written @ x[i : i + 1])

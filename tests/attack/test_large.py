@@ -14,11 +14,9 @@ from rconv.equations.conv_system import conv_system
 from rconv.lab.false_positives import attack_random_networks
 from rconv.linalg import dense
 from rconv.linalg import solve as solver
-from rconv.linalg.iterative import Runs, solve_iterative
-from rconv.linalg.precondition import preconditioner
+from rconv.linalg.iterative import Runs, preconditioner, solve_iterative
 from rconv.linalg.system import System
-from rconv.model.build import IDENTITY
-from rconv.model.convolution import stage_of
+from rconv.model.build import IDENTITY, stage_of
 
 SHAPE = (1, 8, 8)
 

@@ -12,7 +12,7 @@ from rconv.attack.report import ShortRankError
 from rconv.lab.metrics import psnr
 from rconv.lab.records import expected, score
 from rconv.model.batchnorm import without_statistics
-from rconv.model.cotangent_subspace import cotangent_subspace
+from rconv.model.entry_convolutions import cotangent_subspace
 from rconv.model.nodes import UnsupportedModelError
 from rconv.observe.noise import Noise
 

@@ -1,6 +1,8 @@
 """Signs and priors: known polytopes, proofs against brute force, and layers closed by them."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,14 +24,16 @@ from rconv.data.datasets import load
 from rconv.equations.conv_gradient import gradient_matrix
 from rconv.equations.conv_system import conv_system
 from rconv.lab import metrics
-from rconv.lab.ambiguity import another_input
 from rconv.lab.architectures import build
 from rconv.linalg import inequalities as signs
-from rconv.linalg.cholesky import null_space
-from rconv.linalg.dense import solve_dense
+from rconv.linalg.dense import null_space, solve_dense
 from rconv.linalg.inequalities import Forced, tightened_bounds
 from rconv.model.activations import from_module
 from rconv.model.geometry import Geometry, Stage
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from _ambiguity import another_input
 
 
 def psnr(found, truth):

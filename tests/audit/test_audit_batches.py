@@ -12,7 +12,7 @@ from rconv.equations.conv_system import conv_system
 from rconv.lab.metrics import matched
 from rconv.linalg.dense import determines
 from rconv.model.activations import from_module
-from rconv.model.convolution import stage_of
+from rconv.model.build import stage_of
 from rconv.model.read import UnsupportedModelError
 from rconv.show import audit as shown
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rconv.data import embedded
+from rconv.data import sources
 from rconv.data.datasets import DEFAULT, SIZES, DatasetError, load
 
 
@@ -32,14 +32,14 @@ def test_photos_are_scikit_images_photographs():
 
     for number, name in [(0, "astronaut"), (5, "immunohistochemistry"), (7, "camera")]:
         published = getattr(data, name)()
-        image, label = embedded.embedded("Photos", number)
+        image, label = sources.embedded("Photos", number)
         assert label == number
         assert np.array_equal(image, np.broadcast_to(published.T, image.T.shape).T)
 
 
 def test_the_crops_of_a_photo_are_a_grid_of_half_side_squares():
-    photo, _ = embedded.embedded("Photos", 1)  # 300 × 451
-    corners = {10 * crop + 1: embedded.embedded("Photos", 10 * crop + 1)[0] for crop in (1, 5, 9)}
+    photo, _ = sources.embedded("Photos", 1)  # 300 × 451
+    corners = {10 * crop + 1: sources.embedded("Photos", 10 * crop + 1)[0] for crop in (1, 5, 9)}
     assert np.array_equal(corners[11], photo[:150, :150])
     assert np.array_equal(corners[51], photo[75:225, 150:300])
     assert np.array_equal(corners[91], photo[-150:, -150:])
@@ -66,11 +66,11 @@ def test_digits_are_scikit_learns():
 
 
 def test_a_package_without_its_data_files_is_named(monkeypatch):
-    monkeypatch.setattr(embedded, "PHOTOS", ("absent.png",))
-    embedded._photo.cache_clear()
+    monkeypatch.setattr(sources, "PHOTOS", ("absent.png",))
+    sources._photo.cache_clear()
     with pytest.raises(DatasetError, match="install skimage again"):
-        embedded.embedded("Photos", 0)
-    embedded._photo.cache_clear()
+        sources.embedded("Photos", 0)
+    sources._photo.cache_clear()
 
 
 def test_loading_photos_imports_neither_scikit_image_nor_torchvision():

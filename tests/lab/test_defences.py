@@ -106,7 +106,7 @@ def test_numbers_that_have_no_epsilon_are_refused(call):
 
 def test_training_learns_and_noise_drowns_it():
     pytest.importorskip("dp_accounting")
-    found = accuracies("lenet_main", (4, 8, 6, 4), multipliers=(100.0,), steps=15)
+    found = accuracies("lenet_main", (4, 8, 6, 4), {"clip": (100.0,)}, steps=15)
     accuracy = {r["defence"]: r["accuracy"] for r in found}
     assert accuracy["none"] > 0.3 > accuracy["clip"]
     assert [r["epsilon"] is None for r in found] == [True, False]

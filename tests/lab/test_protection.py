@@ -19,9 +19,7 @@ def records():
         [0, 2],
         "lenet_main",
         FILTERS,
-        noise=(1e-9,),
-        multipliers=(0, 1e-11),
-        dtypes=("float32",),
+        {"noise": (1e-9,), "clip": (0, 1e-11), "round": ("float32",)},
         masked=(0.3,),
         seeds=(0, 1),
     )
@@ -44,7 +42,7 @@ def test_mild_defences_leave_the_image(records):
 
 
 def test_clipping_alone_changes_nothing(records):
-    whole = protect("Photos", [0], "lenet_main", FILTERS, multipliers=(0,))
+    whole = protect("Photos", [0], "lenet_main", FILTERS, {"clip": (0,)})
     assert min(r["psnr"] for r in whole) > 250
 
 

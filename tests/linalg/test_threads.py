@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rconv.linalg import cholesky as lapack
+from rconv.linalg import dense as lapack
 from rconv.linalg import solve as threads
 from rconv.linalg.solve import in_threads
 

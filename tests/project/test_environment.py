@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +14,11 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
-from rconv.lab import archive
-
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "workflow"))
+
+import records  # noqa: E402
+
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT, EXTRAS = PYPROJECT["project"], PYPROJECT["project"]["optional-dependencies"]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
@@ -58,7 +61,7 @@ def test_every_version_has_hashes_and_nothing_an_address():
 
 def installed(monkeypatch, **versions):
     own = [SimpleNamespace(metadata={"Name": n}, version=v) for n, v in versions.items()]
-    monkeypatch.setattr(archive, "distributions", lambda: own)
+    monkeypatch.setattr(records, "distributions", lambda: own)
 
 
 def test_the_identity_is_that_of_the_file_if_its_versions_are_installed(tmp_path, monkeypatch):
@@ -72,12 +75,12 @@ def test_the_identity_is_that_of_the_file_if_its_versions_are_installed(tmp_path
         ({"a-b": "1.0", "torch": "2.10"}, False),
     ]:
         installed(monkeypatch, **versions)
-        found = archive.locked_environment(path)
+        found = records.locked_environment(path)
         assert bool(re.fullmatch(r"[0-9a-f]{16}", found or "")) == same, versions
     installed(monkeypatch, torch="2.9")
-    before = archive.locked_environment(path)
+    before = records.locked_environment(path)
     path.write_text(path.read_text() + "c==1\n")
-    assert archive.locked_environment(path) not in (before, None)
+    assert records.locked_environment(path) not in (before, None)
 
 
 def test_make_installs_with_the_constraints_unless_told_otherwise():

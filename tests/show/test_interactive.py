@@ -17,11 +17,11 @@ from rconv.linalg.solution import relative
 from rconv.model.geometry import Geometry
 from rconv.observe.observation import features, per_sample_gradients
 from rconv.show.explorer import explorer
-from rconv.show.numbers import scientific
 from rconv.show.peeling import peeling
 from rconv.show.residues import layer as shapes_of
 from rconv.show.residues import residues
 from rconv.show.sliding import sliding
+from rconv.show.tables import scientific
 
 RIGHT, LEFT, DOWN = "\ue014", "\ue012", "\ue015"
 FILTERS = (2, 11, 16)
@@ -40,7 +40,7 @@ def map_of_cells(**changes):
         "original": torch.full((1, 4, 4), 0.5, dtype=torch.float64),
         "ranks": torch.arange(12).reshape(3, 2, 2),
         "certificates": torch.logspace(-16, 0, 12).reshape(3, 2, 2),
-        "doubts": [[["", "noise <b>"]] * 2] * 2 + [[["", ""], ["", "noise <b>"]]],
+        "diagnostics": [[["", "noise <b>"]] * 2] * 2 + [[["", ""], ["", "noise <b>"]]],
         "sliders": {"filters <n>": ["2", "4", "8"], "noise": ["none", "much"]},
         "methods": ["gradient", "hybrid"],
         "start": (1, 0),
@@ -150,10 +150,10 @@ def test_cells_hold_what_the_attack_and_the_judge_say():
         {"sliders": {"one": ["a"]}},
         {"ranks": torch.zeros(3, 2)},
         {"certificates": torch.zeros(3, 2)},
-        {"doubts": [[["", ""]] * 2] * 2},
-        {"doubts": [[["", ""]] * 2, [["", ""]] * 2, [["", ""], [""]]]},
+        {"diagnostics": [[["", ""]] * 2] * 2},
+        {"diagnostics": [[["", ""]] * 2, [["", ""]] * 2, [["", ""], [""]]]},
     ],
-    ids=["methods", "sliders", "ranks", "certificates", "doubts", "ragged doubts"],
+    ids=["methods", "sliders", "ranks", "certificates", "diagnostics", "ragged doubts"],
 )
 def test_a_map_refuses_what_does_not_fit(changes):
     with pytest.raises(ValueError, match="do not fit"):
