@@ -139,7 +139,7 @@ def _failures(records: Sequence[Record]) -> list[list[Record]]:
 
 
 def _kind(doubt: str) -> str:
-    short = re.sub(" has rank .*", " is short of rank", doubt or "the attack had no doubt")
+    short = re.sub(" has rank .*", " is rank-deficient", doubt or "the attack gave no reason")
     return re.sub(r"\b\d\S*", "…", short)
 
 
