@@ -310,7 +310,7 @@ def network_row(name: str, channels: int = 3, classes: int = 10) -> tuple:
         _neighbours("chosen" if kind == CHOSEN else kind for kind in own.activations),
         f"{head.in_features} → {head.out_features}",
         "yes" if own.bias else "no",
-        "uniform in [-0.5, 0.5]" if own.initialisation == "uniform" else "PyTorch's own",
+        "uniform in [-0.5, 0.5]" if own.initialisation == "uniform" else "PyTorch's",
     )
 
 

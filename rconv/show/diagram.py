@@ -1,6 +1,6 @@
 """The attack as a picture: a network from the loss down to the image, and what each step finds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rconv.model.geometry import Stage
 from rconv.model.nodes import Network
@@ -26,21 +26,33 @@ class Row:
         only the client has, until it is found; "" for neither.
     step : str
         What the attack does there; "" for nothing.
+    lit : bool
+        Whether this is the step that a page explains.
     """
 
     name: str
     detail: str
     kind: str
     step: str
+    lit: bool = False
 
 
-def attack_diagram(network: Network) -> str:
-    """Draw a chain from the loss down to the image, beside it the attack's steps in their order.
+STEPS = {"head": slice(1, 3), "activation": slice(3, 4), "constraints": slice(4, 5),
+         "propagation": slice(3, 5), "image": slice(-2, None)}  # fmt: skip
+"""The rows of a step in the short picture."""
 
-    Returns SVG for a notebook's ``HTML(…)``, legible at 360 pixels, in light and in dark mode.
-    Raises UnsupportedModelError for a network with branches.
+
+def attack_diagram(network: Network, step: str | None = None) -> str:
+    """Draw a chain from the loss down to the image, next to it the steps of the attack.
+
+    `step`, one of `STEPS`, is highlighted, and the middle layers are left out. Returns SVG for a
+    notebook's ``HTML(…)``, legible at 360 pixels, in light and in dark mode. Raises
+    UnsupportedModelError for a network with branches.
     """
     rows = _rows(network.required_chain("the diagram"))
+    if step is not None:
+        rows = [*rows[:5], Row("⋮", "", "", ""), *rows[-2:]] if len(rows) > 7 else rows
+        rows[STEPS[step]] = [replace(row, lit=True) for row in rows[STEPS[step]]]
     return TEMPLATES.get_template("diagram.html").render(
         {"rows": rows, "width": WIDTH, "height": ROW * len(rows) + 34},
         **{"pitch": ROW, "box": HEIGHT, "middle": MIDDLE},

@@ -139,7 +139,7 @@ def _failures(records: Sequence[Record]) -> list[list[Record]]:
 
 
 def _kind(diagnostic: str) -> str:
-    short = re.sub(" has rank .*", " is short of rank", diagnostic or "the attack had no doubt")
+    short = re.sub(" has rank .*", " is rank-deficient", diagnostic or "the attack gave no reason")
     return re.sub(r"\b\d\S*", "…", short)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from rconv.lab import architectures
 from rconv.model.nodes import UnsupportedModelError
 from rconv.model.read import read
-from rconv.show.diagram import WIDTH, attack_diagram
+from rconv.show.diagram import STEPS, WIDTH, attack_diagram
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -67,3 +67,13 @@ def test_a_network_that_branches_is_refused():
     model = nn.Sequential(block, nn.Flatten(), nn.Linear(4 * 4 * 4, 3))
     with pytest.raises(UnsupportedModelError, match="branches"):
         attack_diagram(read(model, (3, 4, 4)))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_is_highlighted_in_a_short_picture(step):
+    network = read(architectures.build("lenet_main"), (3, 32, 32))
+    boxes = [
+        box.get("class")
+        for box in ElementTree.fromstring(attack_diagram(network, step)).iter(f"{SVG}rect")
+    ]
+    assert len(boxes) < 10 and any(kind.endswith(" lit") for kind in boxes)

@@ -52,7 +52,7 @@ def test_failures_are_counted_by_setting_and_reason():
     noise = "the noise may have grown to 3e-02 of the image"
     records = [record(1e-20), record(1e-3, 50), record(None, 40), record(1e-2, doubt=noise)]
     assert tables.FAILURES.rows(records) == [
-        ("ReLU", "paper", "float64", 2, "conv1 is short of rank"),
+        ("ReLU", "paper", "float64", 2, "conv1 is rank-deficient"),
         ("ReLU", "paper", "float64", 1, "the noise may have grown to … of the image"),
     ]
 

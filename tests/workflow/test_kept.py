@@ -88,7 +88,7 @@ def test_the_numbers_of_a_page_are_the_records(root):
         own = [r for r in kept.records if (r["constraints"], r["dtype"]) == (constraints, dtype)]
         assert success.startswith(f"{won(own)} of {len(own)}<br>")
         assert int(unique) == sum(r["unique"] for r in own)
-    failures = [row for row in rows(text, activation) if " is short of rank" in row[-1]]
+    failures = [row for row in rows(text, activation) if " is rank-deficient" in row[-1]]
     lost = [r for r in kept.records if not won([r])]
     assert lost and sum(int(row[3]) for row in failures) == len(lost)
 
