@@ -60,7 +60,7 @@ def test_the_image_is_that_of_the_factorised_layers(monkeypatch, few, activation
 @pytest.mark.parametrize("filters", [(1, 10), (10, 2)], ids=["first layer", "second"])
 def test_what_is_short_of_rank_is_not_called_unique(few, filters):
     model, images = network(nn.ReLU, filters=filters), uniform(1, *SHAPE)
-    attack, sent = Attack(model, SHAPE), observe(model, images)
+    attack, sent = Attack(model, SHAPE, signs=False), observe(model, images)
     found = attack(sent)
     assert not found.full_rank.any() and not found.unique.any()
     assert "rank" in found.diagnostics[0]
