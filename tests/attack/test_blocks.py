@@ -160,8 +160,12 @@ def test_buffers_that_do_not_fit_are_refused():
     wrong = model.state_dict() | {"1.running_mean": torch.zeros(3)}
     with pytest.raises(ValueError, match=r"1\.running_mean has the shape \(3,\)"):
         attack(gradients, buffers=wrong)
-    with pytest.raises(ValueError, match="no BatchNorm2d in training mode"):
-        Attack(model.eval(), (1, 8, 8))(gradients, buffers=model.state_dict())
+    with pytest.raises(ValueError, match=r"counts 0 batches since the step began"):
+        attack(gradients, buffers=model.state_dict())
+    evaluated = Attack(copy.deepcopy(model).eval(), (1, 8, 8))
+    model(uniform(1, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"changed 1\.running_mean: .* in training mode"):
+        evaluated(gradients, buffers=model.state_dict())
 
 
 @pytest.mark.parametrize(
