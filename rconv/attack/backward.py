@@ -148,7 +148,11 @@ class BackwardState:
         else:
             parts = [cotangent] * len(inputs)
         for i, part in zip(inputs, parts, strict=True):
-            self._cotangents.setdefault(i, []).append(part)
+            self.receive(i, part)
+
+    def receive(self, node: int, part: Cotangent) -> None:
+        """Add to the derivative by a node what one of its consumers passes on."""
+        self._cotangents.setdefault(node, []).append(part)
 
     def _beside(self, node: int) -> dict[str, Cotangent | Activation | Tensor | None]:
         """The derivative by a map that does not pass blocks, and what the offset below it says."""

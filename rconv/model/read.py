@@ -85,13 +85,24 @@ def read_with_blocks(model: nn.Module, input_shape: Sequence[int]) -> Network:
     """
     shape = check_input_shape(input_shape)
     network = _up_to_the_head(with_blocks(steps_of(model, shape)), shape)
-    _refuse_mixed(network)
+    refuse_mixed(network)
     refuse_other_values(model, network)
     return network
 
 
-def _refuse_mixed(network: Network) -> None:
-    """Refuse a map that is taken by a block and by a convolution that is none."""
+def refuse_mixed(network: Network) -> None:
+    """Refuse a map that is taken by a block and by a convolution that is none.
+
+    Parameters
+    ----------
+    network : Network
+        What was read.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Naming both.
+    """
     for i, node in enumerate(network.nodes):
         stages = [stage for _, stage in network.fed_by(i)]
         plain = next((own for own in stages if own.linear), None)
