@@ -177,7 +177,8 @@ class BlockProblem:
         """Solve for the map, client by client; see `MapProblem.solve`."""
         count = len(self.layers[0].cotangent.value) // self.samples
         solved = Solution.concatenate([self._one(i).solve() for i in range(count)])
-        solved = replace(solved, value=solved.value.flatten(1))
+        solved = replace(solved, value=solved.value.flatten(1)).per_sample(self.samples)
+        solved = replace(solved, error=solved.error.clamp(max=1.0))
         return solved, self._report(solved)
 
     def _one(self, i: int) -> "OneMap":
@@ -201,13 +202,13 @@ class BlockProblem:
         return OneMap(function, observed, stds)
 
     def _report(self, solved: Solution) -> LayerReport:
-        n, count = self.layers[0].block.geometry.unknowns * self.samples, len(solved.rank)
+        n, count = self.layers[0].block.geometry.unknowns, len(solved.rank)
         short = (solved.rank < n)[:, None]
         low, high = (torch.where(short, end, solved.value) for end in self.bounds)
         none = torch.zeros_like(solved.rank)
         gradients = [g for own in self.layers for g in own.gradients.values()]
         estimates = [own.output for own in self.layers] + [self.estimate] * bool(self.estimate)
-        known = sum((own.weight > 0).reshape(count, -1).sum(dim=1) for own in estimates)
+        known = sum((own.weight > 0).flatten(1).sum(dim=1) for own in estimates)
         rows = sum(int(own[0].numel()) for own in gradients)
         fields = solved.rank, solved.condition, solved.residual, ("block",) * count
         left = none, torch.zeros_like(solved.value), low, high
