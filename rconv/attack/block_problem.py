@@ -16,6 +16,7 @@ from torch import Tensor
 from rconv.attack.estimate import Cotangent, Estimate
 from rconv.attack.plan import LayerPlan
 from rconv.attack.report import LayerReport
+from rconv.equations.batch_norm import NormFunction, with_statistics
 from rconv.equations.block import (
     BELOW,
     ITSELF,
@@ -77,6 +78,13 @@ SCALES, FACTORS, ROUNDS = (-3.0, 3.0), 31, 4
 """Powers of ten between which the scale is looked for, how many are tried, and how often, each time
 between the neighbours of the best."""
 
+INFORMED = 20
+"""Steps with the statistics given, at most; they make a start."""
+
+MIXED = 2, 16
+"""Combinations of filters per position, and more: twice the rank that the derivative by the output
+has keeps its condition within 6."""
+
 STARTS, START_STD = 2, 0.1
 """Random starts, and their standard deviation."""
 
@@ -126,8 +134,26 @@ class BlockData:
             stds[key] = torch.hypot(self.stds[key][i], own.new_zeros(()) + more)
         parameters = tuple(key for key in self.gradients if not is_statistic(key))
         statistics = tuple(key for key in self.gradients if is_statistic(key))
-        function = BlockFunction(self.block, self.cotangent.value[each], parameters, statistics)
+        own = self.cotangent.value[each], parameters, statistics
+        function = BlockFunction(self.block, *own, self._mix(stds, len(each)))
+        if function.mix is not None:
+            weight, mix = function.weight, function.mix
+            observed[weight] = torch.einsum("rd,dcij->rcij", mix, observed[weight])
+            variance = stds[weight].square()
+            stds[weight] = torch.einsum("rd,dcij->rcij", mix.square(), variance).sqrt()
         return function, observed, stds
+
+    def _mix(self, stds: Mapping[str, Tensor], samples: int) -> Tensor | None:
+        """Random combinations of the filters, where there are many more than positions."""
+        weight, filters = f"{self.block.name}.weight", self.block.geometry.output[0]
+        few = MIXED[0] * samples * self.block.geometry.positions + MIXED[1]
+        if few >= filters or self.block.groups > 1 or weight not in stds:
+            return None
+        if not stds[weight].isfinite().all():
+            return None
+        generator = torch.Generator().manual_seed(0)
+        matrix = torch.randn(filters, few, generator=generator, dtype=torch.float64)
+        return torch.linalg.qr(matrix)[0].mT.contiguous()
 
 
 @dataclass(frozen=True)
@@ -359,6 +385,11 @@ class OneMap:
 
     def _starts(self) -> Iterator[Tensor]:
         """First what the output determines, then random numbers."""
+        informed = self._with_statistics()
+        start = None if informed is None else informed._from_output()
+        if start is not None:
+            own = partial(informed.linearised, scaled=False)
+            yield gauss_newton(own, start, most=INFORMED).value
         start = self._from_output()
         if start is not None:
             yield start
@@ -370,24 +401,29 @@ class OneMap:
             generator = torch.Generator().manual_seed(seed)
             yield START_STD * torch.randn(n, generator=generator, dtype=torch.float64)
 
+    def _with_statistics(self) -> "OneMap | None":
+        """The same with the observed statistics of batches in place of those of the map."""
+        found = [with_statistics(own, self.observed) or own for own in self.function.blocks]
+        if all(a is b for a, b in zip(found, self.function.blocks, strict=True)):
+            return None
+        return replace(self, function=replace(self.function, blocks=tuple(found)))
+
     @cached_property
     def _sources(self) -> tuple[BlockFunction, ...]:
         """Blocks whose weight gradient is observed; those with groups are left out."""
         blocks = self.function.blocks
         return tuple(
             own for own in blocks
-            if f"{own.block.name}.weight" in own.parameters and own.block.groups == 1
+            if own.weight in own.parameters and own.block.groups == 1
         )  # fmt: skip
 
     def _from_output(self) -> Tensor | None:
         """From the smallest outputs of convolutions that give the blocks', if they are found."""
-        outputs = [self._inverted(own) for own in self._sources]
-        if not outputs or not all(own.isfinite().all() for own in outputs):
+        if not self._sources:
             return None
-        each = list(zip(self._sources, outputs, strict=True))
-        matrix = torch.cat([_gradient_rows(*own).matrix for own in each], dim=1)
-        names = [f"{own.block.name}.weight" for own in self._sources]
-        rhs = torch.cat([gradient_rhs(self.observed[name][None]) for name in names], dim=1)
+        matrix = torch.cat([self._guessed_rows(own).matrix for own in self._sources], dim=1)
+        sides = [gradient_rhs(self.observed[own.weight][None]) for own in self._sources]
+        rhs = torch.cat(sides, dim=1)
         if not matrix.isfinite().all():
             return None
         found = minimum_norm(System.dense(matrix, rhs), WEAK_START).value[0]
@@ -396,6 +432,15 @@ class OneMap:
             known = (self.stds[ITSELF] < torch.inf).flatten()
             maps = torch.where(known, self.observed[ITSELF].flatten(), maps)
         return maps
+
+    def _guessed_rows(self, own: BlockFunction) -> ConvGradient:
+        """Gradient constraints for a guess of the convolution's output."""
+        if isinstance(own, NormFunction):
+            known = self.stds[own.block.name] < torch.inf
+            guess = own.convolved_from(self.observed[own.block.name], known)
+            back = own.mixed(own.by_convolution(guess))
+            return ConvGradient(own.block.geometry, back[None])
+        return _gradient_rows(own, self._inverted(own))
 
     def _inverted(self, own: BlockFunction) -> Tensor:
         """An output of a convolution, (B, D, Ho, Wo), for which its block's is as observed."""
@@ -431,7 +476,7 @@ class OneMap:
         for own in self._sources:
             output = Stage.evaluate(own.block, x.reshape(self.shape))
             rows = _gradient_rows(own, output).matrix[0]
-            level = float(weights[self._where((f"{own.block.name}.weight",))].max())
+            level = float(weights[self._where((own.weight,))].max())
             gram += level**2 * (rows.T @ rows)
         sizes, vectors = torch.linalg.eigh(gram)
         v = torch.randn(len(x), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -463,7 +508,7 @@ def _gradient_rows(own: BlockFunction, output: Tensor) -> ConvGradient:
     """Gradient constraints of a block's convolution, were this its output."""
     values, block = own.block.values(), own.block
     back = pulled_back(lambda o: block.after(values, o), output, own.cotangent)
-    return ConvGradient(block.geometry, back[None])
+    return ConvGradient(block.geometry, own.mixed(back)[None])
 
 
 def cotangent_below(block: Block, x: Estimate, cotangent: Cotangent, samples: int) -> Cotangent:

@@ -137,7 +137,7 @@ def entry_points(model: nn.Module, input_shape: Sequence[int]) -> list[EntryPoin
     found, more = _spanned(model, input_shape, str(blocked), blocks=True)
     if found:
         return found
-    raise final_refusal([reason, blocked, *refusals, *more])
+    raise final_refusal([blocked, reason, *refusals, *more])
 
 
 def _spanned(

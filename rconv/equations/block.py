@@ -39,33 +39,63 @@ class BlockFunction:
         Those whose gradients are observed.
     statistics : tuple of str
         Buffers of its BatchNorms, as `layer.running_mean`, whose batch values are observed.
+    mix : Tensor or None
+        (r, D), orthonormal rows: combinations of the filters that stand in place of all of them in
+        the gradient of the convolution's weight. The derivative by its output has no more rank
+        than there are positions, so that a few combinations say what hundreds of filters do.
     """
 
     block: Block
     cotangent: Tensor
     parameters: tuple[str, ...]
     statistics: tuple[str, ...] = ()
+    mix: Tensor | None = None
+
+    @property
+    def weight(self) -> str:
+        """Name of the convolution's weight."""
+        return f"{self.block.name}.weight"
 
     def parts(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """What is observed of an input (B, C, H, W), and the derivative of ⟨S, f⟩ by it.
 
         The former by name: the output, which has the name of the block, gradients, statistics.
         """
-        values = self.block.values()
-        trained = {name: values[name].clone().requires_grad_() for name in self.parameters}
-        seen: dict[str, Tensor] = {}
-        output = self.block.run(values | trained, x, seen)
+        values, seen = self.block.values(), {}
+        own = [name for name in self.parameters if name != self.weight or self.mix is None]
+        trained = {name: values[name].clone().requires_grad_() for name in own}
+        convolved = self.block.convolved(values | trained, x)
+        output = self.block.after(values | trained, convolved, seen)
         loss = (output * self.cotangent).sum()
-        wanted, options = [*trained.values(), x], {"allow_unused": True, "materialize_grads": True}
-        *gradients, back = torch.autograd.grad(loss, wanted, create_graph=True, **options)
-        found = {self.block.name: output, **dict(zip(trained, gradients, strict=True))}
-        return found | self._statistics(seen), back
+        wanted = [*trained.values(), convolved, x]
+        options = {"allow_unused": True, "materialize_grads": True}
+        *gradients, by_output, back = torch.autograd.grad(
+            loss, wanted, create_graph=True, **options
+        )
+        found = dict(zip(own, gradients, strict=True))
+        if self.mix is not None:
+            found[self.weight] = self.weight_gradient(x, by_output)
+        ordered = {name: found[name] for name in self.parameters}
+        return {self.block.name: output, **ordered, **self.statistics_of(seen)}, back
+
+    def mixed(self, cotangent: Tensor) -> Tensor:
+        """(B, D, Ho, Wo) → (B, r, Ho, Wo), or as it is."""
+        return cotangent if self.mix is None else torch.einsum("rd,bdhw->brhw", self.mix, cotangent)
+
+    def weight_gradient(self, x: Tensor, by_output: Tensor) -> Tensor:
+        """∂ℓ/∂W, (D, C, kh, kw), or of r combinations of filters."""
+        g, mix = self.block.geometry, self.mix
+        filters = g.output[0] if mix is None else len(mix)
+        few = x.new_zeros(filters, g.input[0], *g.kernel, requires_grad=True)
+        output = torch.nn.functional.conv2d(x, few, None, g.stride, g.padding, g.dilation)
+        (found,) = torch.autograd.grad(output, few, self.mixed(by_output), create_graph=True)
+        return found
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n,) → (m,)."""
         return MapFunction((self,))(x)
 
-    def _statistics(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def statistics_of(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Mean and unbiased variance of the inputs of BatchNorms, as they enter the buffers."""
         found = {}
         for name in self.statistics:

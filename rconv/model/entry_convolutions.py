@@ -58,7 +58,10 @@ def entry_networks(
     """
     shape = check_input_shape(input_shape)
     steps = steps_of(model, shape)
-    steps = with_blocks(steps) if blocks else steps
+    if blocks:
+        steps = with_blocks(steps)
+        if not any(type(own.what) is Fused and _convolution(own) for own in steps):
+            return [], []
     own = without_statistics(model)
     shapes, result = _shapes(own, shape)
     entry = ConvEntry("", None, _logits(own, steps, result), reason)
