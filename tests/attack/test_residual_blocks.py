@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from rconv import Attack, UnsupportedModelError
+from rconv.equations.batch_norm import with_statistics
 from rconv.equations.block import BlockFunction, MapFunction
 from rconv.model.activations import from_module
 from rconv.model.blocks import Block
@@ -113,8 +114,30 @@ def test_what_is_observed_of_a_map_is_that_of_all_blocks_that_take_it(below):
             assert torch.equal(found[name], value)
     assert torch.equal(found["itself"], x)
     if below is not None:
-        total = (direct + alone[0][1] + alone[1][1]) * (x > 0)
-        assert relative_error(found["below"], total.sum(dim=(0, 2, 3))) < 1e-12
+        total = ((direct + alone[0][1] + alone[1][1]) * (x > 0)).detach()
+        assert relative_error(found["below"].detach(), total.sum(dim=(0, 2, 3))) < 1e-12
+
+
+def test_with_its_statistics_given_a_norm_has_the_same_equations_of_the_true_input():
+    torch.manual_seed(0)
+    g = Geometry((3, 4, 4), (40, 2, 2), (3, 3), (2, 2), (1, 1), (1, 1))
+    norm = nn.BatchNorm2d(40, track_running_stats=False).double()
+    block = Block("conv", normal(40, 3, 3, 3), None, IDENTITY, g, layers=(("norm", norm),))
+    names = "conv.weight", "norm.weight", "norm.bias"
+    statistics = "norm.running_mean", "norm.running_var"
+    mix = torch.linalg.qr(normal(40, 24))[0].mT
+    function = BlockFunction(block, normal(2, 40, 2, 2, seed=1), names, statistics, mix)
+    x = normal(2, 3, 4, 4, seed=2).requires_grad_()
+    expected, back = function.parts(x)
+    found, own = with_statistics(function, expected).parts(x)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        scale = expected["norm.weight"] if name == "norm.bias" else value
+        assert (found[name] - value).norm() <= 1e-10 * scale.norm()
+    assert relative_error(own.detach(), back.detach()) < 1e-10
+    whole, _ = BlockFunction(block, function.cotangent, names).parts(x)
+    mixed = torch.einsum("rd,dcij->rcij", mix, whole["conv.weight"])
+    assert relative_error(expected["conv.weight"].detach(), mixed.detach()) < 1e-12
 
 
 def test_what_residual_blocks_do_not_know_is_refused_in_a_sentence():
