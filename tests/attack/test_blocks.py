@@ -203,8 +203,9 @@ def test_what_blocks_do_not_know_is_refused_in_a_sentence():
     model = nn.Sequential(*layers(*pooled)).double()
     with pytest.raises(ValueError, match="use constraints='auto'"):
         Attack(model, (1, 8, 8), constraints="paper")
-    attack, gradients = Attack(model, (1, 8, 8)), observe(model, uniform(1, 1, 8, 8))
-    with pytest.raises(UnsupportedModelError, match="batch does not know AvgPool2d"):
+    hidden = nn.Sequential(*model[:4], nn.Linear(128, 20), nn.ReLU(), nn.Linear(20, 5)).double()
+    attack, gradients = Attack(hidden, (1, 8, 8)), observe(hidden, uniform(1, 1, 8, 8))
+    with pytest.raises(UnsupportedModelError, match="a hidden layer does not know AvgPool2d"):
         attack(gradients, batch=2)
     first = [lambda: nn.AvgPool2d(2), conv(1, 8), nn.Tanh, nn.Flatten, linear(128)]
     with pytest.raises(UnsupportedModelError, match="AvgPool2d"):
