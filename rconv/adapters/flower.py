@@ -96,4 +96,5 @@ class Audited:
         )  # fmt: skip
         self.model.load_state_dict(before)
         gradients, noise = gradients_from_update(before, after, self.learning_rate)
-        return Attack(self.model, self.input_shape)(gradients, noise=noise, batch=self.batch)
+        attack = Attack(self.model, self.input_shape)
+        return attack(gradients, noise=noise, batch=self.batch, buffers=after)

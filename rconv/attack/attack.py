@@ -251,7 +251,10 @@ class Attack:
             result = within_range(result, self.value_range)
         if batch > 1:
             inseparable = bool(result.diagnostics[0])
-            return result if inseparable else with_batch_diagnostics(result, self.value_range)
+            if inseparable:
+                return result
+            result = with_batch_diagnostics(result, self.value_range)
+            return with_block_diagnostics(result, point.network, clients.noise)
         own = point.network, self.model, clients.gradients, self.loss, self.value_range
         result = with_diagnostics(result, *own, batches=permits_batches(point.network))
         return with_block_diagnostics(result, point.network, clients.noise)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rconv.attack.activation_vjp import through_activation
-from rconv.attack.block_problem import BlockProblem, cotangent_below
+from rconv.attack.block_problem import BlockData, BlockProblem, cotangent_below, output_of
 from rconv.attack.estimate import Cotangent, Estimate, Start, channel_errors
 from rconv.attack.layer_below import Passed, closed_from_below
 from rconv.attack.map_problem import ConvData, MapProblem
@@ -44,6 +44,8 @@ class BackwardState:
     offsets : mapping of str to Tensor
         Gradients of biases, (N, D), which settle the sides of kinks; none where a gradient is that
         of several samples.
+    samples : int
+        B, of each client.
 
     Attributes
     ----------
@@ -60,8 +62,9 @@ class BackwardState:
         last: Estimate | None,
         cotangent: Cotangent,
         offsets: Mapping[str, Tensor],
+        samples: int = 1,
     ):
-        self.network, self.offsets = network, offsets
+        self.network, self.offsets, self.samples = network, offsets, samples
         self.plans = {plan.stage.name: plan for plan in plans}
         end = len(network.nodes) - 1
         self._last = last
@@ -93,16 +96,17 @@ class BackwardState:
         """The problem of a map that `unsolved` has yielded.
 
         `data` takes a convolution and returns what is known of its weight gradient: the fields of
-        `ConvData` from `gradient` on; of a block, those of `BlockProblem`.
+        `ConvData` from `gradient` on; of a block, those of `BlockData`.
         """
-        layers = []
+        layers, blocks = [], any(type(own) is Block for _, own in self.network.fed_by(node))
         for i, stage in self.network.fed_by(node):
             cotangent, output = self._outputs[i]
-            if isinstance(stage, Block):  # it alone takes the map
-                own = node, self.plans[stage.name], output, cotangent
-                return BlockProblem(*own, **data(stage), **self._below(node))
-            layers.append(ConvData(self.plans[stage.name], output, cotangent, **data(stage)))
-        return MapProblem(node, tuple(layers), self.estimate(node))
+            kind = BlockData if blocks else ConvData
+            layers.append(kind(self.plans[stage.name], output, cotangent, **data(stage)))
+        own = node, tuple(layers)
+        if blocks:
+            return BlockProblem(*own, self.samples, self.estimate(node), **self._beside(node))
+        return MapProblem(*own, self.estimate(node))
 
     def estimate(self, node: int) -> Estimate | None:
         """What the maps above imply for a node; None for nothing."""
@@ -145,21 +149,29 @@ class BackwardState:
         else:
             parts = [cotangent] * len(inputs)
         for i, part in zip(inputs, parts, strict=True):
-            self._cotangents.setdefault(i, []).append(part)
+            self.receive(i, part)
 
-    def _below(self, node: int) -> dict[str, Activation | Tensor | None]:
-        """Of a map that is an activation's output, what the offset below it says."""
+    def receive(self, node: int, part: Cotangent) -> None:
+        """Add to the derivative by a node what one of its consumers passes on."""
+        self._cotangents.setdefault(node, []).append(part)
+
+    def _beside(self, node: int) -> dict[str, Cotangent | Activation | Tensor | None]:
+        """The derivative by a map that does not pass blocks, and what the offset below it says."""
         does, inputs = self.network.nodes[node].does, self.network.nodes[node].inputs
-        if not isinstance(does, Activation):
-            return {}
-        return {"below": does, "offset": self.offset_gradient(inputs[0], self.offsets)}
+        parts = self._cotangents.get(node)
+        found = {"direct": Cotangent.total(parts) if parts else None}
+        if isinstance(does, Activation):
+            found |= {"below": does, "offset": self.offset_gradient(inputs[0], self.offsets)}
+        return found
 
     def _received(self, node: int) -> Cotangent:
         """The derivative by a node that is about to be passed on."""
+        parts = self._cotangents.pop(node, [])
         for i, stage in self.network.fed_by(node):
-            if isinstance(stage, Block):  # it alone takes the map
-                return cotangent_below(stage, self.maps[node], self._outputs[i][0])
-        return Cotangent.total(self._cotangents.pop(node))
+            if isinstance(stage, Block):
+                own = stage, self.maps[node], self._outputs[i][0]
+                parts.append(cotangent_below(*own, self.samples))
+        return Cotangent.total(parts)
 
     def _implied_by(self, consumer: int, node: int) -> Estimate | None:
         """What one of the nodes that are made of a node implies for it."""
@@ -193,6 +205,9 @@ class BackwardState:
         inputs = [self._computed(i) for i in self.network.nodes[node].inputs]
         if not inputs or any(own is None for own in inputs):
             return None
+        if isinstance(does, Block):  # which may normalise by the client's samples
+            self.maps[node] = output_of(does, inputs[0], self.samples)
+            return self.maps[node]
         value = self.network.nodes[node].evaluate([own.value for own in inputs])
         if isinstance(does, Stage):
             squares = does.weight.square().sum(dim=(2, 3))
@@ -287,7 +302,8 @@ def _one_pass(
     """What `backward_pass` returns, and the maps that were solved; `closed` ones are taken over."""
     observed = start.observed
     offsets = _offsets(observed) if start.samples == 1 else {}
-    state = BackwardState(network, plans, start.estimate, start.cotangent, offsets)
+    own = start.estimate, start.cotangent, offsets, start.samples
+    state = BackwardState(network, plans, *own)
     reports, passed = [start.report], []
     std = None if start.estimate is None else start.estimate.std
     if start.solved is not None:
@@ -310,7 +326,7 @@ def _one_pass(
 def _weight_gradient(
     stage: Stage, observed: Observed
 ) -> dict[str, Tensor | None] | dict[str, dict[str, Tensor]]:
-    """What is observed of a convolution's parameters; see `ConvData` and `BlockProblem`."""
+    """What is observed of a convolution's parameters; see `ConvData` and `BlockData`."""
     if isinstance(stage, Block):
         return _block_data(stage, observed)
     name = f"{stage.name}.weight"
@@ -332,7 +348,7 @@ def _weight_gradient(
 
 
 def _block_data(block: Block, observed: Observed) -> dict[str, dict[str, Tensor]]:
-    """What is observed of a block's parameters; see `BlockProblem`."""
+    """What is observed of a block's parameters; see `BlockData`."""
     found, stds = {}, {}
     for name in block.parameters:
         if name in observed.gradients:

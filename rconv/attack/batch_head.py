@@ -240,10 +240,10 @@ def required_for_batches(network: Network, batch: int | None) -> None:
             f"{head.reason}; a batch is separated by the softmax of the last layer, which must be "
             "reached"
         )
-    network.refuse_blocks("an attack on a batch")
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise ValueError(f"the batch must be a whole number, 1 or more, or None, got {batch!r}")
     if head.hidden is not None:
+        network.refuse_blocks("an attack on a batch through a hidden layer")
         return
     if not (head.last and head.has_bias and head.logits):
         what = "has no bias" if head.last and head.logits else "is not followed by the loss"

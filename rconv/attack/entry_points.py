@@ -21,6 +21,7 @@ from rconv.attack.report import LayerReport
 from rconv.attack.span_entry import from_spans, span_ranks
 from rconv.equations.spans import Spans
 from rconv.linalg.dense import MAX_UNKNOWNS
+from rconv.model.blocks import Block
 from rconv.model.entry_convolutions import entry_networks
 from rconv.model.heads import ConvEntry, Head
 from rconv.model.nodes import Network, UnsupportedModelError
@@ -97,6 +98,11 @@ class EntryPoint:
             needed = needed[:1]
         elif isinstance(head, ConvEntry) and head.embedding is not None:
             needed = [head.embedding.name, f"{head.name}.weight", f"{head.logits}.bias"]
+        elif isinstance(head, ConvEntry):
+            entered = self.network.nodes[self.network.entered].does
+            if isinstance(entered, Block):  # the gradients of its norm are means of the cotangent
+                norm, _ = entered.layers[0]
+                needed = [*needed, f"{norm}.weight", f"{norm}.bias"]
         return next((name for name in needed if name not in observed), None)
 
 
@@ -116,12 +122,28 @@ def entry_points(model: nn.Module, input_shape: Sequence[int]) -> list[EntryPoin
         return [EntryPoint(read(model, input_shape))]
     except UnsupportedModelError as error:
         reason = error
-    most = isqrt(MAX_UNKNOWNS)
+    found, refusals = _spanned(model, input_shape, str(reason))
+    if found:
+        return found
     try:
-        networks, refusals = entry_networks(model, input_shape, str(reason), most)
+        return [EntryPoint(read_with_blocks(model, input_shape))]
     except UnsupportedModelError as error:
-        networks, refusals = [], [error]
-    found = []
+        blocked = error
+    found, more = _spanned(model, input_shape, str(blocked), blocks=True)
+    if found:
+        return found
+    raise final_refusal([blocked, reason, *refusals, *more])
+
+
+def _spanned(
+    model: nn.Module, input_shape: Sequence[int], reason: str, *, blocks: bool = False
+) -> tuple[list[EntryPoint], list[UnsupportedModelError]]:
+    """Entry points at convolutions, and why others are none; see `entry_networks`."""
+    most, found = isqrt(MAX_UNKNOWNS), []
+    try:
+        networks, refusals = entry_networks(model, input_shape, reason, most, blocks=blocks)
+    except UnsupportedModelError as error:
+        return [], [error]
     for network in networks:
         spans = Spans(network.nodes[network.entered].does.geometry, network.head.subspace)
         refusal = _refusal(network, spans)
@@ -129,12 +151,7 @@ def entry_points(model: nn.Module, input_shape: Sequence[int]) -> list[EntryPoin
             found.append(EntryPoint(network, spans))
         else:
             refusals.insert(0, UnsupportedModelError(f"{network.head.name}: {refusal}"))
-    if found:
-        return found
-    try:
-        return [EntryPoint(read_with_blocks(model, input_shape))]
-    except UnsupportedModelError as error:
-        raise final_refusal([reason, error, *refusals]) from None
+    return found, refusals
 
 
 def final_refusal(refusals: Sequence[UnsupportedModelError]) -> UnsupportedModelError:

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rconv.attack.block_problem import BlockProblem, OneBlock
+from rconv.attack.block_problem import BlockData, BlockProblem, OneMap
 from rconv.attack.map_problem import MapProblem
 from rconv.attack.plan import LayerPlan
 from rconv.attack.report import TWO_LAYERS, LayerReport
@@ -126,7 +126,7 @@ def closed_from_below(
     network : Network
         The model.
     data : callable
-        Takes a block and returns what is observed of its gradients; see `BlockProblem`.
+        Takes a block and returns what is observed of its gradients; see `BlockData`.
     passed : list of Passed
         All maps, from the head down. Those below an open one are estimates to start from.
 
@@ -190,10 +190,11 @@ def _solved(
     node, layer = network.nodes[map_.node], map_.problem.layers[0]
     does: Activation = node.does
 
-    def block(activation: nn.Module) -> OneBlock:
+    def block(activation: nn.Module) -> OneMap:
         own = two_layers(lower, node.name, activation, layer.stage)
         known = layer.output, layer.cotangent
-        return BlockProblem(map_.node, LayerPlan(own), *known, **data(own)).one(i)
+        both = BlockData(LayerPlan(own), *known, **data(own))
+        return BlockProblem(map_.node, (both,)).one(i)
 
     exact: nn.Module = Elementwise(does.function)
     if does.kink:

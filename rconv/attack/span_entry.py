@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rconv.attack.backward import BackwardState
+from rconv.attack.activation_vjp import through_activation
+from rconv.attack.backward import BackwardState, propagated
+from rconv.attack.block_entry import cotangent_behind_norm
 from rconv.attack.estimate import Cotangent, Estimate, Start
 from rconv.attack.report import LayerReport
 from rconv.equations.spans import Spans, row_space
 from rconv.linalg.solution import largest_of_noise, rank_floor
 from rconv.model.activations import Activation
+from rconv.model.blocks import Block
 from rconv.model.geometry import Stage
 from rconv.model.nodes import Network
 from rconv.observe.noise import Observed
@@ -221,11 +224,14 @@ def from_spans(network: Network, spans: Spans, clients: Observed) -> Start:
         error = torch.where(takes, error, 0.0)
         estimate, cotangent = _multiplied(estimate, cotangent, factor, error)
         opened = opened - takes.long()
+    below = cotangent.value
+    if isinstance(stage, Block):
+        cotangent = cotangent_behind_norm(stage, estimate, cotangent, observed.gradients)
     reports = _reports(spans, stage, found, estimate.value, opened)
     end = network.head.logits
     derivative = observed.gradients.get(f"{end}.bias")
     if end is None:
-        end, derivative = stage.name, stage.unscaled(cotangent.value)
+        end, derivative = stage.name, stage.unscaled(below)
     every, solved = torch.arange(len(found), device=value.device), (source, estimate, reports[1])
     return Start(observed, every, None, cotangent, reports[0], end, derivative, solved)
 
@@ -244,7 +250,7 @@ def _own(stage: Stage, observed: Observed) -> list[_ConvGradients]:
     weight, spread = gradients[name].flatten(3), observed.every_std(name).flatten(3)
     offset = f"{stage.name}.bias" if f"{stage.name}.bias" in gradients else stage.offset
     totals, errors = [None] * len(weight), spread.new_zeros(len(weight))
-    if offset in gradients:
+    if offset in gradients and not isinstance(stage, Block):  # below a norm all sums are zero
         scaled = stage.scale is not None and offset != f"{stage.name}.bias"
         factor = stage.scale if scaled else 1.0
         totals = gradients[offset] * factor
@@ -332,8 +338,25 @@ def _passed(
     """The pass from the last node to behind a map; None where another map must be solved first."""
     # Gradients of offsets, which settle the sides of kinks, are not divided by f.
     state = BackwardState(network, (), None, cotangent, {})
+    entered = network.nodes[network.entered].does
+    if isinstance(entered, Block):  # the derivative behind its norm is not known before f is
+        return _past_block(state, entered, node, estimate, cotangent)
     state.given[node] = estimate
     return None if any(True for _ in state.unsolved(node)) else state
+
+
+def _past_block(
+    state: BackwardState, block: Block, node: int, estimate: Estimate, cotangent: Cotangent
+) -> BackwardState | None:
+    """`_passed` where the network is entered by a block, whose input alone it takes."""
+    if len(state.network.consumers[node]) > 1:
+        return None
+    does, inputs = state.network.nodes[node].does, state.network.nodes[node].inputs
+    back = propagated(block, cotangent)
+    if isinstance(does, Activation):
+        own = does, estimate.value, back.value, None, estimate.std, back.relative_std
+        state.receive(inputs[0], through_activation(*own)[0])
+    return state
 
 
 def _homogeneous(activation: Activation) -> bool:

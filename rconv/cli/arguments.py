@@ -171,6 +171,12 @@ def _add_received(attack: argparse.ArgumentParser) -> None:
     attack.add_argument("--before", type=path, help="with --after: the weights before the step")
     attack.add_argument("--lr", type=float, help="with --after: the learning rate of the step")
     attack.add_argument("--weight-decay", type=float, help="with --after: of the step (default 0)")
+    attack.add_argument(
+        "--buffers",
+        type=path,
+        help="with --gradients: a .safetensors file of the client's buffers, or of its whole "
+        "state_dict, after the step; --mode training makes use of them",
+    )
 
 
 def _add_audit(commands: argparse._SubParsersAction, defaults: dict[str, Any]) -> None:
@@ -201,9 +207,6 @@ def _add_audit(commands: argparse._SubParsersAction, defaults: dict[str, Any]) -
 
 
 def _add_setup(audit: argparse.ArgumentParser) -> None:
-    audit.add_argument(
-        "--mode", choices=MODES, default=MODES[0], help="of the model (default evaluation)"
-    )
     audit.add_argument(
         "--batch",
         type=count,
@@ -256,6 +259,11 @@ def _add_observe(commands: argparse._SubParsersAction) -> None:
         "--save-weights", type=path, help=".safetensors file to write the model's weights to"
     )
     observe.add_argument(
+        "--buffers",
+        type=path,
+        help="with --mode training: .safetensors file to write the buffers after the step to",
+    )
+    observe.add_argument(
         "--batch", action="store_true", help="the images are one batch: write their mean gradient"
     )
     observe.set_defaults(command="observe")
@@ -286,7 +294,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         type=path,
         metavar="FILE.py:NAME",
         help=f"a model of your own, {FORM}: a class or function without arguments, or a "
-        "model. This RUNS the code in it. It is taken in evaluation mode",
+        "model. This RUNS the code in it",
+    )
+    parser.add_argument(
+        "--mode", choices=MODES, default=MODES[0], help="of the model (default evaluation)"
     )
     parser.add_argument(
         "--input-shape", type=shape, metavar="C,H,W", help="with --model: of one image"

@@ -14,6 +14,7 @@ from rconv.data import datasets
 from rconv.files import claimed
 from rconv.lab.experiment import Experiment, attack_images, client_gradients
 from rconv.lab.records import score
+from rconv.observe.buffers import buffers_after
 from rconv.observe.check import check_gradients
 from rconv.observe.exchange import write_tensors
 
@@ -24,7 +25,7 @@ def attack(arguments: argparse.Namespace) -> None:
     check_model(a)
     check_update(a)
     check_data(a.dataset, a.data_dir)
-    names = ("gradients", "weights", "before", "after")
+    names = ("gradients", "weights", "before", "after", "buffers")
     outputs = {"--out": a.out, "--json": a.json}
     check_files(outputs, {f"--{name}": getattr(a, name) for name in names})
     constraints = a.constraints.split(",") if "," in a.constraints else a.constraints
@@ -83,6 +84,7 @@ def _attack_file(
         received.gradients,
         batch=arguments.batch,
         noise=received.noise,
+        buffers=received.buffers,
         progress=watched(),
         on_result=keep,
     )
@@ -96,7 +98,11 @@ def _attack_file(
 
 def observe(arguments: argparse.Namespace) -> None:
     """Write the gradients that clients would send, and the model's weights."""
-    outputs = {"--gradients": arguments.gradients, "--save-weights": arguments.save_weights}
+    outputs = {
+        "--gradients": arguments.gradients,
+        "--save-weights": arguments.save_weights,
+        "--buffers": arguments.buffers,
+    }
     check_model(arguments)
     check_data(arguments.dataset, arguments.data_dir)
     check_files(outputs, {"--weights": arguments.weights})
@@ -110,6 +116,10 @@ def observe(arguments: argparse.Namespace) -> None:
         write_tensors(arguments.gradients, gradients)
         if arguments.save_weights is not None:
             write_tensors(arguments.save_weights, own.model.state_dict())
+        if arguments.buffers is not None:
+            write_tensors(
+                arguments.buffers, buffers_after(own.model, truth.images, arguments.batch)
+            )
     what = "mean gradient" if arguments.batch else "gradients"
     say(f"{what} of {len(truth)} images of {truth.name}: {arguments.gradients}")
 

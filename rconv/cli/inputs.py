@@ -40,12 +40,15 @@ class Received:
         Of what was sent, such as "float32".
     settings : dict
         What a record says of the files.
+    buffers : dict of str to Tensor or None
+        The client's, after the step.
     """
 
     gradients: dict[str, Tensor]
     noise: Noise | None
     dtype: str
     settings: Record
+    buffers: dict[str, Tensor] | None = None
 
 
 def check_update(arguments: argparse.Namespace) -> None:
@@ -54,12 +57,13 @@ def check_update(arguments: argparse.Namespace) -> None:
     Parameters
     ----------
     arguments : Namespace
-        With `before`, `after`, `lr`, `weight_decay` and `weights`.
+        With `before`, `after`, `lr`, `weight_decay`, `weights`, `gradients` and `buffers`.
 
     Raises
     ------
     ValueError
-        If one of --before, --after and --lr is missing, or there are two models.
+        If one of --before, --after and --lr is missing, or there are two models; at --buffers
+        without --gradients.
     """
     a = arguments
     needed = {"--before": a.before, "--after": a.after, "--lr": a.lr}
@@ -69,6 +73,8 @@ def check_update(arguments: argparse.Namespace) -> None:
         raise ValueError(f"an update is --before, --after and --lr: {missing[0]} is missing")
     if given and a.weights is not None:
         raise ValueError("--weights and --before: the weights before the step are the model's")
+    if a.buffers is not None and a.gradients is None:
+        raise ValueError("--buffers goes with --gradients; --after holds the buffers already")
 
 
 def read_received(arguments: argparse.Namespace) -> Received:
@@ -92,12 +98,16 @@ def read_received(arguments: argparse.Namespace) -> Received:
     a = arguments
     if a.after is None:
         gradients = read_tensors(a.gradients)
-        return Received(gradients, None, _dtype(a.gradients, gradients), {"gradients": a.gradients})
+        settings = {"gradients": a.gradients}
+        buffers = None if a.buffers is None else read_tensors(a.buffers)
+        if buffers is not None:
+            settings["buffers"] = a.buffers
+        return Received(gradients, None, _dtype(a.gradients, gradients), settings, buffers)
     before, after = read_tensors(a.before), read_tensors(a.after)
     decay = a.weight_decay or 0.0
     gradients, noise = gradients_from_update(before, after, a.lr, weight_decay=decay)
     settings = {"before": a.before, "after": a.after, "learning_rate": a.lr, "weight_decay": decay}
-    return Received(gradients, noise, _dtype(a.after, after), settings)
+    return Received(gradients, noise, _dtype(a.after, after), settings, after)
 
 
 def _dtype(path: str, tensors: dict[str, Tensor]) -> str:

@@ -104,9 +104,10 @@ def shared(arguments: argparse.Namespace, dtype: str) -> Shared:
         check_weights(model)
         shape = (datasets.CHANNELS[a.dataset], 32, 32)
         settings = model_settings(name, a.activation, **options)
+        model.train(a.mode == "training")
         return Shared(model, shape, name, f"{name} on {a.dataset}", settings)
     seed = SEED if a.seed is None else a.seed
-    model = load_own(a.model, seed)
+    model = load_own(a.model, seed).train(a.mode == "training")
     check_weights(model)
     if a.weights is not None:
         load_weights(model, a.weights)

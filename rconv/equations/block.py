@@ -21,6 +21,9 @@ from rconv.model.blocks import Block
 SILENT = 1e-9
 """Share of the largest entry below which the output of an activation counts as zero."""
 
+BELOW, ITSELF = "below", "itself"
+"""Names of the rows that the offset of the layer below gives, and of known entries of the map."""
+
 
 @dataclass(frozen=True)
 class BlockFunction:
@@ -36,41 +39,63 @@ class BlockFunction:
         Those whose gradients are observed.
     statistics : tuple of str
         Buffers of its BatchNorms, as `layer.running_mean`, whose batch values are observed.
-    below : Activation or None
-        The activation whose output X is, if the sum over the positions of the derivative by its
-        input is observed. That derivative scales as 1 / X where the block normalises.
+    mix : Tensor or None
+        (r, D), orthonormal rows: combinations of the filters that stand in place of all of them in
+        the gradient of the convolution's weight. The derivative by its output has no more rank
+        than there are positions, so that a few combinations say what hundreds of filters do.
     """
 
     block: Block
     cotangent: Tensor
     parameters: tuple[str, ...]
     statistics: tuple[str, ...] = ()
-    below: Activation | None = None
+    mix: Tensor | None = None
 
-    @torch.enable_grad()
-    def parts(self, x: Tensor) -> dict[str, Tensor]:
-        """What is observed of an input (B, C, H, W): "output", gradients, statistics, by name."""
-        values = self.block.values()
-        trained = {name: values[name].clone().requires_grad_() for name in self.parameters}
-        x = x if x.requires_grad else x.clone().requires_grad_()
-        seen: dict[str, Tensor] = {}
-        output = self.block.run(values | trained, x, seen)
+    @property
+    def weight(self) -> str:
+        """Name of the convolution's weight."""
+        return f"{self.block.name}.weight"
+
+    def parts(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """What is observed of an input (B, C, H, W), and the derivative of ⟨S, f⟩ by it.
+
+        The former by name: the output, which has the name of the block, gradients, statistics.
+        """
+        values, seen = self.block.values(), {}
+        own = [name for name in self.parameters if name != self.weight or self.mix is None]
+        trained = {name: values[name].clone().requires_grad_() for name in own}
+        convolved = self.block.convolved(values | trained, x)
+        output = self.block.after(values | trained, convolved, seen)
         loss = (output * self.cotangent).sum()
-        wanted, options = [*trained.values(), x], {"allow_unused": True, "materialize_grads": True}
-        *gradients, back = torch.autograd.grad(loss, wanted, create_graph=True, **options)
-        found = {"output": output, **dict(zip(trained, gradients, strict=True))}
-        found |= self._statistics(seen)
-        if self.below is not None:
-            sure = torch.where(x.abs() > SILENT * x.detach().abs().max(), x, 0.0)
-            found["below"] = (back * self.below.derivative(sure)).sum(dim=(0, 2, 3))
+        wanted = [*trained.values(), convolved, x]
+        options = {"allow_unused": True, "materialize_grads": True}
+        *gradients, by_output, back = torch.autograd.grad(
+            loss, wanted, create_graph=True, **options
+        )
+        found = dict(zip(own, gradients, strict=True))
+        if self.mix is not None:
+            found[self.weight] = self.weight_gradient(x, by_output)
+        ordered = {name: found[name] for name in self.parameters}
+        return {self.block.name: output, **ordered, **self.statistics_of(seen)}, back
+
+    def mixed(self, cotangent: Tensor) -> Tensor:
+        """(B, D, Ho, Wo) → (B, r, Ho, Wo), or as it is."""
+        return cotangent if self.mix is None else torch.einsum("rd,bdhw->brhw", self.mix, cotangent)
+
+    def weight_gradient(self, x: Tensor, by_output: Tensor) -> Tensor:
+        """∂ℓ/∂W, (D, C, kh, kw), or of r combinations of filters."""
+        g, mix = self.block.geometry, self.mix
+        filters = g.output[0] if mix is None else len(mix)
+        few = x.new_zeros(filters, g.input[0], *g.kernel, requires_grad=True)
+        output = torch.nn.functional.conv2d(x, few, None, g.stride, g.padding, g.dilation)
+        (found,) = torch.autograd.grad(output, few, self.mixed(by_output), create_graph=True)
         return found
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n,) → (m,)."""
-        maps = x.reshape(len(self.cotangent), *self.block.geometry.input)
-        return torch.cat([part.flatten() for part in self.parts(maps).values()])
+        return MapFunction((self,))(x)
 
-    def _statistics(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def statistics_of(self, seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Mean and unbiased variance of the inputs of BatchNorms, as they enter the buffers."""
         found = {}
         for name in self.statistics:
@@ -78,6 +103,51 @@ class BlockFunction:
             own = seen[layer].transpose(0, 1).flatten(1)
             found[name] = own.mean(dim=1) if kind == "running_mean" else own.var(dim=1)
         return found
+
+
+@dataclass(frozen=True)
+class MapFunction:
+    """Everything that is observed of a map, as one vector: by the blocks that take it, and by it.
+
+    Parameters
+    ----------
+    blocks : tuple of BlockFunction
+        One or more, of one input.
+    itself : bool
+        Whether entries of the map are known; they come last but for `below`.
+    below : Activation or None
+        The activation whose output the map is, if the sum over the positions of the derivative by
+        its input is observed. That derivative scales as 1 / X where a block normalises.
+    direct : Tensor or None
+        (B, C, H, W), the derivative of the loss by the map on other ways than through the blocks.
+    """
+
+    blocks: tuple[BlockFunction, ...]
+    itself: bool = False
+    below: Activation | None = None
+    direct: Tensor | None = None
+
+    @torch.enable_grad()
+    def parts(self, x: Tensor) -> dict[str, Tensor]:
+        """What is observed of a map (B, C, H, W), by name; see `BlockFunction`."""
+        x = x if x.requires_grad else x.clone().requires_grad_()
+        found: dict[str, Tensor] = {}
+        total = torch.zeros_like(x) if self.direct is None else self.direct
+        for own in self.blocks:
+            parts, back = own.parts(x)
+            found, total = found | parts, total + back
+        if self.itself:
+            found[ITSELF] = x
+        if self.below is not None:
+            sure = torch.where(x.abs() > SILENT * x.detach().abs().max(), x, 0.0)
+            found[BELOW] = (total * self.below.derivative(sure)).sum(dim=(0, 2, 3))
+        return found
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(n,) → (m,)."""
+        first = self.blocks[0]
+        maps = x.reshape(len(first.cotangent), *first.block.geometry.input)
+        return torch.cat([part.flatten() for part in self.parts(maps).values()])
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rconv.attack.entry_points import entry_points
 from rconv.audit import HYBRID, NOT_UNIQUE, TOO_LARGE, Findings, examine, weakest
 from rconv.lab.intervals import rate_interval
 from rconv.lab.records import Record, finite
@@ -34,7 +35,7 @@ MEANINGS = {
     "reconstruction has less than half the error of a flat grey image.",
     NOT_BY_THIS_ATTACK: "No reconstruction has less than half the error of a flat grey image. "
     "Other attacks may show more.",
-    NOT_SUPPORTED: "The attack cannot read this model. That says nothing about its privacy.",
+    NOT_SUPPORTED: "The audit has no answer for this model. That says nothing about its privacy.",
 }
 """Risk level → what it means."""
 
@@ -287,6 +288,7 @@ def _layers(model: nn.Module, found: Findings | None, tried: Trial | None) -> li
         return []
     measured = {} if tried is None else {own[0]: own for own in tried.layers}
     judged = {} if found is None else {own.name: own for own in found.layers}
+    followed = _followers(model, found, tried)
     layers = []
     for name in judged or measured:
         own, row = judged.get(name), measured.get(name)
@@ -294,7 +296,8 @@ def _layers(model: nn.Module, found: Findings | None, tried: Trial | None) -> li
         layers.append(
             {
                 "name": name,
-                "kind": " and ".join(_kind(model, part) for part in name.split(" and ")),
+                "kind": " and ".join(_kind(model, part) for part in name.split(" and "))
+                + followed.get(name, ""),
                 "unknowns": row[1] if own is None else own.unknowns,
                 "counted": None if own is None else own.counted,
                 "gradient_rank": None if own is None else own.gradient_rank,
@@ -307,6 +310,18 @@ def _layers(model: nn.Module, found: Findings | None, tried: Trial | None) -> li
             }
         )
     return layers
+
+
+def _followers(model: nn.Module, found: Findings | None, tried: Trial | None) -> dict[str, str]:
+    """Convolution → the layers that are solved for together with it, where only a trial knows."""
+    if found is not None or tried is None:
+        return {}
+    stages = entry_points(model, tuple(tried.truth.shape[1:]))[0].network.stages
+    blocks = [stage for stage in stages if not stage.linear]
+    return {
+        own.name: "".join(f" and {type(module).__name__}" for _, module in own.layers)
+        for own in blocks
+    }
 
 
 def _kind(model: nn.Module, name: str) -> str:
@@ -350,7 +365,7 @@ def _sentence(risk: str, record: Record, found: Findings | None) -> str:
     tried = record["trial"]
     if risk == NOT_SUPPORTED:
         reason = record["refusal"]["message"].split("; ")[0].rstrip(".")
-        return f"rconv cannot attack this model: {reason}. This does not mean that it is private."
+        return f"rconv cannot judge this model: {reason}. This does not mean that it is private."
     if tried is None:
         return by_rank(found)
     of = f"{tried['tried']} image" + ("s" if tried["tried"] > 1 else "")

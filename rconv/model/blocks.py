@@ -109,11 +109,13 @@ class Block(Stage):
         seen : dict of str to Tensor, optional
             Is filled with the input of each layer that follows the convolution.
         """
+        return self.after(parameters, self.convolved(parameters, x), seen)
+
+    def convolved(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """The convolution alone; see `run`."""
         g = self.geometry
         weight, bias = parameters[f"{self.name}.weight"], parameters.get(f"{self.name}.bias")
-        weight = self.expanded(weight)
-        x = nn.functional.conv2d(x, weight, bias, g.stride, g.padding, g.dilation)
-        return self.after(parameters, x, seen)
+        return nn.functional.conv2d(x, self.expanded(weight), bias, g.stride, g.padding, g.dilation)
 
     def after(
         self, parameters: Mapping[str, Tensor], x: Tensor, seen: dict[str, Tensor] | None = None

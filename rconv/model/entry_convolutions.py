@@ -12,17 +12,18 @@ from torch import Tensor, nn
 
 from rconv.model.agreement import refuse_other_values
 from rconv.model.batchnorm import without_statistics
+from rconv.model.blocks import Fused, with_blocks
 from rconv.model.embedding import network_below
 from rconv.model.graph import first_line
 from rconv.model.heads import ConvEntry
 from rconv.model.nodes import SUM, Network, UnsupportedModelError
 from rconv.model.operations import Operation, leading_to, logits_of
-from rconv.model.read import check_input_shape, steps_of
+from rconv.model.read import check_input_shape, refuse_mixed, steps_of
 from rconv.model.wrappers import InFloat64, shapes_alone, shared_copy, tensor_of, without_values
 
 
 def entry_networks(
-    model: nn.Module, input_shape: Sequence[int], reason: str, most: int
+    model: nn.Module, input_shape: Sequence[int], reason: str, most: int, *, blocks: bool = False
 ) -> tuple[list[Network], list[UnsupportedModelError]]:
     """Networks that end at a convolution, or at a sum that its output is a term of.
 
@@ -33,21 +34,28 @@ def entry_networks(
     ----------
     most : int
         The largest rank of a convolution's gradient that its input can be solved from.
+    blocks : bool
+        Whether layers that cannot be passed alone are joined to blocks.
     """
     shape = check_input_shape(input_shape)
     steps = steps_of(model, shape)
+    if blocks:
+        steps = with_blocks(steps)
+        if not any(type(own.what) is Fused and _convolution(own) for own in steps):
+            return [], []
     own = without_statistics(model)
     shapes, result = _shapes(own, shape)
     entry = ConvEntry("", None, _logits(own, steps, result), reason)
     found: list[Network] = []
     refusals: list[UnsupportedModelError] = []
     for i in sorted(leading_to(steps, len(steps) - 1), reverse=True):
-        if type(steps[i].what) is not nn.Conv2d:
+        convolution = _convolution(steps[i])
+        if convolution is None:
             continue
         try:
-            if steps[i].what.groups > 1:
+            if convolution.groups > 1:
                 raise UnsupportedModelError(f"{steps[i].name}: its groups have a gradient each")
-            _refuse_few_rows(steps[i], shapes[steps[i].name], most)
+            _refuse_few_rows(steps[i].name, convolution, shapes[steps[i].name], most)
             found.append(_entered(own, steps, i, shape, entry, found))
         except UnsupportedModelError as error:
             refusals.append(error)
@@ -74,6 +82,7 @@ def _entered(
     for end in _ends(steps, i):
         try:
             network = network_below(steps, shape, replace(entry, name=steps[i].name), end)
+            refuse_mixed(network)
             names = {stage.name for stage in network.stages}
             if not any(names <= {stage.name for stage in own.stages} for own in confirmed):
                 refuse_other_values(model, network)
@@ -105,18 +114,28 @@ def _shapes(
         raise UnsupportedModelError(f"has no fixed shapes: {first_line(error)}") from None
 
 
-def _refuse_few_rows(step: Operation, shape: torch.Size, most: int) -> None:
+def _convolution(step: Operation) -> nn.Conv2d | None:
+    """The convolution of a step that the model may be entered by, alone or below a norm."""
+    if type(step.what) is nn.Conv2d:
+        return step.what
+    if type(step.what) is Fused and [type(own) for own in step.what][1:] == [nn.BatchNorm2d]:
+        convolution, norm = step.what
+        return convolution if norm.affine and bool((norm.weight != 0).all()) else None
+    return None
+
+
+def _refuse_few_rows(name: str, layer: nn.Conv2d, shape: torch.Size, most: int) -> None:
     """Refuse a convolution whose gradient cannot have the rank that its input needs.
 
     The rank is that of the filters at most, and every unit of it gives one equation for each
     kernel offset in the pixels of a channel.
     """
-    kernel, filters = step.what.kernel_size, step.what.out_channels
+    kernel, filters = layer.kernel_size, layer.out_channels
     rank, pixels = min(filters, most), shape[-2] * shape[-1]
     rows = rank * kernel[0] * kernel[-1]
     if rows < pixels:
         raise UnsupportedModelError(
-            f"{step.name}: its {filters} filters give its gradient {rows} usable rows for the "
+            f"{name}: its {filters} filters give its gradient {rows} usable rows for the "
             f"{pixels} pixels of a channel of its input"
         )
 

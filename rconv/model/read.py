@@ -69,15 +69,33 @@ def read_with_blocks(model: nn.Module, input_shape: Sequence[int]) -> Network:
     """Read a model up to its first Linear, layers that cannot be passed alone joined to blocks."""
     shape = check_input_shape(input_shape)
     network = _up_to_the_head(with_blocks(steps_of(model, shape)), shape)
-    for i, node in enumerate(network.nodes):
-        for _, stage in network.fed_by(i):
-            if not stage.linear and len(network.consumers[i]) > 1:
-                raise UnsupportedModelError(
-                    f"{stage.layers[-1][0]}: the network branches below {stage.name}, at "
-                    f"{node.name}, where only invertible activations and ReLU may follow"
-                )
+    refuse_mixed(network)
     refuse_other_values(model, network)
     return network
+
+
+def refuse_mixed(network: Network) -> None:
+    """Refuse a map that is taken by a block and by a convolution that is none.
+
+    Parameters
+    ----------
+    network : Network
+        What was read.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Naming both.
+    """
+    for i, node in enumerate(network.nodes):
+        stages = [stage for _, stage in network.fed_by(i)]
+        plain = next((own for own in stages if own.linear), None)
+        block = next((own for own in stages if not own.linear), None)
+        if plain is not None and block is not None:
+            raise UnsupportedModelError(
+                f"{plain.name}: takes {node.name} beside {block.name}, which "
+                f"{block.layers[-1][0]} follows; put such a layer behind both, or behind none"
+            )
 
 
 def steps_of(model: nn.Module, shape: tuple[int, int, int]) -> list[Operation]:

@@ -4,6 +4,7 @@ BatchNorm in training mode keeps running statistics, and most frameworks return 
 weights: new = (1 - momentum) · old + momentum · batch, so that those of the batch follow.
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,15 +23,18 @@ class Running:
     value : Tensor
         Axis (channel C), float64.
     momentum : float
-        Share of the batch in the new value.
+        Share of the batch in the new value; 0 in evaluation mode.
+    batches : int
+        That are counted so far.
     """
 
     value: Tensor
     momentum: float
+    batches: int
 
 
 def running_statistics(model: nn.Module) -> dict[str, Running]:
-    """The running statistics that a step in training mode changes, by name.
+    """The running statistics of a model's BatchNorms, by name.
 
     Parameters
     ----------
@@ -39,13 +43,14 @@ def running_statistics(model: nn.Module) -> dict[str, Running]:
     """
     found = {}
     for name, module in model.named_modules():
-        if type(module) is nn.BatchNorm2d and module.training and module.running_mean is not None:
-            momentum = module.momentum
+        if type(module) is nn.BatchNorm2d and module.running_mean is not None:
+            batches, momentum = int(module.num_batches_tracked), module.momentum
             if momentum is None:  # the mean over all batches
-                momentum = 1 / (int(module.num_batches_tracked) + 1)
+                momentum = 1 / (batches + 1)
             for kind in STATISTICS:
                 value = getattr(module, kind).detach().to(torch.float64, copy=True)
-                found[f"{name}.{kind}" if name else kind] = Running(value, momentum)
+                own = Running(value, momentum * module.training, batches)
+                found[f"{name}.{kind}".lstrip(".")] = own
     return found
 
 
@@ -67,27 +72,72 @@ def batch_statistics(
     Returns
     -------
     dict of str to Tensor
-        Name → (N, C), float64.
+        Name → (N, C), float64, of each BatchNorm in training mode.
 
     Raises
     ------
     ValueError
-        If the model has no BatchNorm in training mode, a buffer is missing, has another shape or
-        is not finite.
+        If a buffer is missing, has another shape or is not finite; if buffers say that the client's
+        BatchNorm was in the other mode, or saw more than one batch.
     """
-    if buffers is None:
-        return {}
-    if not running:
-        raise ValueError("the model has no BatchNorm2d in training mode whose buffers would help")
     found = {}
-    for name, own in running.items():
+    for name, own in running.items() if buffers is not None else ():
         if name not in buffers:
+            if not own.momentum:
+                continue
             raise ValueError(f"the buffers have no {name}: give all of the client's state_dict")
-        new = buffers[name].detach().to(own.value)
+        new = buffers[name].detach()
         if new.shape not in (own.value.shape, (count, *own.value.shape)):
             raise ValueError(f"the buffer {name} has the shape {tuple(new.shape)}")
         if not new.isfinite().all():
             raise ValueError(f"the buffer {name} has NaN or infinite entries")
-        batch = (new - (1 - own.momentum) * own.value) / own.momentum
-        found[name] = batch.expand(count, -1)
+        _check_mode(name, own, new, buffers)
+        if own.momentum:
+            old = own.value.to(new.device)
+            batch = (new.double() - (1 - own.momentum) * old) / own.momentum
+            found[name] = batch.expand(count, -1)
     return found
+
+
+def _check_mode(name: str, own: Running, new: Tensor, buffers: Mapping[str, Tensor]) -> None:
+    """Refuse buffers that the model, in its mode, would not have left after one step."""
+    old = own.value.to(new).expand_as(new)
+    if own.momentum == 0 and not torch.equal(new, old):
+        raise ValueError(
+            f"the step changed {name}: the client's BatchNorm was in training mode; put the "
+            "model into training mode as well (model.train(), or --mode training)"
+        )
+    counter = f"{name.rpartition('.')[0]}.num_batches_tracked".lstrip(".")
+    seen = torch.as_tensor(buffers.get(counter, own.batches + 1)) - own.batches
+    if own.momentum and (seen != 1).any():
+        raise ValueError(
+            f"{counter} counts {int(seen.flatten()[0])} batches since the step began; the attack "
+            "needs the buffers after exactly one"
+        )
+
+
+def buffers_after(model: nn.Module, images: Tensor, together: bool) -> dict[str, Tensor]:
+    """The buffers that clients return after a step.
+
+    Parameters
+    ----------
+    model : Module
+        As they receive it.
+    images : Tensor
+        (N, C, H, W).
+    together : bool
+        Whether they are one batch of one client, and not N clients.
+
+    Returns
+    -------
+    dict of str to Tensor
+        Name → buffer, with a leading axis N of clients.
+    """
+    parts = []
+    for batch in [images] if together else images.split(1):
+        client = copy.deepcopy(model)
+        with torch.no_grad():
+            client(batch.to(next(client.parameters())))
+        parts.append(dict(client.named_buffers()))
+    names = parts[0]
+    return {name: torch.stack([own[name] for own in parts]) for name in names}

@@ -43,8 +43,7 @@ def checked_weights(
     Raises
     ------
     ValueError
-        At names, shapes or dtypes that differ, unequal N, entries that are NaN or infinite, and
-        at buffers that changed.
+        At names, shapes or dtypes that differ, unequal N, and entries that are NaN or infinite.
     """
     for name in [*before, *after]:
         if name not in before or name not in after:
@@ -55,7 +54,6 @@ def checked_weights(
         pair = before[name], after[name]
         _check_pair(name, *pair)
         if name.rpartition(".")[2] in STATISTICS or not pair[0].is_floating_point():
-            _check_buffer(name, *pair)
             continue
         own[name], sent[name] = (ordinary(w.detach()) for w in pair)
         counts[name] = len(pair[1]) if pair[1].shape != pair[0].shape else None
@@ -148,11 +146,3 @@ def _check_pair(name: str, before: Tensor, after: Tensor) -> None:
     for when, tensor in (("before", before), ("after", after)):
         if not tensor.isfinite().all():
             raise ValueError(f"{name} has NaN or infinite entries {when} the step")
-
-
-def _check_buffer(name: str, before: Tensor, after: Tensor) -> None:
-    if not torch.equal(before.expand_as(after).to(after.device), after):
-        raise ValueError(
-            f"{name} is no parameter, and the step changed it: the client's BatchNorm was in "
-            "training, where the output depends on the batch; the attack needs it in evaluation"
-        )

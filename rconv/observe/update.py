@@ -36,7 +36,7 @@ def gradients_from_update(
     where `nesterov` is set and 0 where it is not: the first step of plain momentum is that of no
     momentum, whatever its dampening. One step is undone, on one image or on several; the attack
     is given both results, and for several images ``batch``:
-    ``Attack(model, shape)(gradients, noise=noise)``.
+    ``Attack(model, shape)(gradients, noise=noise, buffers=after)``.
 
     Parameters
     ----------
@@ -55,7 +55,9 @@ def gradients_from_update(
     Returns
     -------
     gradients : dict of str to Tensor
-        Name → gradient, float64, shaped as `after`. Buffers are left out.
+        Name → gradient, float64, shaped as `after`. Buffers are left out: pass `after` to the
+        attack as ``buffers``. With BatchNorm in training mode it computes the statistics of the
+        batch from them, and it checks that the client's mode was that of the model.
     noise : Noise
         Of every entry: the rounding of its new weight, uniform within half the spacing of the
         numbers there, over the length of the step; the roundings on the way to it; and the
@@ -65,8 +67,8 @@ def gradients_from_update(
     ------
     ValueError
         If names, shapes or dtypes differ, entries are NaN or infinite, or a setting is out of
-        range. If nothing has changed. If buffers have: then BatchNorm was in training. If most
-        entries moved by one size, as Adam moves them: that reveals signs, no gradients.
+        range. If nothing has changed. If most entries moved by one size, as Adam moves them: that
+        reveals signs, no gradients.
     """
     length = _length(learning_rate, weight_decay, momentum, nesterov)
     before, after = checked_weights(before, after)

@@ -160,8 +160,12 @@ def test_buffers_that_do_not_fit_are_refused():
     wrong = model.state_dict() | {"1.running_mean": torch.zeros(3)}
     with pytest.raises(ValueError, match=r"1\.running_mean has the shape \(3,\)"):
         attack(gradients, buffers=wrong)
-    with pytest.raises(ValueError, match="no BatchNorm2d in training mode"):
-        Attack(model.eval(), (1, 8, 8))(gradients, buffers=model.state_dict())
+    with pytest.raises(ValueError, match=r"counts 0 batches since the step began"):
+        attack(gradients, buffers=model.state_dict())
+    evaluated = Attack(copy.deepcopy(model).eval(), (1, 8, 8))
+    model(uniform(1, 1, 8, 8))
+    with pytest.raises(ValueError, match=r"changed 1\.running_mean: .* in training mode"):
+        evaluated(gradients, buffers=model.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -199,8 +203,9 @@ def test_what_blocks_do_not_know_is_refused_in_a_sentence():
     model = nn.Sequential(*layers(*pooled)).double()
     with pytest.raises(ValueError, match="use constraints='auto'"):
         Attack(model, (1, 8, 8), constraints="paper")
-    attack, gradients = Attack(model, (1, 8, 8)), observe(model, uniform(1, 1, 8, 8))
-    with pytest.raises(UnsupportedModelError, match="batch does not know AvgPool2d"):
+    hidden = nn.Sequential(*model[:4], nn.Linear(128, 20), nn.ReLU(), nn.Linear(20, 5)).double()
+    attack, gradients = Attack(hidden, (1, 8, 8)), observe(hidden, uniform(1, 1, 8, 8))
+    with pytest.raises(UnsupportedModelError, match="a hidden layer does not know AvgPool2d"):
         attack(gradients, batch=2)
     first = [lambda: nn.AvgPool2d(2), conv(1, 8), nn.Tanh, nn.Flatten, linear(128)]
     with pytest.raises(UnsupportedModelError, match="AvgPool2d"):

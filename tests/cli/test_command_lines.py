@@ -31,6 +31,12 @@ class Net(nn.Sequential):
         super().__init__(nn.Conv2d(1, 12, 5, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(192, 4))
 
 
+class Norm(nn.Sequential):
+    def __init__(self):
+        norm = nn.Conv2d(1, 24, 3, 1, 1), nn.BatchNorm2d(24), nn.ReLU()
+        super().__init__(*norm, nn.Flatten(), nn.Linear(1536, 4))
+
+
 class Prints(Net):
     def __init__(self):
         super().__init__()
@@ -247,6 +253,7 @@ SETTINGS = {
     f"{SMALL} -i 0:2 --batch 3": "name 3",
     "--lr 0.1": "--before is missing",
     "--weight-decay 1": "--before is missing",
+    "--buffers g": "goes with --gradients",
     f"{SMALL} --before w --after after --lr 0": "positive",
     f"{SMALL} --before w --after after --lr nan": "positive",
     f"{SMALL} --before w --after after --lr -1": "positive",
@@ -386,6 +393,19 @@ def test_a_bad_command_line_is_refused_in_one_line(line, hint, here, capsys):
     assert err.startswith("rconv: error: ") and err.count("\n") == 1 and hint in err
     assert "Traceback" not in err
     assert set(os.listdir(here)) <= before | {"__pycache__"}
+
+
+def test_buffers_after_a_step_in_training_mode_are_written_and_read(here, capsys):
+    own = f"{NET}:Norm --mode training"
+    client = f"observe {own} -i 0:2 --gradients sent --buffers after --save-weights before"
+    assert main(client.split()) == 0
+    attack = f"attack {own} --gradients sent --buffers after --weights before --json out.json"
+    assert main(attack.split()) == 0
+    with open("out.json") as file:
+        records = json.load(file)
+    assert [own["unique"] for own in records] == [True, True]
+    assert main(attack.replace(" --mode training", "").split()) == 2
+    assert "or --mode training" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--gradients", "--weights"])

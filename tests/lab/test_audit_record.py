@@ -263,3 +263,16 @@ def test_a_picture_in_the_report_is_the_image():
         png = base64.b64decode(data_url(image).partition(",")[2])
         found = np.asarray(Image.open(io.BytesIO(png))).reshape(5, 7, channels) / 255
         assert np.abs(found - image.permute(1, 2, 0).numpy()).max() <= 0.5 / 255 + 1e-6
+
+
+def test_networks_with_blocks_are_audited_by_trial():
+    torch.manual_seed(0)
+    norm = nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU()
+    model = nn.Sequential(*norm, nn.Flatten(), nn.Linear(432, 4))
+    scenario = Scenario(mode="training", dtype="float64")
+    found = full_audit(model, (1, 6, 6), scenario=scenario, trials=1)
+    record = valid(found.record)
+    assert record["verdict"]["risk"] == LEAKS and record["rank"] is None
+    assert record["layers"][-1]["kind"] == "Conv2d 1→12, 3×3 and BatchNorm2d"
+    asked = full_audit(model, (1, 6, 6), scenario=scenario, trials=0)
+    assert "audit the model by trying the attack" in valid(asked.record)["refusal"]["message"]

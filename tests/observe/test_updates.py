@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from small import relative_error, uniform
 from torch import nn
 
 from rconv.attack.attack import Attack
@@ -281,10 +282,17 @@ def test_settings_out_of_range_are_refused(options, hint):
         gradients_from_update({"weight": W, "bias": B}, MOVED, 0.1, **options)
 
 
-def test_statistics_that_the_step_changed_are_refused():
-    model, x = small()
-    own = copy.deepcopy(model).train()
-    nn.functional.cross_entropy(own(x.float()), torch.tensor([3])).backward()
-    torch.optim.SGD(own.parameters(), lr=0.1).step()
-    with pytest.raises(ValueError, match=r"running_mean.*BatchNorm was in training"):
-        gradients_from_update(model.state_dict(), own.state_dict(), 0.1)
+def test_the_weights_after_a_step_in_training_mode_have_the_statistics_of_the_batch():
+    model = nn.Sequential(
+        nn.Conv2d(1, 24, 3, 1, 1), nn.BatchNorm2d(24), nn.ReLU(), nn.Flatten(), nn.Linear(1536, 5)
+    ).double().train()  # fmt: skip
+    x, client = uniform(1, 1, 8, 8), copy.deepcopy(model)
+    nn.functional.cross_entropy(client(x), torch.tensor([3])).backward()
+    torch.optim.SGD(client.parameters(), lr=0.1).step()
+    after = client.state_dict()
+    gradients, noise = gradients_from_update(model.state_dict(), after, 0.1)
+    assert set(gradients) == dict(model.named_parameters()).keys()
+    found = Attack(model, (1, 8, 8))(gradients, noise=noise, buffers=after)
+    assert relative_error(found.images, x) < 1e-6
+    with pytest.raises(ValueError, match=r"changed 1.running_mean.*put the model into training"):
+        Attack(model.eval(), (1, 8, 8))(gradients, noise=noise, buffers=after)
