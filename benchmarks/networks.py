@@ -4,9 +4,9 @@
 
 keeps the record in FILE, by default book/records/networks.json; without --write it only prints.
 Cells that are named are measured anew and the others kept. Every cell runs in a process of its own,
-which is stopped after `LIMIT` seconds of the processor: such a cell is not determined. The page
-"Does my network leak?" asks the package again which networks it supports, and shows a cell as not
-determined where the answer has changed since the record was written.
+which is stopped after `LIMIT` seconds of the processor or at `MEMORY` GiB: such a cell is not
+determined. The page "Does my network leak?" asks the package again which networks it supports, and
+shows a cell as not determined where the answer has changed since the record was written.
 """
 
 import argparse

@@ -30,7 +30,7 @@ SOURCES = (
     "notebooks/*/*.py",
     "pyproject.toml",
     "results/*/*.json",
-    "book/records/*.json",
+    "book/records/*.*",
     "book/records/*/*.json",
     "benchmarks/*.json",
 )

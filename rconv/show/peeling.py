@@ -38,7 +38,7 @@ def peeling(layers: Sequence[LayerReport], truth: Sequence[Tensor]) -> str:
     Returns
     -------
     str
-        HTML of the figure; at first every step is done.
+        HTML of the figure. Every step is done; the script begins where nothing is known.
 
     Raises
     ------
@@ -51,8 +51,8 @@ def peeling(layers: Sequence[LayerReport], truth: Sequence[Tensor]) -> str:
     errors = [float(relative(x - t, t)) for x, t in zip(found, truth, strict=True)]
     last = len(layers)
     said = [
-        "Nothing is undone yet: the attacker has the weights and the gradients of every layer, "
-        "and none of the maps between them.",
+        "Try it: press play. The attacker has the weights and the gradients of every layer, and "
+        "none of the maps between them.",
         *(
             _said(n, layer, error, n == last)
             for n, (layer, error) in enumerate(zip(layers, errors, strict=True), 1)
