@@ -5,8 +5,7 @@ play("peeling", ({ data, all, choose }) => {
     button.disabled = false;
     button.addEventListener("click", () => choose({ step: n + 1 }));
   });
-  requestAnimationFrame(() => choose({ step: 0 }));
-  return ({ step }) => {
+  const show = ({ step }) => {
     panels.forEach((panel, n) => {
       panel.classList.toggle("done", n < step);
       panel.classList.toggle("open", n >= step);
@@ -14,4 +13,5 @@ play("peeling", ({ data, all, choose }) => {
     });
     return data.said[step];
   };
+  return Object.assign(show, { first: { step: 0 } });
 });
