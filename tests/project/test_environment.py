@@ -147,7 +147,7 @@ def test_zenodo_is_given_what_the_citation_says():
     given = json.loads((ROOT / ".zenodo.json").read_text())
     assert given["upload_type"] == CITATION["type"]
     assert all(given[key] == CITATION[key] for key in ("title", "version", "license", "keywords"))
-    assert [own["name"] for own in given["creators"]] == [own["name"] for own in CITATION["authors"]]
+    assert given["creators"] == CITATION["authors"]
     related = {own["identifier"] for own in given["related_identifiers"]}
     assert {CITATION["references"][0]["doi"], CITATION["repository-code"]} == related
 
