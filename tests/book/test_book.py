@@ -400,13 +400,13 @@ def test_what_comes_next_follows_the_table_of_contents(book):
 
     def leads(name, side):
         page = book / name
-        link = re.search(rf'<a class="?{side}"? href="?([^ ">]+)', page.read_text())
+        link = re.search(rf'class="?{side}"? href="?([^ ">]+)', page.read_text())
         return link and os.path.relpath(page.parent / link[1], book)
 
     toc = (book.parents[1] / "_toc.yml").read_text()
     listed = [f"{name}.html" for name in re.findall(r"- file: (\S+)", toc)]
-    pages = ["book/index.html", *(name for name in listed if (book / name).exists())]
-    following = [leads(name, "right-next") for name in pages]
+    reference = (path.relative_to(book).as_posix() for path in book.glob("book/api/*.html"))
+    following = [leads(name, "right-next") for name in ("book/index.html", *listed, *reference)]
     assert all(name in following for name in listed)
     assert leads("notebooks/experiments.html", "right-next").startswith("book/")
     for path in sorted(book.glob("book/experiment/*.html")):
