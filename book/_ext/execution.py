@@ -30,7 +30,9 @@ SOURCES = (
     "notebooks/*/*.py",
     "pyproject.toml",
     "results/*/*.json",
+    "book/records/*.*",
     "book/records/*/*.json",
+    "benchmarks/*.json",
 )
 
 

@@ -3,6 +3,7 @@
 A page writes the caption as the paragraph behind a cell, or a table, which begins with *Figure.*
 or *Table.*, so that Jupyter shows it too. Here it becomes a caption with a number, below what it
 speaks of. Drawings inside the page, which are no `<img>`, take over the cell's `mystnb.image.alt`.
+Terms of the glossary show their first sentence under the pointer.
 Numbers that the text quotes with a format are written as Python does by MyST-NB; those that a
 notebook glues as text, and those of tables, have their powers of ten already.
 """
@@ -16,6 +17,8 @@ from docutils import nodes
 # The file alone: with its package PyTorch would come, in every build.
 NUMBERS = Path(__file__).parents[2] / "rconv" / "show" / "numbers.py"
 scientific = run_path(str(NUMBERS))["scientific"]
+
+GLOSSARY = "book/glossary"
 
 DRAWN = '<div class="rconv-figure" role="img"'
 
@@ -81,6 +84,26 @@ def describe(app, doctree, docname):
             raw.children = [nodes.Text(raw.astext().replace(DRAWN, f'{DRAWN} aria-label="{alt}"'))]
 
 
+def explain(app, doctree, docname):
+    """Give links into the glossary the first sentence of its entry as their title."""
+    targets = {link: link.get("refuri", "") for link in doctree.findall(nodes.reference)}
+    terms = {link: to.split("#")[1] for link, to in targets.items() if "#term-" in to}
+    known = meanings(app.env) if terms else {}
+    for link, anchor in terms.items():
+        link["reftitle"] = known.get(anchor, "")
+
+
+def meanings(env):
+    """Anchor of a term → the first sentence of its entry."""
+    items = env.get_doctree(GLOSSARY).findall(nodes.definition_list_item)
+    return {
+        anchor: f"{item[-1].astext().split('. ')[0].rstrip('.')}."
+        for item in items
+        for term in item.findall(nodes.term)
+        for anchor in term["ids"]
+    }
+
+
 def write_numbers(app, doctree, docname):
     """Rewrite what was pasted into the text."""
     for pasted in doctree.findall(nodes.inline):
@@ -101,5 +124,6 @@ def setup(app):
     )
     app.connect("doctree-read", number)
     app.connect("doctree-resolved", describe)
+    app.connect("doctree-resolved", explain)
     app.connect("doctree-resolved", write_numbers)
-    return {"version": "2", "parallel_read_safe": True, "parallel_write_safe": True}
+    return {"version": "3", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -29,7 +29,7 @@ def peeling(layers: Sequence[LayerReport], truth: Sequence[Tensor]) -> str:
 
     The layers are those of one image, from the head down to the first convolution. The true input
     of each, with axes (1, channel, row, column), is used for the errors alone. Returns HTML, in
-    which every step is done at first. Raises ValueError for several images, or a layer of short
+    which every step is done; the script begins where nothing is known. Raises ValueError for several images, or a layer of short
     rank.
     """
     if any(len(layer.open) != 1 or int(layer.open) for layer in layers):
@@ -38,8 +38,8 @@ def peeling(layers: Sequence[LayerReport], truth: Sequence[Tensor]) -> str:
     errors = [float(relative(x - t, t)) for x, t in zip(found, truth, strict=True)]
     last = len(layers)
     said = [
-        "Nothing is undone yet: the attacker has the weights and the gradients of every layer, "
-        "and none of the maps between them.",
+        "Try it: press play. The attacker has the weights and the gradients of every layer, and "
+        "none of the maps between them.",
         *(
             _said(n, layer, error, n == last)
             for n, (layer, error) in enumerate(zip(layers, errors, strict=True), 1)

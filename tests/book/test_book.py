@@ -379,7 +379,7 @@ def test_navigation(browser, book):
     browser.get((book / "index.html").as_uri())
     eventually(lambda: browser.current_url.endswith("/book/index.html"))
     click(browser, "a.right-next")
-    eventually(lambda: browser.current_url.endswith("/notebooks/observation.html"))
+    eventually(lambda: browser.current_url.endswith("/notebooks/does_my_network_leak.html"))
 
 
 def test_navigation_on_a_phone(browser, book):
@@ -393,6 +393,38 @@ def test_navigation_on_a_phone(browser, book):
         eventually(lambda: browser.current_url.endswith("/notebooks/rank.html"))
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_what_comes_next_follows_the_table_of_contents(book):
+    """From page to page of _toc.yml; pages of the grid lead back to their index."""
+
+    def leads(name, side):
+        page = book / name
+        link = re.search(rf'class="?{side}"? href="?([^ ">]+)', page.read_text())
+        return link and os.path.relpath(page.parent / link[1], book)
+
+    toc = (book.parents[1] / "_toc.yml").read_text()
+    listed = [f"{name}.html" for name in re.findall(r"- file: (\S+)", toc)]
+    reference = (path.relative_to(book).as_posix() for path in book.glob("book/api/*.html"))
+    following = [leads(name, "right-next") for name in ("book/index.html", *listed, *reference)]
+    assert all(name in following for name in listed)
+    assert leads("notebooks/experiments.html", "right-next").startswith("book/")
+    for path in sorted(book.glob("book/experiment/*.html")):
+        name = path.relative_to(book).as_posix()
+        assert leads(name, "left-prev") == "notebooks/experiments.html"
+        assert leads(name, "right-next") is None
+
+
+def test_the_index_lists_every_experiment_and_filters_them(browser, book):
+    made = {p.name for p in book.glob("book/*/*-*.html")}
+    browser.get((book / "notebooks" / "experiments.html").as_uri())
+    links = [e.get_attribute("href") for e in find(browser, "article tbody a")]
+    assert made <= {link.rpartition("/")[2] for link in links}
+    browser.find_element("css selector", ".rconv-filter").send_keys("cifar10 cnn6_narrow")
+    assert 0 < len(find(browser, "article tbody tr")) < 4
+    click(browser, "article th:nth-child(4) button")
+    head = browser.find_element("css selector", "article th:nth-child(4)")
+    assert head.get_attribute("aria-sort") == "ascending"
 
 
 def test_search(browser, book):

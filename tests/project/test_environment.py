@@ -1,5 +1,6 @@
 """The environment: environment.yml and constraints.txt provide what pyproject.toml asks for."""
 
+import json
 import os
 import re
 import subprocess
@@ -143,6 +144,15 @@ def test_the_citation_has_the_paper_as_the_book_cites_it():
     cited = (ROOT / "book" / "references.bib").read_text()
     assert paper["doi"] in cited and f"{{{paper['volume']}}}" in cited
     assert all(author["family-names"] in cited for author in paper["authors"])
+
+
+def test_zenodo_is_given_what_the_citation_says():
+    given = json.loads((ROOT / ".zenodo.json").read_text())
+    assert given["upload_type"] == CITATION["type"]
+    assert all(given[key] == CITATION[key] for key in ("title", "version", "license", "keywords"))
+    assert given["creators"] == CITATION["authors"]
+    related = {own["identifier"] for own in given["related_identifiers"]}
+    assert {CITATION["references"][0]["doi"], CITATION["repository-code"]} == related
 
 
 def test_the_changelog_begins_with_this_version():

@@ -270,9 +270,9 @@ def test_the_layer_is_chosen_and_ranks_are_those_computed(play_with, figures):
 def test_layers_are_peeled(play_with, figures):
     said = data(figures["peeling"])["said"]
     figure = play_with("peeling")
-    assert figure.said == said[5] and figure.count(".done") == 5
-    figure.one("[name='step']").send_keys("\ue011")  # home
     assert figure.said == said[0] and figure.count(".open") == 5
+    figure.one("[name='step']").send_keys("\ue010")  # end
+    assert figure.said == said[5] and figure.count(".done") == 5
     figure.one("[data-step='3']").click()
     assert figure.said == said[3] and figure.count(".done") == 3
 

@@ -65,7 +65,7 @@ const play = (name, start) => {
     const show = start({ root, form, data, all, one, choose, render });
     all(".controls[hidden]").forEach((part) => (part.hidden = false));
     all("input:disabled").forEach((input) => (input.disabled = false));
-    render();
+    choose(show.first ?? {});
   }
 };
 
