@@ -29,8 +29,8 @@ def peeling(layers: Sequence[LayerReport], truth: Sequence[Tensor]) -> str:
 
     The layers are those of one image, from the head down to the first convolution. The true input
     of each, with axes (1, channel, row, column), is used for the errors alone. Returns HTML, in
-    which every step is done; the script begins where nothing is known. Raises ValueError for several images, or a layer of short
-    rank.
+    which every step is done; the script begins where nothing is known. Raises ValueError for
+    several images, or a layer of short rank.
     """
     if any(len(layer.open) != 1 or int(layer.open) for layer in layers):
         raise ValueError("the figure peels one image whose layers all have full rank")
