@@ -15,6 +15,7 @@ from rconv.attack.block_problem import BlockProblem, cotangent_below
 from rconv.attack.estimate import Cotangent, Estimate, Start, channel_errors
 from rconv.attack.map_problem import ConvData, MapProblem
 from rconv.attack.plan import LayerPlan
+from rconv.attack.pooling_problem import PoolingProblem, cotangent_below_pool
 from rconv.attack.report import LayerReport
 from rconv.linalg.solution import Solution, root_mean_square
 from rconv.linalg.system import ONE
@@ -99,6 +100,8 @@ class BackwardState:
             cotangent, output = self._outputs[i]
             if isinstance(stage, Block):  # it alone takes the map
                 own = node, self.plans[stage.name], output, cotangent
+                if stage.pool is not None:
+                    return PoolingProblem(*own, **data(stage))
                 return BlockProblem(*own, **data(stage), **self._below(node))
             layers.append(ConvData(self.plans[stage.name], output, cotangent, **data(stage)))
         return MapProblem(node, tuple(layers), self.estimate(node))
@@ -157,7 +160,8 @@ class BackwardState:
         """The derivative by a node that is about to be passed on."""
         for i, stage in self.network.fed_by(node):
             if isinstance(stage, Block):  # it alone takes the map
-                return cotangent_below(stage, self.maps[node], self._outputs[i][0])
+                below = cotangent_below if stage.pool is None else cotangent_below_pool
+                return below(stage, self.maps[node], self._outputs[i][0])
         return Cotangent.total(self._cotangents.pop(node))
 
     def _implied_by(self, consumer: int, node: int) -> Estimate | None:
