@@ -34,6 +34,10 @@ ACCURACY, ITERATIONS = 1e-6, 100
 REST = 1e-5
 """Root mean square of what the windows miss at which the search ends."""
 
+PIXELS, ENTRIES = (0.3, 0.5), (0.2, 2.0)
+"""Standard deviations of differences of neighbours, and of the values, that the search starts from:
+of an image per range, of other maps per size. They hardly count once the equations are met."""
+
 TIED = 1e-9
 """Share of the largest output within which two count as equal, and of the largest entry within
 which two patches do: both positions then give the same equations."""
@@ -141,13 +145,19 @@ class OnePooled:
             stage.unscaled(cotangent)[0].flatten(1),
             gradient.flatten(1),
             (seen if stage.groups == 1 else seen + 1 - stage.meeting()).flatten(1).all(dim=1),
-            problem.bounds[0] if math.isfinite(problem.bounds[0]) else -torch.inf,
-            self._range(),
+            problem.bounds[0],
+            self._prior(stage, (output.value[0].flatten(1) - bias)[known]),
         )
 
-    def _range(self) -> tuple[float, float] | None:
-        """That of an image."""
-        return self.problem.bounds if self.problem.node == 0 else None
+    def _prior(self, stage: Stage, value: Tensor) -> tuple[float, float, float]:
+        """Of an image by its range; of other maps by the size that the maxima suggest."""
+        if self.problem.node == 0:
+            low, high = self.problem.bounds
+            size = high - low
+            return (low + high) / 2, PIXELS[0] * size, PIXELS[1] * size
+        rows = stage.weight.square().sum(dim=(1, 2, 3)).mean().sqrt()
+        size = float(value.square().mean().sqrt() / rows) if len(value) else 1.0
+        return 0.0, ENTRIES[0] * size, ENTRIES[1] * size
 
     def _searched(self, given: PooledMap, rounds: int) -> Tensor:
         if not given.known.any():

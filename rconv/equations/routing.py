@@ -24,10 +24,10 @@ from rconv.linalg.gauss_newton import Change
 from rconv.linalg.system import Rows, System
 from rconv.model.geometry import Geometry, Stage
 
-EXPLORED = 0.1
-"""Share of the covariance that is added to it in every direction: patches are those of an
-estimate, and a direction that they do not show is not certain. With a tenth of this share and with
-ten times as much, fewer images were found."""
+EXPLORED, DECAY, LAST = 0.5, 0.75, 0.02
+"""Share of the covariance's root that is added to it in every direction, in the first step; what
+it is multiplied with in each step; and its least. Patches are those of an estimate, and directions
+that they do not show are no more certain than the estimate is."""
 
 QUANTILE, WARMTH, OWN = 0.75, 1.5, 2.0
 """Temperature: this quantile of what the largest values of the windows miss, times `WARMTH`; of
@@ -42,12 +42,6 @@ LEAST = 1e-7
 
 CERTAIN = 1e-6
 """Probability of all other positions below which the routing of a window has no variance."""
-
-SLOPE, SPREAD = 0.3, 0.5
-"""Standard deviations of differences of neighbours and of pixels, as shares of their range."""
-
-SIDE = 3_200
-"""Pixels of a channel beyond which no preconditioner is made."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +116,10 @@ class PooledMap:
         (D,), filters whose gradient is observed.
     low : float
         Least value of the input.
-    prior : tuple of float or None
-        The range of an image; None for no prior.
+    prior : tuple of float
+        Mean of the entries of the input, standard deviation of differences of neighbours, and of
+        the entries, before anything is known. Where the input is flat, routings are open whatever
+        the equations, and without a prior the search invents a texture there.
     """
 
     stage: Stage
@@ -134,8 +130,8 @@ class PooledMap:
     cotangent: Tensor
     gradient: Tensor
     observed: Tensor
-    low: float = -torch.inf
-    prior: tuple[float, float] | None = None
+    low: float
+    prior: tuple[float, float, float]
 
     def to(self, dtype: torch.dtype) -> "PooledMap":
         """The same in another precision, cotangent and gradient scaled to a mean square of one."""
@@ -154,9 +150,9 @@ class PooledMap:
         top = self.windows.values(self.outputs(x)).amax(dim=2)
         return torch.where(self.known, (top - self.value).abs(), 0.0)
 
-    def linearised(self, x: Tensor, *, first: bool = False) -> tuple[System, Change]:
+    def linearised(self, x: Tensor, step: int) -> tuple[System, Change]:
         """Equations of a step from x (n,), routings being random, and a preconditioner."""
-        own = RoutedRows(self, x, first)
+        own = RoutedRows(self, x, step)
         rhs = (own.target - own.apply(x))[None, :, None]
         rows = Linearised(own.apply, own.adjoint, rhs.shape[1], len(x))
         return System((Rows(rows, rhs),), len(x)), own.preconditioner()
@@ -172,13 +168,18 @@ class RoutedRows:
         What is known.
     x : Tensor
         (n,).
-    first : bool
-        Whether x is no estimate yet: all positions are equally probable.
+    step : int
+        Steps taken. At first x is no estimate yet, and all positions are equally probable.
     """
 
     given: PooledMap
     x: Tensor
-    first: bool
+    step: int
+
+    @property
+    def first(self) -> bool:
+        """Whether x is no estimate yet."""
+        return self.step == 0
 
     @property
     def geometry(self) -> Geometry:
@@ -195,7 +196,8 @@ class RoutedRows:
         """(D, L') and (), what each window misses and what most miss at most."""
         miss = self.given.miss(self.x)
         least = LEAST * self.given.value.square().mean().sqrt()
-        return miss, miss[self.given.known].quantile(QUANTILE).maximum(least)
+        level = miss[self.given.known].quantile(QUANTILE)
+        return miss, level.maximum(least)
 
     @cached_property
     def _temperature(self) -> Tensor:
@@ -260,7 +262,8 @@ class RoutedRows:
         directions, sizes = self.x.new_zeros(count, size, width), self.x.new_zeros(count, width)
         for i, (own, vectors) in enumerate(found):
             sizes[i, : len(own)], directions[i, :, : len(own)] = own, vectors
-        floor = EXPLORED**2 * sizes.sum(dim=1) / size + LEAST**2 * level
+        share = max(EXPLORED * DECAY**self.step, LAST)
+        floor = share**2 * sizes.sum(dim=1) / size + LEAST**2 * level
         shrunk = 1 - (floor[:, None] / (sizes + floor[:, None])).sqrt()
         return directions, shrunk, self.given.observed * floor.rsqrt()
 
@@ -305,7 +308,7 @@ class RoutedRows:
             self._whitened(given.gradient),
             given.value[..., None] * self._over_weight,
             self._low_weight * max(given.low, -1e30),
-            *self._prior_rows(torch.full_like(self.x, sum(given.prior or (0.0, 0.0)) / 2)),
+            *self._prior_rows(torch.full_like(self.x, given.prior[0])),
         ]
         return torch.cat([own.flatten() for own in parts])
 
@@ -339,22 +342,17 @@ class RoutedRows:
         return found + self._low_weight * low + self._prior_adjoint(prior)
 
     def _prior_rows(self, x: Tensor) -> list[Tensor]:
-        """Differences of neighbours, and pixels, over their standard deviations."""
-        if self.given.prior is None:
-            return []
-        size = self.given.prior[1] - self.given.prior[0]
+        """Differences of neighbours, and entries, over their standard deviations."""
+        _, slope, spread = self.given.prior
         maps = x.reshape(self.geometry.input)
-        slopes = maps.diff(dim=1).flatten(), maps.diff(dim=2).flatten()
-        return [own / (SLOPE * size) for own in slopes] + [x / (SPREAD * size)]
+        return [maps.diff(dim=1) / slope, maps.diff(dim=2) / slope, x / spread]
 
     def _prior_adjoint(self, rows: Tensor) -> Tensor:
-        if self.given.prior is None:
-            return torch.zeros_like(self.x)
-        size, (c, h, w) = self.given.prior[1] - self.given.prior[0], self.geometry.input
-        down, right, pixels = rows.split([c * (h - 1) * w, c * h * (w - 1), c * h * w])
+        (_, slope, spread), (c, h, w) = self.given.prior, self.geometry.input
+        down, right, entries = rows.split([c * (h - 1) * w, c * h * (w - 1), c * h * w])
         down = functional.pad(down.reshape(c, h - 1, w), (0, 0, 1, 1)).diff(dim=1)
         right = functional.pad(right.reshape(c, h, w - 1), (1, 1)).diff(dim=2)
-        return pixels / (SPREAD * size) - (down + right).flatten() / (SLOPE * size)
+        return entries / spread - (down + right).flatten() / slope
 
     def preconditioner(self) -> Change:
         """P⁻¹ with P² = AᵀA + α: A the gradient rows, averaged over the channels; α of all others.
@@ -362,8 +360,6 @@ class RoutedRows:
         One matrix (H·W, H·W) for all channels.
         """
         g, n = self.geometry, len(self.x)
-        if g.pixels > SIDE:
-            return Change.none()
         directions, shrunk, scale = self._whitening
         d, k = g.output[0], g.offsets
         parts = directions.reshape(d, g.input[0], k, -1)
@@ -413,7 +409,7 @@ def search(
     x = given.value.new_zeros(given.stage.geometry.unknowns)
     size, best, least = given.value[given.known].square().mean().sqrt(), x, torch.inf
     for step in range(rounds):
-        x = x + solve(*given.linearised(x, first=step == 0))
+        x = x + solve(*given.linearised(x, step))
         miss = float(given.miss(x)[given.known].square().mean().sqrt() / size)
         if miss < least:
             best, least = x, miss

@@ -28,6 +28,10 @@ from rconv.model.solve_order import solve_order
 from rconv.model.tracing import traced
 from rconv.model.weights import check_own_parameters, check_weights, copy_of
 
+SEARCHED = 4_096
+"""Pixels up to which the input of max pooling is searched for: it takes matrices of their square,
+and more steps than a minute holds."""
+
 
 def read(model: nn.Module, input_shape: Sequence[int]) -> Network:
     """Read a model into the maps from its image to its first Linear, in float64.
@@ -92,6 +96,12 @@ def read_with_blocks(model: nn.Module, input_shape: Sequence[int]) -> Network:
                     f"{stage.layers[-1][0]}: the network branches below {stage.name}, at "
                     f"{node.name}, where only invertible activations and ReLU may follow"
                 )
+    for stage in network.stages:
+        if not stage.linear and stage.pool is not None and stage.geometry.pixels > SEARCHED:
+            raise UnsupportedModelError(
+                f"{stage.layers[-1][0]}: the positions of maxima are searched for in maps of at "
+                f"most {SEARCHED} pixels, and {stage.name} takes {stage.geometry.pixels}"
+            )
     refuse_other_values(model, network)
     return network
 
