@@ -17,6 +17,7 @@ from rconv.attack.estimate import Cotangent, Estimate, Start, channel_errors
 from rconv.attack.layer_below import Passed, closed_from_below
 from rconv.attack.map_problem import ConvData, MapProblem
 from rconv.attack.plan import LayerPlan
+from rconv.attack.pooling_problem import PoolingProblem, cotangent_below_pool
 from rconv.attack.report import LayerReport
 from rconv.linalg.solution import Solution, root_mean_square
 from rconv.linalg.system import ONE
@@ -104,6 +105,8 @@ class BackwardState:
             kind = BlockData if blocks else ConvData
             layers.append(kind(self.plans[stage.name], output, cotangent, **data(stage)))
         own = node, tuple(layers)
+        if blocks and layers[0].block.pool is not None:
+            return PoolingProblem(*own)
         if blocks:
             return BlockProblem(*own, self.samples, self.estimate(node), **self._beside(node))
         return MapProblem(*own, self.estimate(node))
@@ -170,7 +173,11 @@ class BackwardState:
         for i, stage in self.network.fed_by(node):
             if isinstance(stage, Block):
                 own = stage, self.maps[node], self._outputs[i][0]
-                parts.append(cotangent_below(*own, self.samples))
+                pooled = stage.pool is not None
+                found = (
+                    cotangent_below_pool(*own) if pooled else cotangent_below(*own, self.samples)
+                )
+                parts.append(found)
         return Cotangent.total(parts)
 
     def _implied_by(self, consumer: int, node: int) -> Estimate | None:

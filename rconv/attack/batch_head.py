@@ -242,6 +242,12 @@ def required_for_batches(network: Network, batch: int | None) -> None:
         )
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise ValueError(f"the batch must be a whole number, 1 or more, or None, got {batch!r}")
+    pooled = next((own for own in network.stages if own.pool is not None), None)
+    if pooled is not None and batch != 1:
+        raise UnsupportedModelError(
+            f"{pooled.layers[-1][0]}: the positions of maxima are searched for one image at a time; "
+            "ask for batches of one image"
+        )
     if head.hidden is not None:
         network.refuse_blocks("an attack on a batch through a hidden layer")
         return

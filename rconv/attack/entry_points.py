@@ -32,8 +32,8 @@ from rconv.observe.noise import Observed
 NOT_PRIVATE = "Not supported does not mean private."
 
 SUPPORTED = (
-    "use Conv2d, normalisation, activations, average pooling, sums, concatenations of channels, "
-    "Flatten and Linear"
+    "use Conv2d, normalisation, activations, average or max pooling, sums, "
+    "concatenations of channels, Flatten and Linear"
 )
 """The remedy where a refusal has none of its own."""
 

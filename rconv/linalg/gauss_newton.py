@@ -140,14 +140,14 @@ def linear_step(
 
     def product(y: np.ndarray) -> np.ndarray:
         x = change.forward(torch.from_numpy(y).to(like))
-        return system.apply(x[None, :, None]).flatten().cpu().numpy()
+        return system.apply(x[None, :, None]).flatten().double().cpu().numpy()
 
     def adjoint(rows: np.ndarray) -> np.ndarray:
         back = system.adjoint(torch.from_numpy(rows).to(like)[None, :, None])
-        return change.backward(back.flatten()).cpu().numpy()
+        return change.backward(back.flatten()).double().cpu().numpy()
 
     operator = LinearOperator((like.shape[1], n), product, adjoint, dtype=np.float64)
-    rows = rhs.flatten().cpu().numpy()
+    rows = rhs.flatten().double().cpu().numpy()  # LSMR itself overflows in single precision
     found = lsmr(operator, rows, damping**0.5, accuracy, accuracy, 0.0, iterations)
     return change.forward(torch.from_numpy(found[0]).to(like))
 

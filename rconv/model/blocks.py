@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rconv.model.batchnorm import without_statistics
+from rconv.model.activations import from_module
+from rconv.model.batchnorm import affine_of, folded, without_statistics
 from rconv.model.geometry import Stage
 from rconv.model.nodes import UnsupportedModelError
 from rconv.model.operations import ACTIVATIONS, Operation
@@ -59,6 +60,21 @@ class Block(Stage):
 
     layers: tuple[tuple[str, nn.Module], ...] = ()
     linear = False
+
+    @property
+    def pool(self) -> nn.MaxPool2d | None:
+        """The max pooling that ends it, if one does; all else in it is linear then."""
+        module = self.layers[-1][1] if self.layers else None
+        return module if type(module) is nn.MaxPool2d else None
+
+    @property
+    def unpooled(self) -> Stage:
+        """Of a block that ends in max pooling, what stands below it, as one convolution."""
+        own = (self.name, self.weight, self.bias, self.activation, self.geometry)
+        stage = Stage(*own, groups=self.groups)
+        for name, norm in self.layers[:-1]:
+            stage = folded(stage, name, affine_of(name, norm, len(self.weight)))
+        return stage
 
     @property
     def offset(self) -> str:
@@ -184,6 +200,8 @@ def is_blocked(module: object) -> bool:
     """Whether a layer is passed as part of a block only."""
     if type(module) is nn.BatchNorm2d:
         return module.training or module.running_mean is None
+    if type(module) is nn.MaxPool2d:
+        return not module.return_indices
     return type(module) in BLOCKED
 
 
@@ -201,6 +219,7 @@ def with_blocks(steps: list[Operation]) -> list[Operation]:
         With new indices; a block has the name of its convolution.
     """
     uses = Counter(j for own in steps for j in own.inputs)
+    steps = _pooled_first(steps, uses)
     chains: dict[int, list[int]] = {}
     for i, own in enumerate(steps):
         chain = _down_to_convolution(steps, i, uses) if is_blocked(own.what) else None
@@ -221,6 +240,30 @@ def with_blocks(steps: list[Operation]) -> list[Operation]:
     return found
 
 
+def _pooled_first(steps: list[Operation], uses: Mapping[int, int]) -> list[Operation]:
+    """The steps, max pooling moved below activations: they never decrease, so the order is free."""
+    found = list(steps)
+    for i, own in enumerate(steps):
+        while type(found[i].what) is nn.MaxPool2d and len(found[i].inputs) == 1:
+            (j,) = found[i].inputs
+            if type(found[j].what) not in ACTIVATIONS or uses[j] != 1 or not _increases(found[j]):
+                break
+            own, below = found[i], found[j]
+            found[i] = Operation(below.name, below.what, own.inputs, below.line)
+            found[j] = Operation(own.name, own.what, below.inputs, own.line)
+            i = j
+    return found
+
+
+def _increases(step: Operation) -> bool:
+    """Whether an activation is one that the attack passes, and never decreases."""
+    try:
+        from_module(step.what)
+    except ValueError:
+        return False
+    return getattr(step.what, "negative_slope", 0.0) >= 0
+
+
 def _down_to_convolution(
     steps: list[Operation], end: int, uses: Mapping[int, int]
 ) -> list[int] | None:
@@ -232,8 +275,11 @@ def _down_to_convolution(
         if uses[below] != 1:
             return None
         chain.insert(0, below)
+        pooled = any(type(steps[i].what) is nn.MaxPool2d for i in chain)
         if type(what) is nn.Conv2d:
             return chain
+        if pooled and (type(what) is not nn.BatchNorm2d or is_blocked(what) or len(chain) > 2):
+            return None
         if not (is_blocked(what) or type(what) in (*ACTIVATIONS, nn.BatchNorm2d)):
             return None
     return None

@@ -19,6 +19,7 @@ SAME = {
     nn.Mish: (functional.mish,),
     nn.Hardswish: (functional.hardswish,),
     nn.AvgPool2d: (functional.avg_pool2d,),
+    nn.MaxPool2d: (functional.max_pool2d, torch.max_pool2d),
     nn.AdaptiveAvgPool2d: (functional.adaptive_avg_pool2d,),
     nn.LeakyReLU: (functional.leaky_relu, functional.leaky_relu_),
     nn.Sigmoid: (functional.sigmoid, torch.sigmoid, torch.sigmoid_, "sigmoid", "sigmoid_"),

@@ -96,6 +96,7 @@ class Stage:
     norm: str | None = None
     groups: int = 1
     linear = True
+    pool = None
 
     @property
     def offset(self) -> str:

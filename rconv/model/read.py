@@ -9,7 +9,7 @@ from torch import nn
 
 from rconv.model.agreement import refuse_other_values
 from rconv.model.batchnorm import without_statistics
-from rconv.model.blocks import with_blocks
+from rconv.model.blocks import Block, with_blocks
 from rconv.model.build import build
 from rconv.model.embedding import entered
 from rconv.model.heads import Head, Hidden
@@ -26,6 +26,10 @@ from rconv.model.operations import (
 )
 from rconv.model.tracing import traced
 from rconv.model.weights import check_own_parameters, check_weights, copy_of
+
+SEARCHED = 4_096
+"""Pixels up to which the input of max pooling is searched for: it takes matrices of their square,
+and more steps than a minute holds."""
 
 
 def read(model: nn.Module, input_shape: Sequence[int]) -> Network:
@@ -96,6 +100,24 @@ def refuse_mixed(network: Network) -> None:
                 f"{plain.name}: takes {node.name} beside {block.name}, which "
                 f"{block.layers[-1][0]} follows; put such a layer behind both, or behind none"
             )
+        for stage in stages:
+            if stage.pool is not None:
+                _refuse_pool(stage, node.name, alone=len(network.consumers[i]) == 1)
+
+
+def _refuse_pool(block: Block, taken: str, *, alone: bool) -> None:
+    """Refuse max pooling of maps that are too large, or that other layers take as well."""
+    name, pixels = block.layers[-1][0], block.geometry.pixels
+    if not alone:
+        raise UnsupportedModelError(
+            f"{name}: the network branches below {block.name}, at {taken}; the positions of maxima "
+            "are searched for where nothing else takes the map"
+        )
+    if pixels > SEARCHED:
+        raise UnsupportedModelError(
+            f"{name}: the positions of maxima are searched for in maps of at most {SEARCHED} "
+            f"pixels, and {block.name} takes {pixels}"
+        )
 
 
 def steps_of(model: nn.Module, shape: tuple[int, int, int]) -> list[Operation]:

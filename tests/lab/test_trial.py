@@ -239,7 +239,7 @@ def test_refuses_before_the_attack(given, options, hint, monkeypatch):
 
 
 def test_refuses_what_the_attack_refuses():
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 2))
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveMaxPool2d(3), nn.Flatten())
     with pytest.raises(UnsupportedModelError, match="MaxPool2d"):
         trial(model, SHAPE)
     with pytest.raises(UnsupportedModelError, match="int is no torch"):
