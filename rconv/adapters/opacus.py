@@ -59,4 +59,4 @@ def observed(model: nn.Module, optimizer: "DPOptimizer") -> tuple[dict[str, Tens
         for name, p in model.named_parameters()
         if p.grad is not None
     }
-    return gradients, Noise(deviations=dict.fromkeys(gradients, std))
+    return gradients, Noise(std=dict.fromkeys(gradients, std))

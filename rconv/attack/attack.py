@@ -116,8 +116,8 @@ class Attack:
         self.value_range, self.loss = check_value_range(value_range), loss
         options = {"signs": signs, "prior": signs and prior, "exact": exact}
         self.entry_points = [
-            replace(own, plans=make_plan(own.network, constraints, self.value_range, **options))
-            for own in points
+            replace(point, plans=make_plan(point.network, constraints, self.value_range, **options))
+            for point in points
         ]
 
     @torch.inference_mode(False)
@@ -127,7 +127,7 @@ class Attack:
         *,
         batch: int | None = 1,
         strict: bool = False,
-        precision: float | None = None,
+        relative_std: float | None = None,
         noise: Noise | None = None,
         buffers: Gradients | None = None,
         progress: bool | None = None,
@@ -147,10 +147,10 @@ class Attack:
             reads it from each client's gradient.
         strict : bool
             Raise where a layer does not determine its input, instead of reporting it.
-        precision : float, optional
+        relative_std : float, optional
             Error of the gradients per root mean square of each parameter's; else their rounding.
         noise : Noise, optional
-            What is known of their errors in more detail, in place of `precision`.
+            What is known of their errors in more detail, in place of `relative_std`.
         buffers : dict of str to Tensor, optional
             The client's buffers after the step, or its whole `state_dict`: running statistics of
             BatchNorm in training mode, which reveal those of the batch.
@@ -172,7 +172,7 @@ class Attack:
             nor a hidden layer with a bias and ReLU or LeakyReLU. Missing gradients without which
             nothing determines a layer's input.
         ValueError
-            Unknown names, wrong shapes, NaN or infinite entries, a precision that is
+            Unknown names, wrong shapes, NaN or infinite entries, a relative_std that is
             negative or no number, a batch that is not below the number of classes where the
             first Linear is the last, buffers that are not those of the model's BatchNorms in
             training mode.
@@ -182,7 +182,7 @@ class Attack:
         gradients, rounding = check_gradients(self.model, gradients, self._exact, partial=True)
         if self._exact is not None:
             self._match_dtype(gradients)
-        noise = declared_noise(self.model, rounding, precision, noise)
+        noise = declared_noise(self.model, rounding, relative_std, noise)
         points = observed_entry_points(self.entry_points, gradients)
         clients = Observed.of(gradients, noise)
         point, closed = best_entry_point(points, clients)

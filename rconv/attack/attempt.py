@@ -110,7 +110,7 @@ def attempt(
 
 def with_noise(clients: Observed, level: float) -> Observed:
     """The same clients with noise of a relative size in place of what is known of added noise."""
-    return replace(clients, noise=replace(clients.noise, spread=level))
+    return replace(clients, noise=replace(clients.noise, relative_std=level))
 
 
 def _certified(

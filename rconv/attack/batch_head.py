@@ -208,10 +208,10 @@ def _starts(
     generator, left = torch.Generator().manual_seed(0), TRIES
     counts = label_counts(bias_gradient, batch, noise)
     for i in range(ROUNDS):
-        for own in counts[: max(1, left)]:
-            labels = torch.repeat_interleave(torch.arange(classes), own.cpu()).to(own.device)
-            mean = ((bias_gradient + own) / batch).clamp(min=FLAT)
-            alike = i == 0 and int(own.max()) == 1
+        for count in counts[: max(1, left)]:
+            labels = torch.repeat_interleave(torch.arange(classes), count.cpu()).to(count.device)
+            mean = ((bias_gradient + count) / batch).clamp(min=FLAT)
+            alike = i == 0 and int(count.max()) == 1
             unlike = torch.randn(batch, classes, generator=generator, dtype=mean.dtype).to(mean)
             p = mean * (unlike * (0.0 if alike else SPREADS[i % len(SPREADS)])).exp()
             p = p / p.sum(dim=1, keepdim=True)
@@ -242,11 +242,11 @@ def required_for_batches(network: Network, batch: int | None) -> None:
         )
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise ValueError(f"the batch must be a whole number, 1 or more, or None, got {batch!r}")
-    pooled = next((own for own in network.stages if own.pool is not None), None)
+    pooled = next((stage for stage in network.stages if stage.pool is not None), None)
     if pooled is not None and batch != 1:
         raise UnsupportedModelError(
-            f"{pooled.layers[-1][0]}: the positions of maxima are searched for one image at a time; "
-            "ask for batches of one image"
+            f"{pooled.layers[-1][0]}: the positions of maxima are searched for one image at a "
+            "time; ask for batches of one image"
         )
     if head.hidden is not None:
         network.refuse_blocks("an attack on a batch through a hidden layer")

@@ -149,7 +149,7 @@ def joint(solved: Solution) -> Solution:
 
 
 def close_parts(
-    system: System, solution: Solution, precision: float, *, exact: bool, scale: float
+    system: System, solution: Solution, relative_std: float, *, exact: bool, scale: float
 ) -> Completed:
     """A system, N = 1, that falls into channels and residue classes, each closed alone.
 
@@ -162,7 +162,7 @@ def close_parts(
     closed, value = 0, value.clone()
     for part, index in system.parts():
         columns = columns_of(part, entries, index, torch.arange(index.shape[1]))
-        ranks = least_squares(columns, precision).rank
+        ranks = least_squares(columns, relative_std).rank
         for c in range(index.shape[1]):
             place = index[:, c].to(value.device)
             own = replace(columns.select([c]), bounds=system.bounds)
@@ -171,7 +171,7 @@ def close_parts(
                 continue
             mine = replace(solution, value=value[place][None], rank=ranks[c][None])
             none = (None,) * len(own.blocks)
-            done = close(Bounds(own, none), mine, precision, exact=exact, scale=scale)
+            done = close(Bounds(own, none), mine, relative_std, exact=exact, scale=scale)
             closed += done.closed
             value[place], low[place], high[place] = done.solution.value[0], done.low, done.high
             error[place] = done.solution.error[0] * root_mean_square(done.solution.value)[0]
@@ -183,7 +183,7 @@ def close_parts(
 def close(
     bounds: Bounds,
     solution: Solution,
-    precision: float,
+    relative_std: float,
     *,
     prior: bool = False,
     image: tuple[int, int, int, int] | None = None,
@@ -202,7 +202,7 @@ def close(
         The equations and inequalities.
     solution : Solution
         Of minimum norm, value (1, n), its rank short of n.
-    precision : float
+    relative_std : float
         Relative noise of the equations.
     prior : bool
         Whether a choice is made in the directions that stay open.
@@ -235,7 +235,7 @@ def close(
     if lowest is not None:
         found = forced_at(bounds.along(lowest, basis)[0] / scale, slopes, noise)
     if found is not None and found.active.any():
-        done = _closed(bounds, found, solution, precision)
+        done = _closed(bounds, found, solution, relative_std)
         if done is None:
             return as_is
         as_is, basis = done
@@ -287,7 +287,7 @@ def _left(
 
 
 def _closed(
-    bounds: Bounds, found: Forced, solution: Solution, precision: float
+    bounds: Bounds, found: Forced, solution: Solution, relative_std: float
 ) -> tuple[Completed, np.ndarray] | None:
     """The equations solved again with what is forced, and the directions that are left.
 
@@ -295,7 +295,7 @@ def _closed(
     """
     n = solution.value.shape[1]
     closed = bounds.closed(found.active).whitened()
-    answer = solve_dense(closed, precision)
+    answer = solve_dense(closed, relative_std)
     whole = closed.whole(answer.value)[..., 0]
     size = float(root_mean_square(whole)[0])
     error = float(answer.error[0] * root_mean_square(answer.value)[0])
@@ -307,7 +307,7 @@ def _closed(
         basis = np.zeros((n, own.shape[1]))
         basis[closed.free.cpu().numpy()] = own
     elif _violated(bounds, whole, error).any():
-        kept = _kept(bounds, found.active, whole, error, precision)
+        kept = _kept(bounds, found.active, whole, error, relative_std)
         if kept is None:
             return None
         answer, whole = kept
@@ -327,7 +327,7 @@ def _violated(bounds: Bounds, whole: Tensor, error: float) -> np.ndarray:
 
 
 def _kept(
-    bounds: Bounds, active: np.ndarray, whole: Tensor, error: float, precision: float
+    bounds: Bounds, active: np.ndarray, whole: Tensor, error: float, relative_std: float
 ) -> tuple[Solution, Tensor] | None:
     """The nearest answer that keeps to its bounds, if the equations allow it.
 
@@ -344,7 +344,7 @@ def _kept(
         beyond = _violated(bounds, whole, 0.0) & ~active
         active = active | beyond
         rows = bounds.closed(active).whitened()
-        answer = solve_dense(rows, precision)
+        answer = solve_dense(rows, relative_std)
         whole = rows.whole(answer.value)[..., 0]
         if not _violated(bounds, whole, error).any():
             break

@@ -207,7 +207,7 @@ def with_block_diagnostics(
     kinds = zip(*(report.constraints for report in result.layers), strict=True)
     blocks = torch.tensor([network.has_blocks or TWO_LAYERS in own for own in kinds])
     float64 = 0 < noise.relative <= DOUBLE  # a declared precision has no relative part
-    declared = not float64 or noise.spread > 0 or bool(noise.deviations)
+    declared = not float64 or noise.relative_std > 0 or bool(noise.std)
     inexact = blocks.to(result.assumed.device) & ((result.revealed_noise > DOUBLE) | declared)
     each = zip(result.diagnostics, inexact.tolist(), strict=True)
     reasons = tuple(UNCHECKED if own and not reason else reason for reason, own in each)

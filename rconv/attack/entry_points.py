@@ -160,7 +160,7 @@ def final_refusal(refusals: Sequence[UnsupportedModelError]) -> UnsupportedModel
     The refusals say why the model is not read up to its first Linear; then why its convolutions
     cannot be solved from their own gradients.
     """
-    reasons = tuple(dict.fromkeys(chain.from_iterable(own.reasons for own in refusals)))
+    reasons = tuple(dict.fromkeys(chain.from_iterable(refusal.reasons for refusal in refusals)))
     first = str(refusals[0])
     remedy = "" if "; " in first else f"; {SUPPORTED}"
     return UnsupportedModelError(f"{first}{remedy}. {NOT_PRIVATE}", reasons)
@@ -198,7 +198,7 @@ def best_entry_point(
     if None in spans:
         return points[0], ("",) * len(clients)
     ranks = torch.stack([span_ranks(point.network, point.spans, clients) for point in points])
-    needed = torch.tensor([own.combinations for own in spans])[:, None]
+    needed = torch.tensor([span.combinations for span in spans])[:, None]
     best = int((ranks == needed).sum(dim=1).argmax())
     names = [point.network.head.name for point in points]
     reasons = []

@@ -214,7 +214,7 @@ def channel_errors(value: Tensor, error: Tensor, kinds: Sequence[str], noise: No
     Gradient constraints solve every channel for itself, and where their error is rounding, it is
     relative to the channel. Other equations, and noise of one size, share it among all.
     """
-    rounding = not noise.spread and not noise.deviations
+    rounding = not noise.relative_std and not noise.std
     apart = torch.tensor([rounding and kind == "gradient" for kind in kinds], device=value.device)
     own = value.flatten(2).square().mean(dim=2).sqrt()
     shared = root_mean_square(value)[:, None].expand_as(own)

@@ -179,7 +179,7 @@ def from_head(linear: Head, clients: Observed, shape: tuple[int, int, int]) -> S
         # Each z̄ carries its own error; where the rows of V cancel, so that v̄ is small, it weighs
         # more.
         spread = level[:, None] * sizes
-        if noise.spread or noise.deviations:
+        if noise.relative_std or noise.std:
             own = level * root_mean_square(z)
             spread = torch.hypot(spread, own[:, None] * linear.weight.norm(dim=0))
     else:

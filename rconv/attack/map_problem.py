@@ -190,7 +190,7 @@ class MapProblem:
 
     def refuse_without_equations(self) -> None:
         """Refuse a map of which missing gradients leave no equation."""
-        some = any(bool(own.observed.any() or own.output.some.any()) for own in self.layers)
+        some = any(bool(layer.observed.any() or layer.output.some.any()) for layer in self.layers)
         if not some and self.estimate is None:
             name = self.layers[0].stage.name
             raise UnsupportedModelError(
@@ -260,8 +260,8 @@ class MapProblem:
     def solved_by(self, kind: str) -> Solution:
         """The solution of one kind of equations, for every sample; value (N·B, C·H·W)."""
         own = self._sample_by_sample() if kind == "weight" and self.estimate is None else self
-        precision = torch.stack([layer.relative_std for layer in own.layers]).amax(dim=0)
-        found = solve(own.system(kind), precision, own.samples)
+        relative_std = torch.stack([layer.relative_std for layer in own.layers]).amax(dim=0)
+        found = solve(own.system(kind), relative_std, own.samples)
         error = found.error.nan_to_num(nan=1.0, posinf=1.0).maximum(self.least_std(kind))
         return replace(found, value=found.value.flatten(1), error=error.clamp(max=1.0))
 
@@ -284,11 +284,11 @@ class MapProblem:
         if self.samples == 1:
             return self
         (layer,) = self.layers
-        gradient, precision = (
+        gradient, relative_std = (
             own.repeat_interleave(self.samples, dim=0)
             for own in (layer.gradient, layer.relative_std)
         )
-        alone = replace(layer, gradient=gradient, relative_std=precision, std=None, observed=ONE)
+        alone = replace(layer, gradient=gradient, relative_std=relative_std, std=None, observed=ONE)
         return replace(self, layers=(alone,))
 
     def _cheapest(self) -> list[str]:
@@ -319,8 +319,8 @@ class MapProblem:
             return solved, kinds
         shape = self.clients, self.samples
         outputs = [layer.offset_free for layer in self.layers]
-        noise = torch.stack([own.relative_std() for own in outputs]).amin(dim=0)
-        some = torch.stack([own.some for own in outputs]).any(dim=0).reshape(shape).any(dim=1)
+        noise = torch.stack([output.relative_std() for output in outputs]).amin(dim=0)
+        some = torch.stack([output.some for output in outputs]).any(dim=0).reshape(shape).any(dim=1)
         unsure = is_unsure(solved, self.unknowns, noise).reshape(shape).any(dim=1) & some
         again = [i for i in unsure.nonzero()[:, 0].tolist() if kinds[i] != "hybrid"]
         if not again:
@@ -362,16 +362,16 @@ class MapProblem:
     def _completed(self, solution: Solution) -> Completed | None:
         """One client's system closed; None where it is too large."""
         plan, system = self.layers[0].plan, self.system()
-        precision = max(float(layer.relative_std.amax()) for layer in self.layers)
+        relative_std = max(float(layer.relative_std.amax()) for layer in self.layers)
         scale = float(root_mean_square(solution.value)[0])
         bounds = Bounds(system, self._sides(system))
         if not bounds.one_sided and not system.couples:
-            return close_parts(system, solution, precision, exact=plan.exact, scale=scale)
+            return close_parts(system, solution, relative_std, exact=plan.exact, scale=scale)
         if not is_dense(system, self.samples):
             return None
         image = (self.samples, *plan.stage.geometry.input) if plan.first else None
         how = {"prior": plan.prior, "image": image, "exact": plan.exact}
-        return close(bounds, solution, precision, **how, scale=scale)
+        return close(bounds, solution, relative_std, **how, scale=scale)
 
     def _sides(self, system: System) -> tuple[Tensor | None, ...]:
         """The sides of every block of one client's system."""

@@ -75,8 +75,8 @@ def cotangent_below_pool(block: Block, x: Estimate, cotangent: Cotangent) -> Cot
     """
     stage, windows = block.unpooled, windows_of(block)
     value = []
-    for own, back in zip(x.value.split(1), cotangent.value.split(1), strict=True):
-        shares = routed(stage, windows, own) * back[0].flatten(1)[..., None]
+    for part, back in zip(x.value.split(1), cotangent.value.split(1), strict=True):
+        shares = routed(stage, windows, part) * back[0].flatten(1)[..., None]
         maps = windows.summed(shares, block.geometry.positions)
         value.append(stage.transpose(maps.reshape(1, *block.geometry.output)))
     return Cotangent(torch.cat(value), cotangent.relative_std)

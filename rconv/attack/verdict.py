@@ -141,7 +141,7 @@ def layer_relative_std(
     levels = []
     for names in layer_names(network, gradients):
         sizes = torch.stack([gradients[name].flatten(1).norm(dim=1) for name in names])
-        own = torch.stack([noise.relative_std(name, gradients[name], unit) for name in names])
+        own = torch.stack([noise.total_relative_std(name, gradients[name], unit) for name in names])
         size = sizes.norm(dim=0)
         levels.append((own * sizes).norm(dim=0) / torch.where(size > 0, size, 1.0))
     return torch.stack(levels, dim=1)
@@ -171,9 +171,9 @@ def residual_excess(
     """
     widened = Noise(
         relative=ACCUMULATED * max(noise.relative, ROUNDING),
-        spread=STATED * noise.spread,
+        relative_std=STATED * noise.relative_std,
         absolute=ACCUMULATED * noise.absolute,
-        deviations={name: STATED * own for name, own in noise.deviations.items()},
+        std={name: STATED * own for name, own in noise.std.items()},
     )
     names = layer_names(network, gradients)
     residuals = torch.stack([distance(own, gradients, layer) for layer in names], dim=1)

@@ -154,7 +154,7 @@ def _separates(
 
 def weakest(layers: list[BatchLimit]) -> BatchLimit:
     """The layer whose limit is that of the model, the first one in the order of the attack."""
-    told = [own for own in layers if own.largest is not None]
+    told = [layer for layer in layers if layer.largest is not None]
     return min(told, key=lambda own: own.largest or 0)
 
 

@@ -54,10 +54,10 @@ class RandomProblem(MapProblem):
     def _rows_of(self, channel: int) -> Tensor:
         """Gradient constraints of one channel."""
         blocks = []
-        for own in self.layers:
-            cotangent = own.stage.unscaled(own.cotangent.value)
-            meets = own.stage.meeting()[:, channel, 0, 0] > 0
-            blocks.append(gradient_matrix(cotangent[:, meets], own.stage.geometry)[0])
+        for layer in self.layers:
+            cotangent = layer.stage.unscaled(layer.cotangent.value)
+            meets = layer.stage.meeting()[:, channel, 0, 0] > 0
+            blocks.append(gradient_matrix(cotangent[:, meets], layer.stage.geometry)[0])
         return torch.cat(blocks)
 
     @property

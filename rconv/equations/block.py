@@ -133,8 +133,8 @@ class MapFunction:
         x = x if x.requires_grad else x.clone().requires_grad_()
         found: dict[str, Tensor] = {}
         total = torch.zeros_like(x) if self.direct is None else self.direct
-        for own in self.blocks:
-            parts, back = own.parts(x)
+        for block in self.blocks:
+            parts, back = block.parts(x)
             found, total = found | parts, total + back
         if self.itself:
             found[ITSELF] = x

@@ -310,7 +310,7 @@ class RoutedRows:
             self._low_weight * max(given.low, -1e30),
             *self._prior_rows(torch.full_like(self.x, given.prior[0])),
         ]
-        return torch.cat([own.flatten() for own in parts])
+        return torch.cat([part.flatten() for part in parts])
 
     def apply(self, x: Tensor) -> Tensor:
         """(n,) → (m,)."""
@@ -324,7 +324,7 @@ class RoutedRows:
             self._low_weight * x,
             *self._prior_rows(x),
         ]
-        return torch.cat([own.flatten() for own in parts])
+        return torch.cat([part.flatten() for part in parts])
 
     def adjoint(self, rows: Tensor) -> Tensor:
         """(m,) → (n,)."""

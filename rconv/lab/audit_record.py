@@ -150,7 +150,10 @@ def _made(command: str) -> Record:
         "schema_version": SCHEMA_VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
-        "versions": {"python": platform.python_version(), **{own: version(own) for own in names}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in names},
+        },
     }
 
 
@@ -226,7 +229,9 @@ def _outcome(tried: Trial | None, reason: str = "") -> Record:
         "tried": len(tried.psnr),
         "recovered": int(tried.recovered.sum()),
         "psnr": finite(tried.psnr.median()),
-        "reason": next((own for own in tried.reconstruction.diagnostics if own), ""),
+        "reason": next(
+            (diagnostic for diagnostic in tried.reconstruction.diagnostics if diagnostic), ""
+        ),
     }
 
 
@@ -286,8 +291,8 @@ def _layers(model: nn.Module, found: Findings | None, tried: Trial | None) -> li
     """What is known of each layer, head first: by rank, and in the trial."""
     if found is None and tried is None:
         return []
-    measured = {} if tried is None else {own[0]: own for own in tried.layers}
-    judged = {} if found is None else {own.name: own for own in found.layers}
+    measured = {} if tried is None else {layer[0]: layer for layer in tried.layers}
+    judged = {} if found is None else {layer.name: layer for layer in found.layers}
     followed = _followers(model, found, tried)
     layers = []
     for name in judged or measured:
@@ -319,8 +324,8 @@ def _followers(model: nn.Module, found: Findings | None, tried: Trial | None) ->
     stages = entry_points(model, tuple(tried.truth.shape[1:]))[0].network.stages
     blocks = [stage for stage in stages if not stage.linear]
     return {
-        own.name: "".join(f" and {type(module).__name__}" for _, module in own.layers)
-        for own in blocks
+        block.name: "".join(f" and {type(module).__name__}" for _, module in block.layers)
+        for block in blocks
     }
 
 
@@ -383,10 +388,10 @@ def _sentence(risk: str, record: Record, found: Findings | None) -> str:
 def by_rank(found: Findings) -> str:
     """The verdict by rank in one sentence."""
     if found.verdict == TOO_LARGE:
-        name = next(own.name for own in found.layers if own.verdict == TOO_LARGE)
+        name = next(layer.name for layer in found.layers if layer.verdict == TOO_LARGE)
         return f"Undecided: the rank of {name} is too large to compute."
     if found.verdict == NOT_UNIQUE:
-        short = [own for own in found.layers if own.verdict == NOT_UNIQUE]
+        short = [layer for layer in found.layers if layer.verdict == NOT_UNIQUE]
         worst = max(short, key=lambda own: own.open or 0)
         return (
             f"The equations do not determine the image: {worst.name} leaves "

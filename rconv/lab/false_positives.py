@@ -122,6 +122,6 @@ def attack_random_networks(
 
 def _nearest(found: Tensor, truths: tuple[Tensor, ...]) -> Tensor:
     """For each image found, the nearest of its truths."""
-    each = torch.stack([own.expand_as(found) for own in truths])
+    each = torch.stack([truth.expand_as(found) for truth in truths])
     errors = (each - found).flatten(2).norm(dim=2)
     return each[errors.argmin(dim=0), torch.arange(len(found))]

@@ -55,7 +55,7 @@ def masked_attack(
     missing[weight] = torch.where(unseen, 0.0, missing[weight])
     missing[bias] = torch.zeros_like(missing[bias])
     known = {**gradients, bias: torch.stack(completed)}
-    return Attack(model, input_shape)(known, noise=Noise(NOISE, deviations=missing))
+    return Attack(model, input_shape)(known, noise=Noise(NOISE, std=missing))
 
 
 def masked_head(

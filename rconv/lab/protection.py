@@ -80,7 +80,7 @@ def _plan(strengths: Strengths, clipping: Callable[[float], Defence]) -> list[De
     """All defences that are asked for."""
     makers: dict[str, Callable[[Any], Defence]] = {
         "noise": lambda s: Defence(
-            "noise", s, lambda g, r: add_noise(g, s, r), True, Noise(spread=s)
+            "noise", s, lambda g, r: add_noise(g, s, r), True, Noise(relative_std=s)
         ),
         "clip": clipping,
         "prune": lambda s: Defence("prune", s, lambda g, _: defences.prune(g, s)),
@@ -164,7 +164,7 @@ def _clipping(gradients: Gradients) -> Callable[[float], Defence]:
 
         if not sigma:
             return Defence("clip", 0, send)
-        noise = Noise(deviations=dict.fromkeys(gradients, sigma * bound))
+        noise = Noise(std=dict.fromkeys(gradients, sigma * bound))
         return Defence("clip", sigma, send, True, noise, epsilon_of_release(sigma, DELTA))
 
     return clipping

@@ -157,4 +157,4 @@ def _private(gradients: Gradients, scenario: Scenario, seed: int) -> tuple[Gradi
         torch.Generator().manual_seed(seed),
         summed=scenario.together > 1,
     )
-    return noised, Noise(deviations=dict.fromkeys(noised, scenario.noise * bound))
+    return noised, Noise(std=dict.fromkeys(noised, scenario.noise * bound))

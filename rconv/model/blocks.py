@@ -218,7 +218,7 @@ def with_blocks(steps: list[Operation]) -> list[Operation]:
     list of Operation
         With new indices; a block has the name of its convolution.
     """
-    uses = Counter(j for own in steps for j in own.inputs)
+    uses = Counter(j for step in steps for j in step.inputs)
     steps = _pooled_first(steps, uses)
     chains: dict[int, list[int]] = {}
     for i, own in enumerate(steps):

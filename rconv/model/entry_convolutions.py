@@ -41,7 +41,7 @@ def entry_networks(
     steps = steps_of(model, shape)
     if blocks:
         steps = with_blocks(steps)
-        if not any(type(own.what) is Fused and _convolution(own) for own in steps):
+        if not any(type(step.what) is Fused and _convolution(step) for step in steps):
             return [], []
     own = without_statistics(model)
     shapes, result = _shapes(own, shape)

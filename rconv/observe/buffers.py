@@ -140,4 +140,4 @@ def buffers_after(model: nn.Module, images: Tensor, together: bool) -> dict[str,
             client(batch.to(next(client.parameters())))
         parts.append(dict(client.named_buffers()))
     names = parts[0]
-    return {name: torch.stack([own[name] for own in parts]) for name in names}
+    return {name: torch.stack([part[name] for part in parts]) for name in names}

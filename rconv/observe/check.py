@@ -82,24 +82,26 @@ def check_gradients(
 
 
 def declared_noise(
-    model: nn.Module, rounding: Noise, precision: float | None = None, noise: Noise | None = None
+    model: nn.Module, rounding: Noise, relative_std: float | None = None, noise: Noise | None = None
 ) -> Noise:
     """What the attacker knows of the errors: what was declared, or else the rounding.
 
     The attacker may state the error relative to the root mean square of each parameter's gradient,
-    in `precision`, or more than that in `noise`. Raises ValueError if either is invalid or
+    in `relative_std`, or more than that in `noise`. Raises ValueError if either is invalid or
     names a parameter that the model does not have.
     """
-    if precision is not None:
-        if not 0 <= _number(precision) < math.inf:
-            raise ValueError(f"the precision must be a finite number, 0 or more, got {precision!r}")
-        rounding = Noise(spread=_number(precision), absolute=rounding.absolute)
+    if relative_std is not None:
+        if not 0 <= _number(relative_std) < math.inf:
+            raise ValueError(
+                f"relative_std must be a finite number, 0 or more, got {relative_std!r}"
+            )
+        rounding = Noise(relative_std=_number(relative_std), absolute=rounding.absolute)
     if noise is None:
         return rounding
     if not isinstance(noise, Noise):
         raise ValueError(f"the noise must be a Noise, got {type(noise).__name__}")
     parameters = dict(model.named_parameters())
-    for name, deviation in noise.deviations.items():
+    for name, deviation in noise.std.items():
         if name not in parameters:
             raise ValueError(f"the noise names {name!r}, which the model has no parameter of")
         deviation = torch.as_tensor(deviation, dtype=torch.float64)

@@ -27,23 +27,23 @@ class Noise:
     ----------
     relative : float
         Error per size of the entry itself: the rounding of a floating-point number.
-    spread : float
+    relative_std : float
         Error per root mean square of the entry's parameter: noise that a client adds.
     absolute : float
         Error whatever the size: what is left of subnormal numbers.
-    deviations : Mapping[str, Tensor | float]
+    std : Mapping[str, Tensor | float]
         Parameter name → further standard deviation, in the unit of the gradients; a number, or
         a tensor that broadcasts to (N, *parameter shape). A name that is missing has none. An
         infinite one marks an entry that is not observed, as one that was pruned.
     """
 
     relative: float = 0.0
-    spread: float = 0.0
+    relative_std: float = 0.0
     absolute: float = 0.0
-    deviations: Mapping[str, Tensor | float] = field(default_factory=dict)
+    std: Mapping[str, Tensor | float] = field(default_factory=dict)
 
     def __post_init__(self):
-        for name in ("relative", "spread", "absolute"):
+        for name in ("relative", "relative_std", "absolute"):
             value = getattr(self, name)
             if not isinstance(value, Real) or not 0 <= value < torch.inf:
                 raise ValueError(
@@ -64,13 +64,13 @@ class Noise:
         """
         own = {
             name: torch.as_tensor(deviation, dtype=torch.float64)
-            for name, deviation in self.deviations.items()
+            for name, deviation in self.std.items()
             if name in gradients
         }
         for name, deviation in own.items():
             if deviation.dim() == gradients[name].dim() and len(deviation) > 1:
                 own[name] = deviation[index]
-        return replace(self, deviations=own)
+        return replace(self, std=own)
 
     def entry_std(self, name: str, gradient: Tensor, unit: Tensor | None = None) -> Tensor:
         """Standard deviation of each entry's error, shaped as the gradient and in its unit.
@@ -81,9 +81,9 @@ class Noise:
         unit = gradient.new_ones(len(gradient)) if unit is None else unit
         mean_square = gradient.flatten(1).square().mean(dim=1)
         variance = self.relative**2 * gradient.square()
-        variance += self.spread**2 * mean_square.reshape(shape)
+        variance += self.relative_std**2 * mean_square.reshape(shape)
         variance += (self.absolute / unit.reshape(shape)) ** 2
-        if name in self.deviations:
+        if name in self.std:
             own = self._declared_std(name, gradient)
             variance = variance + (own / unit.reshape(shape)) ** 2
         return variance.sqrt()
@@ -92,14 +92,14 @@ class Noise:
         """Standard deviation of each entry's error as the equations weigh it.
 
         Rounding and added noise are of one size throughout a parameter: a client's sums round at
-        the size of their terms, which a small result does not determine. What `deviations` says is
+        the size of their terms, which a small result does not determine. What `std` says is
         each entry's own. None where one number, the level, says it all.
         """
         own = self._declared_std(name, gradient)
         if own.numel() <= 1:
             return None
         shape = (-1, *[1] * (gradient.dim() - 1))
-        others = replace(self, deviations={}).relative_std(name, gradient, unit)
+        others = replace(self, std={}).total_relative_std(name, gradient, unit)
         common = (others * root_mean_square(gradient)).reshape(shape)
         return torch.hypot(common, own / unit.reshape(shape)).expand_as(gradient)
 
@@ -108,10 +108,10 @@ class Noise:
         own = self.row_std(name, gradient, unit)
         if own is not None:
             return own
-        common = self.relative_std(name, gradient, unit) * root_mean_square(gradient)
+        common = self.total_relative_std(name, gradient, unit) * root_mean_square(gradient)
         return common.reshape(-1, *[1] * (gradient.dim() - 1)).expand_as(gradient)
 
-    def relative_std(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor:
+    def total_relative_std(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor:
         """Relative error of one parameter's gradient, both as root mean squares.
 
         The gradient (N, *parameter shape) was divided by `unit` (N,). Returns (N,), in [0, 1]: 1
@@ -119,9 +119,9 @@ class Noise:
         """
         size = root_mean_square(gradient)
         size = torch.where(size > 0, size, torch.inf)
-        least = math.hypot(max(self.relative, ARITHMETIC), self.spread)
+        least = math.hypot(max(self.relative, ARITHMETIC), self.relative_std)
         absolute = self.absolute / unit
-        if name in self.deviations:
+        if name in self.std:
             shape = (-1, *[1] * (gradient.dim() - 1))
             own = self._declared_std(name, gradient) / unit.reshape(shape)
             absolute = torch.hypot(absolute, root_mean_square(own.expand_as(gradient)))
@@ -130,12 +130,12 @@ class Noise:
 
     def observed(self, name: str, gradient: Tensor) -> Tensor | None:
         """Which entries are observed, shaped as `gradient`; None where all are."""
-        own = torch.as_tensor(self.deviations.get(name, 0.0), dtype=torch.float64).to(gradient)
+        own = torch.as_tensor(self.std.get(name, 0.0), dtype=torch.float64).to(gradient)
         return None if own.isfinite().all() else own.isfinite().expand_as(gradient)
 
     def _declared_std(self, name: str, gradient: Tensor) -> Tensor:
-        """What `deviations` says of a parameter; 0 for nothing, and for what is not observed."""
-        own = torch.as_tensor(self.deviations.get(name, 0.0), dtype=torch.float64).to(gradient)
+        """What `std` says of a parameter; 0 for nothing, and for what is not observed."""
+        own = torch.as_tensor(self.std.get(name, 0.0), dtype=torch.float64).to(gradient)
         return own.nan_to_num(posinf=0.0)
 
 
@@ -176,7 +176,7 @@ class Observed:
 
     def only(self, names: Collection[str]) -> "Observed":
         """The gradients of some of the parameters."""
-        chosen = {name: own for name, own in self.gradients.items() if name in names}
+        chosen = {name: gradient for name, gradient in self.gradients.items() if name in names}
         return replace(self, gradients=chosen)
 
     def divided(self, unit: Tensor) -> "Observed":
@@ -196,8 +196,8 @@ class Observed:
         return self.divided(largest_entry(self.gradients))
 
     def relative_std(self, name: str) -> Tensor:
-        """(N,): `Noise.relative_std` of one parameter."""
-        return self.noise.relative_std(name, self.gradients[name], self.unit)
+        """(N,): `Noise.total_relative_std` of one parameter."""
+        return self.noise.total_relative_std(name, self.gradients[name], self.unit)
 
     def std(self, name: str) -> Tensor | None:
         """`Noise.row_std` of one parameter."""

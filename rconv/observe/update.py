@@ -83,7 +83,7 @@ def gradients_from_update(
         on_the_way = torch.finfo(sent.dtype).eps / 2 * direction.abs()
         deviations[name] = torch.hypot(spread_of(sent) / length, on_the_way)
     coarsest = max((sent.dtype for sent in after.values()), key=lambda t: torch.finfo(t).eps)
-    return gradients, replace(Noise.of(coarsest), deviations=deviations)
+    return gradients, replace(Noise.of(coarsest), std=deviations)
 
 
 def _length(rate: float, decay: float, momentum: float, nesterov: bool) -> float:

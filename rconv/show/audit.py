@@ -82,12 +82,12 @@ def layer_rows(found: Findings) -> list[tuple]:
     layer's rank is full.
     """
     rows = []
-    for own in found.layers:
-        widths = [w for w in found.widths if w.layer == own.name]
+    for layer in found.layers:
+        widths = [w for w in found.widths if w.layer == layer.name]
         filters = ", ".join(f"{w.filters} ({_known(w.needed)})" for w in widths)
-        counts = own.unknowns, own.counted, own.gradient_rank, own.weight_rows
-        ranks = _known(own.hybrid_rank), _known(own.open)
-        rows.append((own.name, *counts, *ranks, filters or "–", own.verdict))
+        counts = layer.unknowns, layer.counted, layer.gradient_rank, layer.weight_rows
+        ranks = _known(layer.hybrid_rank), _known(layer.open)
+        rows.append((layer.name, *counts, *ranks, filters or "–", layer.verdict))
     return rows
 
 
@@ -182,7 +182,7 @@ def page(audit: Audit) -> str:
         setup=_setup(record),
         scenarios=_scenarios(record["scenarios"]),
         layers=_layers(record),
-        details="".join(f"<p>{_text(own)}</p>\n" for own in details if own),
+        details="".join(f"<p>{_text(detail)}</p>\n" for detail in details if detail),
         means_not="".join(f"<li>{_text(own)}</li>\n" for own in MEANS_NOT),
         terms="".join(
             f'<dt id="{_id(name)}">{_text(name)}</dt><dd>{_text(own)}</dd>\n'
@@ -310,8 +310,8 @@ def _layers(record: Record) -> str:
     """The table of layers, or what the refusal names."""
     if record["refusal"] is not None:
         reasons = record["refusal"]["reasons"]
-        said = (f"{own['layer']}: {own['reason']}" if own["layer"] else own["reason"]
-                for own in reasons)  # fmt: skip
+        said = (f"{reason['layer']}: {reason['reason']}" if reason["layer"] else reason["reason"]
+                for reason in reasons)  # fmt: skip
         return f"<ul>{''.join(f'<li>{_text(own)}</li>' for own in said)}</ul>"
     names = ("unknowns", "rank", "open", "filters (needed)")
     header = ["layer", *map(term, names), "open in the trial", "by rank"]

@@ -31,7 +31,7 @@ def shared(records: Sequence[Record]) -> list[Record]:
     """The records of those pairs of seed and image that every attack was given."""
     methods = {r["method"] for r in records}
     pairs = grouped(records, _pair)
-    return [r for r in records if {own["method"] for own in pairs[_pair(r)]} == methods]
+    return [r for r in records if {group["method"] for group in pairs[_pair(r)]} == methods]
 
 
 def explained(records: Iterable[Record]) -> int:
@@ -66,21 +66,23 @@ def _similarity(records: Sequence[Record]) -> str:
 
 def _seconds(records: Sequence[Record]) -> str:
     """CPU seconds of an image, and those of the preparation where there is one."""
-    own, before = (statistics.median(r[key] for r in records) for key in ("seconds", "preparation"))
-    return f"{own:.2g}" + (f" + {before:.2g}" if before else "")
+    group, before = (
+        statistics.median(r[key] for r in records) for key in ("seconds", "preparation")
+    )
+    return f"{group:.2g}" + (f" + {before:.2g}" if before else "")
 
 
 ATTACKS = Table(
     lambda records: by_attack(records).values(),
     {
-        "attack": lambda own: own[0]["method"],
-        "dtype": lambda own: own[0]["dtype"],
+        "attack": lambda group: group[0]["method"],
+        "dtype": lambda group: group[0]["dtype"],
         "n": _pairs,
-        "explains the gradients": lambda own: f"{explained(own)} of {len(own)}",
-        "MSE < 10⁻⁶": lambda own: f"{won(own)} of {len(own)}",
-        "PSNR (dB)": lambda own: interval(decibels(own)),
-        "worst": lambda own: decibel(min(value(r["psnr"], -inf) for r in own)),
-        "gain (dB)": lambda own: decibel(median(own, "gain")),
+        "explains the gradients": lambda group: f"{explained(group)} of {len(group)}",
+        "MSE < 10⁻⁶": lambda group: f"{won(group)} of {len(group)}",
+        "PSNR (dB)": lambda group: interval(decibels(group)),
+        "worst": lambda group: decibel(min(value(r["psnr"], -inf) for r in group)),
+        "gain (dB)": lambda group: decibel(median(group, "gain")),
         "SSIM": _similarity,
         "CPU s": _seconds,
     },
@@ -216,7 +218,7 @@ def by_defence(records: Iterable[Record]) -> list[Defended]:
     """The attacks among the records, by defence, strength and attacker, in their order."""
     attacks = (r for r in records if r["kind"] == "attack")
     found = grouped(attacks, lambda r: (r["defence"], r["strength"], r["attacker"]))
-    return [Defended(*key, own) for key, own in found.items()]
+    return [Defended(*key, group) for key, group in found.items()]
 
 
 def first_without(found: Iterable[Defended], bar: float, *, best: bool) -> float | None:
@@ -268,7 +270,7 @@ DEFENCES = Table(
 
 
 def _percent(summary: Callable[[list[float]], float]) -> Callable[[Sequence[Record]], str]:
-    return lambda own: f"{100 * summary([r['accuracy'] for r in own]):.0f}"
+    return lambda group: f"{100 * summary([r['accuracy'] for r in group]):.0f}"
 
 
 ACCURACIES = Table(
@@ -276,12 +278,12 @@ ACCURACIES = Table(
         (r for r in records if r["kind"] == "training"), lambda r: (r["defence"], r["strength"])
     ).values(),
     {
-        "defence": lambda own: DEFENCE_NAMES[own[0]["defence"]],
-        "strength": lambda own: (
-            "" if own[0]["defence"] == "none" else _strength(own[0]["strength"])
+        "defence": lambda group: DEFENCE_NAMES[group[0]["defence"]],
+        "strength": lambda group: (
+            "" if group[0]["defence"] == "none" else _strength(group[0]["strength"])
         ),
-        "ε of the training": lambda own: (
-            "" if own[0]["epsilon"] is None else f"{own[0]['epsilon']:.2g}"
+        "ε of the training": lambda group: (
+            "" if group[0]["epsilon"] is None else f"{group[0]['epsilon']:.2g}"
         ),
         "seeds": len,
         "accuracy (%): mean": _percent(statistics.mean),
@@ -301,16 +303,16 @@ def rough(number: float) -> str:
 
 def network_row(name: str, channels: int = 3, classes: int = 10) -> tuple:
     """What an architecture is made of; see `NETWORK_HEADER`."""
-    own = ARCHITECTURES[name]
+    group = ARCHITECTURES[name]
     head = build(name, channels, classes).fc
     return (
         f"`{name}`",
-        ", ".join(map(str, own.filters)),
-        _neighbours(f"{k}×{k} s{stride} p{pad}" for k, stride, pad in own.shapes),
-        _neighbours("chosen" if kind == CHOSEN else kind for kind in own.activations),
+        ", ".join(map(str, group.filters)),
+        _neighbours(f"{k}×{k} s{stride} p{pad}" for k, stride, pad in group.shapes),
+        _neighbours("chosen" if kind == CHOSEN else kind for kind in group.activations),
         f"{head.in_features} → {head.out_features}",
-        "yes" if own.bias else "no",
-        "uniform in [-0.5, 0.5]" if own.initialisation == "uniform" else "PyTorch's",
+        "yes" if group.bias else "no",
+        "uniform in [-0.5, 0.5]" if group.initialisation == "uniform" else "PyTorch's",
     )
 
 

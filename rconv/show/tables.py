@@ -62,12 +62,12 @@ def grouped(
 
 def first(key: str) -> Callable[[Sequence[Record]], Any]:
     """A column of what all records of a group share."""
-    return lambda own: own[0][key]
+    return lambda group: group[0][key]
 
 
 def typical(key: str, spec: str) -> Callable[[Sequence[Record]], str]:
     """A column of medians of a quality, see `median`."""
-    return lambda own: format(median(own, key), spec)
+    return lambda group: format(median(group, key), spec)
 
 
 def median(records: Iterable[Record], key: str) -> float:
@@ -98,7 +98,7 @@ def success(records: Sequence[Record]) -> str:
     An image that was attacked through several networks is one draw, with several outcomes.
     """
     images = grouped(records, lambda r: r["index"]).values()
-    low, high = rate_interval([won(own) for own in images], [len(own) for own in images])
+    low, high = rate_interval([won(group) for group in images], [len(group) for group in images])
     return f"{won(records)} of {len(records)}<br>{100 * low:.0f} to {100 * high:.0f} %"
 
 
@@ -148,8 +148,8 @@ def _fewest(
 ) -> Callable[[Sequence[Record]], int | str]:
     """A column of the fewest filters that are enough, with one kind of constraints."""
 
-    def cell(own: Sequence[Record]) -> int | str:
-        widths = (r["width"] for r in own if r["constraints"] == constraints and enough(r))
+    def cell(group: Sequence[Record]) -> int | str:
+        widths = (r["width"] for r in group if r["constraints"] == constraints and enough(r))
         return min(widths, default="–")
 
     return cell
@@ -166,8 +166,8 @@ def _succeeded(record: Record) -> bool:
 def _psnr_with_worst(key: str) -> Callable[[Sequence[Record]], str]:
     """A column of the median PSNR with the worst; None stands for an exact image."""
 
-    def cell(own: Sequence[Record]) -> str:
-        numbers = [value(r[key], math.inf) for r in own]
+    def cell(group: Sequence[Record]) -> str:
+        numbers = [value(r[key], math.inf) for r in group]
         return f"{statistics.median(numbers):.0f} ({min(numbers):.0f})"
 
     return cell
@@ -177,16 +177,16 @@ QUALITY = Table(
     lambda records: grouped(records, setting).values(),
     {
         "activation": first("activation"),
-        "constraints": lambda own: str(own[0]["constraints"]),
+        "constraints": lambda group: str(group[0]["constraints"]),
         "dtype": first("dtype"),
         "success": success,
-        "unique": lambda own: sum(r["unique"] for r in own),
-        "MSE median": lambda own: f"{statistics.median(map(_error, own)):.0e}",
-        "MSE worst": lambda own: f"{max(map(_error, own)):.0e}",
+        "unique": lambda group: sum(r["unique"] for r in group),
+        "MSE median": lambda group: f"{statistics.median(map(_error, group)):.0e}",
+        "MSE worst": lambda group: f"{max(map(_error, group)):.0e}",
         "PSNR median": typical("psnr", ".0f"),
         "gain median": typical("gain", ".0f"),
         "SSIM median": typical("ssim", ".4f"),
-        "ms / image": lambda own: f"{1e3 * statistics.median(r['seconds'] for r in own):.0f}",
+        "ms / image": lambda group: f"{1e3 * statistics.median(r['seconds'] for r in group):.0f}",
     },
 )
 """One row per setting: how many images were reconstructed, and how good all of them are.
@@ -198,10 +198,10 @@ FAILURES = Table(
     _failures,
     {
         "activation": first("activation"),
-        "constraints": lambda own: str(own[0]["constraints"]),
+        "constraints": lambda group: str(group[0]["constraints"]),
         "dtype": first("dtype"),
         "images": len,
-        "why": lambda own: _kind(own[0]["doubt"]),
+        "why": lambda group: _kind(group[0]["doubt"]),
     },
 )
 """One row per setting and reason, with the number of images that failed."""
@@ -242,13 +242,13 @@ WIDTHS = Table(
     {
         "filters": first("width"),
         "images": len,
-        "by equations": lambda own: sum(r["by_rank"] for r in own),
-        "with signs": lambda own: sum(r["full_rank"] for r in own),
-        "open": lambda own: f"{statistics.median(r['gap'] for r in own):.0f}",
+        "by equations": lambda group: sum(r["by_rank"] for r in group),
+        "with signs": lambda group: sum(r["full_rank"] for r in group),
+        "open": lambda group: f"{statistics.median(r['gap'] for r in group):.0f}",
         "flat (dB)": _psnr_with_worst("flat"),
         "minimum norm (dB)": _psnr_with_worst("least"),
         "prior (dB)": _psnr_with_worst("psnr"),
-        "seconds": lambda own: f"{statistics.median(r['seconds'] for r in own):.1f}",
+        "seconds": lambda group: f"{statistics.median(r['seconds'] for r in group):.1f}",
     },
 )
 """One row per number of filters of `rconv.lab.underdetermined`, the most first."""

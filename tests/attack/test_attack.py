@@ -425,7 +425,7 @@ def test_a_precision_of_ones_own_counts_as_that_of_the_dtype():
     model = network(nn.LeakyReLU)
     gradients = {name: g.float().double() for name, g in observe(model, IMAGES).items()}
     prepared = Attack(model, (1, 8, 8))
-    told = prepared(gradients, precision=2.0**-24)
+    told = prepared(gradients, relative_std=2.0**-24)
     same_dtype = prepared({name: g.float() for name, g in gradients.items()})
     torch.testing.assert_close(told.images, same_dtype.images, rtol=1e-6, atol=1e-8)
 

@@ -170,9 +170,9 @@ def test_buffers_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize(
     ("dtype", "options"),
-    [(torch.float32, {}), (torch.float32, {"precision": 0.0}),
-     (torch.float64, {"precision": 1e-10}),
-     (torch.float64, {"noise": Noise(deviations={"0.weight": 1e-12})})],
+    [(torch.float32, {}), (torch.float32, {"relative_std": 0.0}),
+     (torch.float64, {"relative_std": 1e-10}),
+     (torch.float64, {"noise": Noise(std={"0.weight": 1e-12})})],
 )  # fmt: skip
 def test_blocks_are_not_called_unique_where_gradients_are_not_exact(dtype, options):
     model = nn.Sequential(*layers(*NETWORKS["LayerNorm and GELU"])).to(dtype)

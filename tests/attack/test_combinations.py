@@ -67,7 +67,7 @@ def test_a_batch_of_which_one_gradient_entry_in_twenty_is_missing(batch):
             lost = uniform(*g.shape, seed=k) < 0.05
             missing[name] = torch.where(lost, torch.inf, 0.0).double()
             sent[name] = torch.where(lost, 0.0, g)
-    found = Attack(model, (3, 8, 8))(sent, batch=batch, noise=Noise(deviations=missing))
+    found = Attack(model, (3, 8, 8))(sent, batch=batch, noise=Noise(std=missing))
     assert found.unique.all()
     assert matched_errors(found.images, images).max() < 1e-10
     taken = Attack(model, (3, 8, 8))(sent, batch=batch)
@@ -82,7 +82,7 @@ def test_missing_entries_of_a_single_image_are_left_out_everywhere():
         lost = uniform(*g.shape, seed=k) < (0.05 if name != last else 0.0)
         missing[name] = torch.where(lost, torch.inf, 0.0).double()
         sent[name] = torch.where(lost, 0.0, g)
-    found = Attack(model, (3, 8, 8))(sent, noise=Noise(deviations=missing))
+    found = Attack(model, (3, 8, 8))(sent, noise=Noise(std=missing))
     assert found.unique.all() and found.gradient_residual < 1e-12
     assert matched_errors(found.images, image).max() < 1e-10
 

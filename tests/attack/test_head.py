@@ -298,7 +298,7 @@ def test_rows_with_a_noise_of_their_own_are_weighted_by_it(seed):
         enumerate(exact.items())
     }  # fmt: skip
     sent = {n: g + deviations[n] * normal(*g.shape, seed=seed + 5) for n, g in exact.items()}
-    found = head_input(head, sent, Noise(deviations=deviations))
+    found = head_input(head, sent, Noise(std=deviations))
     error, alone = found.value - v, head_input(head, sent).value - v
     assert 0.8 < (error / found.error).square().mean().sqrt() < 1.25
     assert alone.norm() > 2 * error.norm()
@@ -306,7 +306,7 @@ def test_rows_with_a_noise_of_their_own_are_weighted_by_it(seed):
 
 def test_a_noise_of_one_size_is_no_reason_to_weigh():
     gradients = with_bias(normal(1, 6), normal(1, 4, seed=1))
-    found = head_input(head_of(4, 6), gradients, Noise(spread=1e-3))
+    found = head_input(head_of(4, 6), gradients, Noise(relative_std=1e-3))
     assert found.error is None
     assert torch.equal(found.value, head_input(head_of(4, 6), gradients).value)
 
@@ -314,5 +314,5 @@ def test_a_noise_of_one_size_is_no_reason_to_weigh():
 def test_gradients_of_nothing_but_noise_tell_nothing():
     gradients = {name: g * 0 for name, g in with_bias(normal(1, 6), normal(1, 4)).items()}
     told = {name: torch.full_like(g, 1e-3) for name, g in gradients.items()}
-    found = head_input(head_of(4, 6), gradients, Noise(deviations=told))
+    found = head_input(head_of(4, 6), gradients, Noise(std=told))
     assert not found.known.any() and not found.value.any() and found.error.isfinite().all()

@@ -189,7 +189,7 @@ def test_noise_is_expected_and_called_by_its_size():
         + 1e-9 * g.square().mean().sqrt() * torch.randn(g.shape, generator=generator).double()
         for name, g in observe(client, images).items()
     }
-    found = Attack(client, SHAPE)(sent, noise=Noise(spread=1e-9))
+    found = Attack(client, SHAPE)(sent, noise=Noise(relative_std=1e-9))
     assert found.unique and all(map(expected, score(found, images, {})))
 
 

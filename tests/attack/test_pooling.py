@@ -9,7 +9,7 @@ from torch.nn import functional
 from rconv import Attack, UnsupportedModelError
 from rconv.equations.routing import PooledMap, RoutedRows, Windows
 from rconv.model.activations import from_module
-from rconv.model.convolution import stage_of
+from rconv.model.build import stage_of
 
 
 def network(*layers):

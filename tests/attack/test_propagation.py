@@ -294,7 +294,7 @@ def test_added_noise_is_of_one_size_in_all_rows_of_the_first_linear():
     z[:, 3] = -1
     linear = Head("fc", weight, True, True, "fc.bias")
     gradients = {"fc.weight": z[:, :, None] * normal(1, 1, 12, seed=3), "fc.bias": z}
-    start = from_head(linear, Observed.of(gradients, Noise(spread=level)), (3, 2, 2))
+    start = from_head(linear, Observed.of(gradients, Noise(relative_std=level)), (3, 2, 2))
     signal, z = start.cotangent, z / start.observed.unit
     moved = (z + level * z.square().mean().sqrt() * normal(200, 10, seed=4)) @ weight
     exact = signal.value.flatten(1)
@@ -323,7 +323,11 @@ def test_where_a_transposed_convolution_cancels_its_noise_weighs_more():
 
 def test_errors_of_one_size_are_shared_by_the_channels_and_roundings_are_not():
     value = normal(1, 2, 50, 50) * torch.tensor([1.0, 1e-3]).double()[:, None, None]
-    level, rounding, added = torch.tensor([1e-6]).double(), Noise(relative=1e-6), Noise(spread=1e-6)
+    level, rounding, added = (
+        torch.tensor([1e-6]).double(),
+        Noise(relative=1e-6),
+        Noise(relative_std=1e-6),
+    )
     apart = channel_errors(value, level, ("gradient",), rounding)[0]
     assert (apart[1] / apart[0]).item() == pytest.approx(1e-3, rel=0.1)
     for kind, noise in (("gradient", added), ("hybrid", rounding), ("hybrid", added)):
@@ -336,7 +340,7 @@ def test_noise_of_the_bias_gradient_alone_reaches_the_input_of_the_first_linear(
     linear = Head("fc", weight, True, True, "fc.bias")
     gradients = {"fc.weight": z[:, :, None] * normal(1, 1, 12, seed=3), "fc.bias": z}
     found = [
-        from_head(linear, Observed.of(gradients, Noise(deviations=known)), (3, 2, 2))
+        from_head(linear, Observed.of(gradients, Noise(std=known)), (3, 2, 2))
         .estimate.std.max()
         .item()
         for known in ({"fc.bias": 1e-3}, {"fc.weight": 1e-3}, {})
@@ -351,7 +355,7 @@ def test_the_noise_of_every_entry_reaches_what_the_first_linear_says():
     exact = {"fc.weight": z[:, :, None] * v[:, None, :], "fc.bias": z}
     told = {"fc.weight": torch.full((1, 10, 800), 1e-3), "fc.bias": torch.full((1, 10), 1e-5)}
     told["fc.weight"][:, :, 400:] *= 10
-    noise = Noise(deviations=told)
+    noise = Noise(std=told)
     sent = {n: g + told[n] * normal(*g.shape, seed=k) for k, (n, g) in enumerate(exact.items())}
     start = from_head(linear, Observed.of(sent, noise), (2, 20, 20))
     value, cotangent = start.estimate, start.cotangent

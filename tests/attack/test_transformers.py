@@ -94,7 +94,7 @@ def test_told_noise_of_every_entry_counts():
     model, images = seeded(TokenFirst), uniform(1, *SHAPE)
     sent = observe(model, images)
     told = {name: 1e-9 * torch.ones_like(g) for name, g in sent.items()}
-    noise = Noise(deviations=told)
+    noise = Noise(std=told)
     sent = {name: g + told[name] * torch.randn_like(g) for name, g in sent.items()}
     found = Attack(model, SHAPE)(sent, noise=noise)
     error = relative_error(found.images, images)

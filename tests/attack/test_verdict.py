@@ -64,9 +64,9 @@ def test_noise_that_was_not_told_is_revealed_in_its_size(activation, level):
 
 def test_noise_that_was_told_is_not_revealed_again():
     _, attack, gradients = prepared()
-    found = attack(noisy(gradients, 1e-6), precision=1e-6)
+    found = attack(noisy(gradients, 1e-6), relative_std=1e-6)
     assert found.revealed_noise.tolist() == [0, 0, 0] and found.unique.all()
-    same = attack(noisy(gradients, 1e-6), noise=Noise(spread=1e-6))
+    same = attack(noisy(gradients, 1e-6), noise=Noise(relative_std=1e-6))
     assert torch.equal(same.images, found.images)
 
 
@@ -76,7 +76,7 @@ def test_noise_of_one_layer_that_was_told_is_not_revealed_where_the_image_is_fre
     own = gradients["2.weight"]
     error = 1e-4 * own.flatten(1).square().mean(dim=1).sqrt().reshape(-1, 1, 1, 1, 1)
     sent = {**gradients, "2.weight": own + error * normal(*own.shape)}
-    found = attack(sent, noise=Noise(deviations={"2.weight": error}))
+    found = attack(sent, noise=Noise(std={"2.weight": error}))
     assert (found.gradient_residual > 1e-5).all()
     assert found.revealed_noise.tolist() == [0, 0, 0] and found.unique.all()
     assert (found.expected_error < 1e-6).all() and (
@@ -177,7 +177,7 @@ def test_an_unknown_loss_is_refused():
 def test_the_limit_of_the_verdict_is_that_of_the_expected_error():
     _, attack, gradients = prepared(nn.Sigmoid)
     for precision in (1e-6, 1e-4, 1e-2, 0.5):
-        found = attack(gradients, precision=precision)
+        found = attack(gradients, relative_std=precision)
         small = found.expected_error.maximum(found.systematic_error) <= CLEAR
         told = found.full_rank & small
         assert torch.equal(found.unique, told)
@@ -191,7 +191,7 @@ def test_each_image_may_have_a_noise_of_its_own(monkeypatch):
         name: (sizes * g.flatten(1).norm(dim=1)).reshape(-1, *[1] * (g.dim() - 1)).expand_as(g)
         for name, g in gradients.items()
     }
-    noise = Noise(deviations=deviations)
+    noise = Noise(std=deviations)
     whole = attack(gradients, noise=noise)
     monkeypatch.setattr("rconv.attack.entry_points.CHUNK_BYTES", 1)
     parts = attack(gradients, noise=noise)
@@ -475,7 +475,7 @@ def test_the_error_of_an_image_of_low_contrast_is_measured_by_its_contrast():
     model, attack, _ = prepared(nn.Sigmoid)
     sizes = []
     for images in (IMAGES, 0.5 + 0.05 * (IMAGES - 0.5)):
-        found = attack(observe(model, images), precision=1e-4)
+        found = attack(observe(model, images), relative_std=1e-4)
         errors = (found.images - images).square().mean(dim=(1, 2, 3)).sqrt()
         contrast = images.std(dim=(1, 2, 3), correction=0)
         assert ((errors < 0.05 * contrast) | ~found.unique).all()

@@ -127,7 +127,7 @@ def test_what_is_sent_in_each_scenario():
         scale = g.abs().max()
         assert (mean[name] - g.mean(0)).abs().max() < 1e-12 * scale
         assert (two[name] - g.sum(0) / 2).abs().max() < 1e-12 * scale
-        assert noised[name].shape == g.shape and noise.deviations[name] > 0
+        assert noised[name].shape == g.shape and noise.std[name] > 0
     with pytest.raises(ValueError, match="4 images are behind one gradient, but 3 given"):
         sent(model, images[:3], labels[:3], Scenario(batch=4))
     with pytest.raises(ValueError, match="one image only"):

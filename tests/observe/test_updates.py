@@ -68,7 +68,7 @@ def test_a_tenth_of_the_rate_loses_ten_times_as_much(client):
         sent = sgd_step(model, gradients, rate)
         read, noise = gradients_from_update(before(model), sent, rate)
         found.append(
-            noise.relative_std("conv2.weight", read["conv2.weight"], torch.ones(2).double())
+            noise.total_relative_std("conv2.weight", read["conv2.weight"], torch.ones(2).double())
         )
     for coarse, fine in zip(found[1:], found, strict=False):
         assert torch.allclose(coarse / fine, torch.full((2,), 10.0).double(), rtol=0.05)
@@ -83,7 +83,7 @@ def test_powers_of_two_are_read_exactly():
     read, noise = gradients_from_update({"weight": weight}, sent, 2.0**-3)
     assert torch.equal(read["weight"], gradient.double())
     # Half the spacing of the numbers in [1/2, 1) is 2^-25: over the rate.
-    told = noise.deviations["weight"]
+    told = noise.std["weight"]
     assert torch.allclose(told, torch.full((1, 2, 2), 2.0**-25 * 2**3 / math.sqrt(3)).double())
 
 

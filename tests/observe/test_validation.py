@@ -161,10 +161,12 @@ ROUNDING = Noise.of(torch.float32)
 
 
 def test_what_is_told_of_the_noise_takes_the_place_of_the_rounding():
-    own = Noise(deviations={"0.weight": torch.ones(2, 1, 1, 1), "2.bias": 0.5})
+    own = Noise(std={"0.weight": torch.ones(2, 1, 1, 1), "2.bias": 0.5})
     assert declared_noise(model(), ROUNDING) == ROUNDING
-    assert declared_noise(model(), ROUNDING, 1e-3) == Noise(spread=1e-3, absolute=ROUNDING.absolute)
-    assert declared_noise(model(), ROUNDING, torch.tensor(0.5)).spread == 0.5
+    assert declared_noise(model(), ROUNDING, 1e-3) == Noise(
+        relative_std=1e-3, absolute=ROUNDING.absolute
+    )
+    assert declared_noise(model(), ROUNDING, torch.tensor(0.5)).relative_std == 0.5
     assert declared_noise(model(), ROUNDING, 1e-3, own) is own
 
 
@@ -172,7 +174,7 @@ def test_what_is_told_of_the_noise_takes_the_place_of_the_rounding():
     "precision", [-1, float("nan"), float("inf"), "little", [1], 1j, torch.ones(2)], ids=str
 )
 def test_a_precision_that_is_none_is_refused(precision):
-    with pytest.raises(ValueError, match="precision must be a finite number"):
+    with pytest.raises(ValueError, match="relative_std must be a finite number"):
         declared_noise(model(), ROUNDING, precision)
 
 
@@ -180,12 +182,12 @@ def test_a_precision_that_is_none_is_refused(precision):
     ("noise", "message"),
     [
         (1e-3, "must be a Noise, got float"),
-        ({"spread": 1.0}, "must be a Noise, got dict"),
-        (Noise(deviations={"fc.bias": 1.0}), "names 'fc.bias'"),
-        (Noise(deviations={"2.bias": -1.0}), "2.bias must be 0 or more"),
-        (Noise(deviations={"2.bias": float("nan")}), "2.bias must be 0 or more"),
-        (Noise(deviations={"2.bias": torch.ones(2)}), r"2.bias does not fit its shape \(3,\)"),
-        (Noise(deviations={"2.bias": torch.ones(1, 1, 3)}), "2.bias does not fit"),
+        ({"relative_std": 1.0}, "must be a Noise, got dict"),
+        (Noise(std={"fc.bias": 1.0}), "names 'fc.bias'"),
+        (Noise(std={"2.bias": -1.0}), "2.bias must be 0 or more"),
+        (Noise(std={"2.bias": float("nan")}), "2.bias must be 0 or more"),
+        (Noise(std={"2.bias": torch.ones(2)}), r"2.bias does not fit its shape \(3,\)"),
+        (Noise(std={"2.bias": torch.ones(1, 1, 3)}), "2.bias does not fit"),
     ],
     ids="number dict name negative NaN shape axes".split(),
 )
@@ -216,7 +218,7 @@ def test_constraints_that_are_none_are_refused(constraints):
         Attack(network(), (1, 8, 8), constraints=constraints)
 
 
-@pytest.mark.parametrize("options", [{"precision": -1}, {"precision": float("nan")}], ids=str)
+@pytest.mark.parametrize("options", [{"relative_std": -1}, {"relative_std": float("nan")}], ids=str)
 def test_an_attack_refuses_what_cannot_be_a_precision(options):
     with pytest.raises(ValueError, match="number"):
         Attack(network(), (1, 8, 8))(observe(network(), IMAGES), **options)

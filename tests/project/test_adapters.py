@@ -109,7 +109,7 @@ def test_opacus_shows_the_clipped_gradient_and_states_its_noise(sigma):
     size = torch.cat([g.flatten() for g in gradients.values()]).norm()
     count = sum(g.numel() for g in gradients.values())
     assert abs(size**2 - 0.25 - sigma**2 * 0.25 * count) < 0.1 * (0.25 + sigma**2 * 0.25 * count)
-    assert set(noise.deviations.values()) == {sigma * 0.5}
+    assert set(noise.std.values()) == {sigma * 0.5}
     found = Attack(original, (3, 8, 8))(gradients, noise=noise)
     error = (found.images[0] - IMAGES[0]).square().mean().sqrt()
     assert bool(found.unique) == (sigma == 0) or error < 1e-2
