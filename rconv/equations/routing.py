@@ -24,7 +24,7 @@ from rconv.linalg.gauss_newton import Change
 from rconv.linalg.system import Rows, System
 from rconv.model.geometry import Geometry, Stage
 
-EXPLORED, DECAY, LAST = 0.5, 0.75, 0.02
+EXPLORED, DECAY, LAST = 0.5, 0.75, 0.1
 """Share of the covariance's root that is added to it in every direction, in the first step; what
 it is multiplied with in each step; and its least. Patches are those of an estimate, and directions
 that they do not show are no more certain than the estimate is."""
