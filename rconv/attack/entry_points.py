@@ -132,7 +132,9 @@ def entry_points(model: nn.Module, input_shape: Sequence[int]) -> list[EntryPoin
     found, more = _spanned(model, input_shape, str(blocked), blocks=True)
     if found:
         return found
-    raise final_refusal([blocked, reason, *refusals, *more])
+    # The reading with blocks gets further, if there is any block.
+    first = [blocked, reason] if more else [reason, blocked]
+    raise final_refusal([*first, *refusals, *more])
 
 
 def _spanned(

@@ -15,15 +15,15 @@ SECONDS = 10.0
 
 REFUSED = [
     # model, training, what the refusal names
-    ("alexnet", False, r"features\.2: MaxPool2d between .*; use a convolution with a stride"),
-    ("vgg11", False, r"features\.2: MaxPool2d"),
-    ("squeezenet1_1", False, r"features\.2: MaxPool2d"),
+    ("alexnet", False, r"avgpool: AdaptiveAvgPool2d between .*; use a convolution with a stride"),
+    ("vgg11", False, r"avgpool: AdaptiveAvgPool2d"),
+    ("squeezenet1_1", False, r"features\.5: MaxPool2d"),
     ("squeezenet1_1", True, r"classifier\.0: Dropout is active, .*; call model\.eval\(\)"),
-    ("resnet18", False, r"maxpool: MaxPool2d"),
+    ("resnet18", False, r"avgpool: AdaptiveAvgPool2d"),
     ("resnet18", True, r"maxpool: MaxPool2d"),
-    ("densenet121", False, r"features\.pool0: MaxPool2d"),
-    ("shufflenet_v2_x0_5", False, r"maxpool: MaxPool2d"),
-    ("googlenet", False, r"maxpool1: MaxPool2d"),
+    ("densenet121", False, r"adaptive_avg_pool2d: AdaptiveAvgPool2d"),
+    ("shufflenet_v2_x0_5", False, r"stage2\.0: InvertedResidual's view"),
+    ("googlenet", False, r"inception3a\.branch4\.0: MaxPool2d"),
     ("mobilenet_v3_small", False, r"features\.1\.block\.1\.avgpool: AdaptiveAvgPool2d between"),
     ("efficientnet_b0", False, r"features\.1\.0\.block\.1\.avgpool: AdaptiveAvgPool2d between"),
     ("mnasnet0_5", False, r"mean: the attack does not know this operation"),

@@ -46,8 +46,10 @@ def test_what_a_page_imports_is_a_public_name(path):
     found = set(imported(code(path)))
     assert found
     for package, name in found:
-        assert package in ("rconv", *SUBPACKAGES)
         exec(f"from {package} import {name}")
+        if package.startswith("rconv.adapters."):  # one module for each framework
+            continue
+        assert package in ("rconv", *SUBPACKAGES)
         assert f"{package}.{name}" in MODULES or name in sys.modules[package].__all__
 
 
