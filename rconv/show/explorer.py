@@ -13,7 +13,7 @@ from rconv.extras import extra
 from rconv.lab import metrics
 from rconv.show import interactive
 from rconv.show.figures import MAP_COLOURS
-from rconv.show.tables import scientific
+from rconv.show.numbers import scientific
 
 with extra():
     import matplotlib as mpl

@@ -10,7 +10,7 @@ from typing import Any
 
 from rconv.lab import archive
 from rconv.lab.records import Record
-from rconv.show.tables import scientific
+from rconv.show.numbers import scientific
 
 PREFIX = "application/papermill.record/"
 

@@ -11,7 +11,7 @@ from rconv.extras import extra
 from rconv.linalg.solution import relative
 from rconv.show import interactive
 from rconv.show.figures import MAP_COLOURS, SIGNED_MAP_COLOURS
-from rconv.show.tables import scientific
+from rconv.show.numbers import scientific
 
 with extra():
     import matplotlib as mpl

@@ -5,11 +5,11 @@ import re
 import statistics
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any
 
 from rconv.lab.intervals import rate_interval
 from rconv.lab.records import FACTOR, Record, expected, open_directions, value, won
+from rconv.show.numbers import scientific
 
 Group = Any
 """What one row is computed from; for most tables a list of records."""
@@ -265,23 +265,3 @@ CALIBRATION = Table(
     },
 )
 """Name → records: how often the expected error is of the true one's size."""
-
-
-WRITTEN = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)e([+-]?\d+)(?!\w)")
-RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def scientific(text: str) -> str:
-    """Write the numbers in a text with powers of ten; those between 0.1 and 100 without.
-
-    ``7e-07`` becomes ``7·10⁻⁷``, with as many digits as before.
-    """
-    return WRITTEN.sub(_raised, text)
-
-
-def _raised(found: re.Match) -> str:
-    mantissa, exponent = found[1], int(found[2])
-    if -1 <= exponent <= 1:
-        return format(Decimal(found[0]), "f")
-    power = "10" + str(exponent).translate(RAISED)
-    return power if mantissa == "1" else f"{mantissa}·{power}"

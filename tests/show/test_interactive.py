@@ -17,11 +17,11 @@ from rconv.linalg.solution import relative
 from rconv.model.geometry import Geometry
 from rconv.observe.observation import features, per_sample_gradients
 from rconv.show.explorer import explorer
+from rconv.show.numbers import scientific
 from rconv.show.peeling import peeling
 from rconv.show.residues import layer as shapes_of
 from rconv.show.residues import residues
 from rconv.show.sliding import sliding
-from rconv.show.tables import scientific
 
 RIGHT, LEFT, DOWN = "\ue014", "\ue012", "\ue015"
 FILTERS = (2, 11, 16)

@@ -3,7 +3,7 @@
 import pytest
 
 from rconv.show import tables
-from rconv.show.tables import scientific
+from rconv.show.numbers import scientific
 
 
 def record(mse, rank=64, **changes):
