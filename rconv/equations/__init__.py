@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from rconv.equations.conv_gradient import gradient_matrix, gradient_rhs
     from rconv.equations.conv_output import weight_matrix
     from rconv.equations.conv_system import conv_system as constraint_system
+    from rconv.equations.routing import PooledMap, Windows
+    from rconv.equations.routing import search as search_routings
     from rconv.equations.spans import Spans
     from rconv.equations.windows import window_index
 
