@@ -25,7 +25,7 @@ from rconv.model.blocks import Block
 from rconv.model.entry_convolutions import entry_networks
 from rconv.model.heads import ConvEntry, Head
 from rconv.model.nodes import Network, UnsupportedModelError
-from rconv.model.read import read, read_with_blocks
+from rconv.model.read import joins_blocks, read, read_with_blocks
 from rconv.model.wrappers import unwrapped
 from rconv.observe.noise import Observed
 
@@ -132,8 +132,7 @@ def entry_points(model: nn.Module, input_shape: Sequence[int]) -> list[EntryPoin
     found, more = _spanned(model, input_shape, str(blocked), blocks=True)
     if found:
         return found
-    # The reading with blocks gets further, if there is any block.
-    first = [blocked, reason] if more else [reason, blocked]
+    first = [blocked, reason] if joins_blocks(model, input_shape) else [reason, blocked]
     raise final_refusal([*first, *refusals, *more])
 
 

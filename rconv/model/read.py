@@ -9,7 +9,7 @@ from torch import nn
 
 from rconv.model.agreement import refuse_other_values
 from rconv.model.batchnorm import without_statistics
-from rconv.model.blocks import Block, with_blocks
+from rconv.model.blocks import Block, Fused, with_blocks
 from rconv.model.build import build
 from rconv.model.embedding import entered
 from rconv.model.heads import Head, Hidden
@@ -76,6 +76,15 @@ def read_with_blocks(model: nn.Module, input_shape: Sequence[int]) -> Network:
     refuse_mixed(network)
     refuse_other_values(model, network)
     return network
+
+
+def joins_blocks(model: nn.Module, input_shape: Sequence[int]) -> bool:
+    """Whether reading with blocks joins any layer of a model to its convolution."""
+    try:
+        steps = with_blocks(steps_of(model, check_input_shape(input_shape)))
+    except UnsupportedModelError:
+        return False
+    return any(type(step.what) is Fused for step in steps)
 
 
 def refuse_mixed(network: Network) -> None:

@@ -482,7 +482,7 @@ def test_intervals_hold_the_truth_and_the_exact_ones_are_smaller():
 def test_under_an_open_layer_every_interval_is_the_whole_range():
     model = build("lenet_main", seed=2, initialisation="default")  # two dead filters
     truth = load("Photos", range(1))
-    found = Attack(model, (3, 32, 32))(observe(model, truth.images))
+    found = Attack(model, (3, 32, 32), signs=False)(observe(model, truth.images))
     low, high = found.interval
     assert found.layers[1].open.item() > 0 and found.layers[-1].open.item() == 0
     assert (low == 0).all() and (high == 1).all()
@@ -515,7 +515,7 @@ def test_the_range_is_kept_where_less_variation_would_leave_it():
 def test_an_image_that_explains_nothing_is_answered_by_a_flat_one():
     model = build("lenet_main", seed=2, initialisation="default")  # two dead filters
     truth = load("Photos", range(3))
-    raw = Attack(model, (3, 32, 32), prior=False)(observe(model, truth.images))
+    raw = Attack(model, (3, 32, 32), signs=False)(observe(model, truth.images))
     found = within_range(raw, (0.0, 1.0))
     lost = ~raw.full_rank & (raw.gradient_residual >= 1)
     assert lost.any() and (found.images[lost] == 0.5).all()
