@@ -397,9 +397,9 @@ def test_a_bad_command_line_is_refused_in_one_line(line, hint, here, capsys):
 
 def test_buffers_after_a_step_in_training_mode_are_written_and_read(here, capsys):
     own = f"{NET}:Norm --mode training"
-    client = f"observe {own} -i 0:2 --gradients sent --buffers after --save-weights before"
+    client = f"observe {own} -i 0:2 --gradients trained --buffers moved --save-weights initial"
     assert main(client.split()) == 0
-    attack = f"attack {own} --gradients sent --buffers after --weights before --json out.json"
+    attack = f"attack {own} --gradients trained --buffers moved --weights initial --json out.json"
     assert main(attack.split()) == 0
     with open("out.json") as file:
         records = json.load(file)
