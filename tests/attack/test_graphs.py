@@ -172,7 +172,7 @@ def changed_in_place(model, x):
 
 
 REFUSED = {
-    "pooling": (lambda m, x: head(m, functional.max_pool2d(x, 1)), "^max_pool2d: MaxPool2d between"),
+    "pooling": (lambda m, x: head(m, functional.max_pool2d(x, 1)), "^max_pool2d: MaxPool2d"),
     "a factor": (lambda m, x: head(m, m.factor * x), "^factor: a tensor of the model itself"),
     "a number": (lambda m, x: head(m, x + 1), "^add: adds something other than two maps"),
     "broadcast": (lambda m, x: head(m, x + x[:, :1]), "^getitem: the attack does not know"),

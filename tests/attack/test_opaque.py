@@ -156,7 +156,11 @@ def test_what_an_image_does_not_reach_is_named_with_rank_and_need():
 @pytest.mark.parametrize(
     ("options", "top", "reason"),
     [
-        ({"filters": 12}, lambda: pooled(nn.AdaptiveMaxPool2d(2), features=48), "rank of 12, and 16 is ne"),
+        (
+            {"filters": 12},
+            lambda: pooled(nn.AdaptiveMaxPool2d(2), features=48),
+            "rank of 12, and 16 is ne",
+        ),
         (
             {},
             lambda: (nn.AdaptiveAvgPool2d(1), nn.MaxPool2d(1), *linear(WIDE)),
