@@ -289,13 +289,15 @@ def backward_pass(
         Where missing gradients leave no equation of a map.
     """
     data = partial(_weight_gradient, observed=start.observed)
-    closed: dict[int, Passed] = {}
+    known: dict[int, Passed] = {}
     while True:
-        found, passed = _one_pass(network, plans, start, solve, data, closed)
-        again = closed_from_below(network, data, [own for own in passed if own.node not in closed])
-        if again is None:
+        found, passed = _one_pass(network, plans, start, solve, data, known)
+        new = [map_ for map_ in passed if map_.node not in known]
+        closed = closed_from_below(network, data, new)
+        if closed is None:
             return found
-        closed[again.node] = again
+        above = passed[: [map_.node for map_ in passed].index(closed.node)]
+        known = {map_.node: map_ for map_ in (*above, closed)}
 
 
 def _one_pass(
@@ -304,9 +306,9 @@ def _one_pass(
     start: Start,
     solve: Callable[[MapProblem], tuple[Solution, LayerReport]],
     data: Callable[[Stage], dict],
-    closed: Mapping[int, Passed],
+    known: Mapping[int, Passed],
 ) -> tuple[tuple[Tensor, tuple[LayerReport, ...], Tensor], list[Passed]]:
-    """What `backward_pass` returns, and the maps that were solved; `closed` ones are taken over."""
+    """What `backward_pass` returns, and the maps that were solved; `known` ones are taken over."""
     observed = start.observed
     offsets = _offsets(observed) if start.samples == 1 else {}
     own = start.estimate, start.cotangent, offsets, start.samples
@@ -321,7 +323,7 @@ def _one_pass(
     for node in state.unsolved():
         problem = state.problem(node, data)
         problem.refuse_without_equations()
-        own = closed.get(node) or Passed(node, problem, *solve(problem))
+        own = known.get(node) or Passed(node, problem, *solve(problem))
         passed.append(own)
         reports.append(own.report.under(reports, problem.bounds))
         value = own.solution.value.reshape(-1, *network.nodes[node].shape)

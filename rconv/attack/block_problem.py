@@ -379,8 +379,8 @@ class OneMap:
     def _enough(self) -> bool:
         """Whether there are more equations than unknowns, so that a solution is no coincidence."""
         values, weights, _ = self._rows
-        told = int(((weights > 0) & (values != 0)).sum())
-        return told > math.prod(self.shape)
+        seen = int(((weights > 0) & (values != 0)).sum())
+        return seen > math.prod(self.shape)
 
     def _near_kinks(self, x: Tensor, error: float) -> int:
         """How many inputs of layers with kinks are not sure to be on their side."""

@@ -52,10 +52,9 @@ DIGITS = 40.0
 """Bits that one equation confirms: those of float64 less a dozen that its computation loses."""
 
 
-def windows_of(block: Block) -> Windows:
-    """The windows of a block that ends in max pooling."""
-    pooled = block.evaluate(torch.zeros(1, *block.geometry.input, dtype=torch.float64)).shape[2:]
-    return Windows.of(block.pool, block.geometry.output[1:], tuple(pooled))
+def windows_of(block: Block, pooled: Tensor) -> Windows:
+    """The windows of a block that ends in max pooling, and whose output is (N, D, H', W')."""
+    return Windows.of(block.pool, block.geometry.output[1:], tuple(pooled.shape[2:]))
 
 
 def routed(stage: Stage, windows: Windows, x: Tensor) -> Tensor:
@@ -76,7 +75,7 @@ def cotangent_below_pool(block: Block, x: Estimate, cotangent: Cotangent) -> Cot
     cotangent : Cotangent
         The derivative by the maxima.
     """
-    stage, windows = block.unpooled, windows_of(block)
+    stage, windows = block.unpooled, windows_of(block, cotangent.value)
     value = []
     for part, back in zip(x.value.split(1), cotangent.value.split(1), strict=True):
         shares = routed(stage, windows, part) * back[0].flatten(1)[..., None]
@@ -147,7 +146,7 @@ class OnePooled:
         cotangent = problem.cotangent.value[[i]]
         return PooledMap(
             replace(stage, bias=None),
-            windows_of(block),
+            windows_of(block, output.value),
             (output.value[0].flatten(1) - bias),
             known,
             (side > 0)[0].flatten(1) & ~known,

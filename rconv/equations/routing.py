@@ -87,7 +87,7 @@ class Windows:
     def routed(self, z: Tensor, tolerance: Tensor | float) -> Tensor:
         """(D, L', K), 1 at the first position that is within the tolerance of the maximum.
 
-        PyTorch takes the first of equal values, which rounding of an estimate would tell apart.
+        PyTorch takes the first of equal values, which rounding of an estimate would make different.
         """
         values = self.values(z)
         near = values >= values.amax(dim=2, keepdim=True) - tolerance

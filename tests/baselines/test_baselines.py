@@ -20,15 +20,6 @@ idlg = partial(dlg, read_label=True)
 SHORT = {dlg: 3, idlg: 3, inverting_gradients.attack: 5}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small lose time to every further thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def small_net(outputs=CLASSES, activation=nn.Sigmoid, bias=True, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

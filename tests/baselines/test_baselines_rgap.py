@@ -18,15 +18,6 @@ SHAPE = (2, 8, 8)
 LOGISTIC = nn.functional.binary_cross_entropy_with_logits
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small lose time to every further thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def net(activation, outputs=1, bias=False, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
