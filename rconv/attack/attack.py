@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rconv.attack.attempt import attempt, within_range
+from rconv.attack.averages import with_hidden_averages
 from rconv.attack.batch_head import batch_size, permits_batches, required_for_batches
 from rconv.attack.diagnostics import (
     with_batch_diagnostics,
@@ -248,6 +249,8 @@ class Attack:
             result = Reconstruction.concatenate(parts)
         if batch == 1:
             result = self._simulated(result, head, clients, attempted)
+            seen = self.model, clients, attempted, self.value_range
+            result = with_hidden_averages(result, head, *seen)
         if any(plan.kind == "auto" and plan.prior for plan in point.plans):
             result = within_range(result, self.value_range)
         if batch > 1:

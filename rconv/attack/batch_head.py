@@ -337,7 +337,7 @@ def from_batch(
 
 def _wrong_rank(gradient: Tensor, rank: int, batch: int) -> InseparableError:
     """Of the gradient (K, n) of a weight: the reason, and the noise that could be another."""
-    why = "there are more, or there is noise that was not told"
+    why = "there are more, or there is noise that was not declared"
     if rank < batch:
         why = "two of them are alike, or their differences drown in the noise"
     energy, noise = torch.linalg.svdvals(gradient).square(), 0.0

@@ -9,11 +9,7 @@ from torch import Tensor, nn
 from rconv.attack.label_inference import own_logits
 from rconv.attack.report import CLEAR, TWO_LAYERS, LayerReport, Reconstruction
 from rconv.attack.systematic import relative_to_contrast
-from rconv.attack.verdict import image_size
 from rconv.linalg.dense import MAX_UNKNOWNS
-from rconv.linalg.solution import root_mean_square
-from rconv.model.activations import Activation
-from rconv.model.blocks import is_blocked
 from rconv.model.heads import Head
 from rconv.model.nodes import Network
 from rconv.observe.noise import Noise
@@ -24,22 +20,6 @@ SATURATED, SAME = 1e-3, 1e-2
 rounding does not count, and called another where it is off by more than SAME."""
 
 SEVERAL, REMEDY = "several", "; batch=None reads from the gradients how many images there are"
-
-AVERAGES = (
-    "the mean of several images has the same gradients where they meet the same linear pieces of "
-    "the network: two classes, or one active unit, do not show how many images there were"
-)
-
-CURVED = ("Sigmoid", "Tanh", "ELU", "Softplus", "GELU", "SiLU", "Mish", "Hardswish")
-"""Activations above the first Linear that make the cotangents of two images differ."""
-
-LINEAR = ("Identity", "AvgPool2d", "AdaptiveAvgPool2d", "BatchNorm2d", "Hardtanh")
-KINKED = (*LINEAR, "ReLU", "LeakyReLU", "PReLU", "ReLU6")
-"""Layers that are linear, and those that are between kinks. Hardtanh counts as linear: its inputs
-may stay between its two kinks for whatever images."""
-
-DIRECTIONS = 4
-"""Of each kind of noise in which a unit is looked for that changes its side."""
 
 DOUBLE = 1e-12
 """Relative rounding up to which gradients count as float64."""
@@ -67,7 +47,7 @@ def with_diagnostics(
     Parameters
     ----------
     result : Reconstruction
-        With its certificate and expected error.
+        With its certificate, its expected error and the diagnostics that are known already.
     network : Network
         The model, as it was read.
     model : Module
@@ -86,14 +66,13 @@ def with_diagnostics(
     Reconstruction
     """
     result, head = relative_to_contrast(result, value_range), network.head
-    assumed, factors, stated = result.assumed, [math.nan] * len(result.images), True
-    averages = torch.zeros_like(assumed)
+    known, factors, stated = result.diagnostics, [math.nan] * len(result.images), True
+    assumed = torch.zeros_like(result.assumed)
     if isinstance(head, Head):
         stated = head.has_bias or head.weight.shape[0] > 2 or loss is not None
-        averages = _hides_averages(result, network, model, gradients, value_range)
-        others = _assumed(result, head, stated, value_range)
-        assumed, averages = averages | others, averages & ~others
+        assumed = _assumed(result, head, stated, value_range)
         factors = _factors(result, head, model, gradients)
+    result = replace(result, assumed=result.assumed | assumed)
     short = _short(result)
     sizes = gradients[head.parameters[0]].flatten(1).abs()
     signs = ((sizes == 0) | (sizes == sizes.amax(dim=1, keepdim=True))).all(dim=1)
@@ -101,12 +80,11 @@ def with_diagnostics(
     reasons = []
     for i, own in enumerate(signs.tolist()):
         reason = SIGNS if own else _reason(result, i, short[i], bool(assumed[i]), stated)
-        if averages[i] and not short[i] and not result.revealed_noise[i] > 0:
-            reason = AVERAGES
+        reason = reason or known[i]
         if batches and SEVERAL in reason:
             reason += REMEDY
         reasons.append(reason or _remark(factors[i]))
-    return replace(result, diagnostics=tuple(reasons), assumed=assumed)
+    return replace(result, diagnostics=tuple(reasons))
 
 
 def _assumed(
@@ -118,70 +96,6 @@ def _assumed(
     assumed = torch.full_like(result.assumed, not stated)
     assumed |= (result.revealed_noise > 0) & (not head.has_bias)
     return assumed | (_outside(result, value_range) & (head.weight.shape[0] == 1))
-
-
-def _hides_averages(
-    result: Reconstruction,
-    network: Network,
-    model: nn.Module,
-    gradients: Gradients,
-    value_range: tuple[float, float],
-) -> Tensor:
-    """(N,), whether the mean of several images would have just these gradients.
-
-    So it is where all cotangents of the first Linear are multiples of one, as with two classes or
-    one active unit, and the layers below are linear for all these images: for whatever images
-    without any kink, else for images that differ so little that no unit changes its side.
-    """
-    head, names = network.head, _kinds(network)
-    one = torch.zeros_like(result.assumed)
-    if not names <= set(KINKED):
-        return one
-    bias = gradients.get(f"{head.name}.bias")
-    if bias is not None:
-        one |= (bias != 0).flatten(1).sum(dim=1) == 1
-    kinds = {type(module).__name__ for module in model.modules() if not any(module.children())}
-    if head.logits and len(model.get_parameter(f"{head.logits}.weight")) <= 2:
-        one |= not any(name in kinds for name in CURVED)
-    if names <= set(LINEAR) or not one.any():
-        return one
-    return one & _same_sides(result.images, network, value_range)
-
-
-def _same_sides(images: Tensor, network: Network, value_range: tuple[float, float]) -> Tensor:
-    """(N,), whether some difference of twice `CLEAR` changes the side of no unit, either way.
-
-    Tried are noise, smooth noise and brightness: differences that two photographs may have.
-    """
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(2 * DIRECTIONS, *images.shape[1:], generator=generator).to(images)
-    noise[DIRECTIONS:] = nn.functional.avg_pool2d(noise[DIRECTIONS:], 3, 1, 1)
-    size = 2 * CLEAR * image_size(images, value_range)
-    same = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    kinked = [i for i, node in enumerate(network.nodes) if isinstance(node.does, Activation)]
-
-    def sides(x: Tensor) -> list[Tensor]:
-        maps = network.maps(x)
-        return [torch.sign(maps[i]).flatten(1) for i in kinked]
-
-    known = sides(images)
-    for direction in [*noise[:, None].unbind(), images - images.mean(dim=(1, 2, 3), keepdim=True)]:
-        step = (
-            direction * (size / root_mean_square(direction).clamp(min=1e-300))[:, None, None, None]
-        )
-        moved = zip(known * 2, sides(images + step) + sides(images - step), strict=True)
-        same |= torch.stack([(a == b).all(dim=1) for a, b in moved]).all(dim=0)
-    return same
-
-
-def _kinds(network: Network) -> set[str]:
-    """Names of the activations, and of the layers within blocks."""
-    names = {a.name for node in network.nodes if isinstance(a := node.does, Activation)}
-    for stage in network.stages:
-        for _, module in () if stage.linear else stage.layers:
-            by_data = type(module) is nn.BatchNorm2d and is_blocked(module)
-            names.add("BatchNorm2d of the batch" if by_data else type(module).__name__)
-    return names
 
 
 def with_block_diagnostics(
@@ -307,10 +221,9 @@ def _layers_reason(result: Reconstruction, i: int, short: list[LayerReport]) -> 
         more = "" if n <= MAX_UNKNOWNS else ", too large for signs and a prior to close it"
         return f"{short[0].name} has rank {rank} of {n}{more}"
     if revealed > 0:
-        return (
-            f"the gradients carry a noise of {revealed:.0e} that was not told, or come from "
-            "several steps or images"
-        )
+        noise = f"the gradients carry a noise of {revealed:.0e} that was not declared"
+        # Several images would have changed this one by its systematic error, at most `CLEAR`.
+        return noise if result.unique[i] else f"{noise}, or come from several steps or images"
     if int(result.twins[i]):
         return "another image explains the gradients as well"
     if float(result.expected_error[i]) > CLEAR:
