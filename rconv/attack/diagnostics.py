@@ -193,7 +193,7 @@ def _reason(
     revealed = float(result.revealed_noise[i])
     if int(head.rank[i]) == 0:
         return "the gradients are zero: this step tells nothing"
-    if float(head.residual[i]) >= revealed / 100 > 0:
+    if not result.unique[i] and float(head.residual[i]) >= revealed / 100 > 0:
         what = "head's gradient is no single outer product"
         if head.constraints[i] == "span":
             what = "convolution's gradient has more rank than its positions have"
@@ -218,6 +218,8 @@ def _layers_reason(result: Reconstruction, i: int, short: list[LayerReport]) -> 
     revealed = float(result.revealed_noise[i])
     if short:
         rank, n = int(short[0].rank[i]), short[0].unknowns
+        if rank == 0 and 0 < float(short[0].residual[i]) < float("inf"):
+            return f"{short[0].name}: no input was found that explains its gradients"
         more = "" if n <= MAX_UNKNOWNS else ", too large for signs and a prior to close it"
         return f"{short[0].name} has rank {rank} of {n}{more}"
     if revealed > 0:

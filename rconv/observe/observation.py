@@ -66,7 +66,26 @@ def per_sample_gradients(
             raise ValueError(f"the model takes no image of the shape {shape}: {reason}") from error
         return client_losses(logits, targets, loss)
 
-    return per_image(losses, parameters, len(images))
+    try:
+        return per_image(losses, parameters, len(images))
+    except RuntimeError:  # an operation without a rule for vmap, as a checkpointed one
+        return _one_by_one(model, images, targets, loss)
+
+
+def _one_by_one(
+    model: nn.Module, images: Tensor, targets: Tensor, loss: Loss | None
+) -> dict[str, Tensor]:
+    """`per_sample_gradients` by one backward pass for each image."""
+    parameters = {n: ordinary(p.detach()).requires_grad_() for n, p in model.named_parameters()}
+    found = []
+    for image, target in zip(images.split(1), targets.split(1), strict=True):
+        logits = tensor_of(functional_call(model, parameters, (image,)))
+        value = client_losses(logits, target, loss).sum()
+        own = torch.autograd.grad(
+            value, list(parameters.values()), allow_unused=True, materialize_grads=True
+        )
+        found.append(own)
+    return dict(zip(parameters, map(torch.stack, zip(*found, strict=True)), strict=True))
 
 
 def _check_batch(images: Tensor, targets: Tensor) -> None:

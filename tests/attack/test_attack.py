@@ -387,7 +387,8 @@ def test_one_logit_without_a_bias_gives_the_truth_or_owns_up_to_a_twin(seed, lab
     error = mse(found.images, images)
     assert error.item() < 1e-15 or found.twins.item() > 0
     assert found.gradient_residual.item() < 1e-8
-    assert found.unique.item() == (found.twins.item() == 0)
+    hidden = "mean of several similar images" in found.diagnostics[0]
+    assert found.unique.item() == (found.twins.item() == 0 and not hidden)
 
 
 def test_twins_of_two_classes_explain_the_gradients_equally():
@@ -400,7 +401,7 @@ def test_twins_of_two_classes_explain_the_gradients_equally():
     gradients = observe(model, IMAGES[:2])
     narrow = Attack(model, (1, 8, 8), loss="cross-entropy")(gradients)
     assert (narrow.twins == 0).all()  # the mirror image has no pixels in [0, 1]
-    assert all("mean of several images" in reason for reason in narrow.diagnostics)
+    assert all("mean of several similar images" in reason for reason in narrow.diagnostics)
     silent = Attack(model, (1, 8, 8))(gradients)
     assert not silent.unique.any() and all("logistic" in doubt for doubt in silent.diagnostics)
     wide = Attack(model, (1, 8, 8), loss="cross-entropy", value_range=(-9.0, 9.0))(gradients)

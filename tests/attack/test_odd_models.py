@@ -11,6 +11,7 @@ from small import relative_error, uniform
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize
+from torch.utils.checkpoint import checkpoint
 
 from rconv import UnsupportedModelError, audit_model
 from rconv.attack.attack import Attack
@@ -198,6 +199,10 @@ def counted(m, x):
     return m.logits(x)
 
 
+def checkpointed(m, x):
+    return m.fc(checkpoint(m.maps, x, use_reentrant=False).flatten(1))
+
+
 def in_place(m, x):
     y = m.one(x)
     y.tanh_()
@@ -347,6 +352,7 @@ MODELS = [
     ("segments", lambda: Code(lambda m, x: {"out": m.maps(x)}), CLIENT),
     ("a single logit", lambda: nn.Sequential(nn.Conv2d(1, 8, 3, 1, 1), nn.Flatten(),
      nn.Linear(512, 1)), OPEN),
+    ("a checkpointed layer", lambda: Code(checkpointed), RIGHT),
     ("no module", lambda: (lambda x: x), "Module"),
     ("a class in place of a model", lambda: nn.Linear, "Module"),
 ]  # fmt: skip

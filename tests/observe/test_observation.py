@@ -6,6 +6,7 @@ import pytest
 import torch
 from small import network, normal, relative_error, uniform
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from rconv.observe.observation import features, per_sample_gradients
 
@@ -27,6 +28,21 @@ def test_one_entry_per_image_as_backward_gives_it():
         expected = backward(model, images[n], labels[n : n + 1], nn.CrossEntropyLoss())
         for name, gradient in expected.items():
             assert relative_error(found[name][n], gradient) < 1e-12
+
+
+def test_a_checkpointed_layer_has_the_same_gradients():
+    """It has no rule for vmap: each image has a backward pass of its own."""
+
+    class Checkpointed(nn.Sequential):
+        def forward(self, x):
+            first, *others = self
+            return nn.Sequential(*others)(checkpoint(first, x, use_reentrant=False))
+
+    model, images = network(nn.Tanh), uniform(3, 1, 8, 8)
+    found = per_sample_gradients(Checkpointed(*model), images, torch.tensor([3, 0, 9]))
+    expected = per_sample_gradients(model, images, torch.tensor([3, 0, 9]))
+    for name, gradient in expected.items():
+        assert relative_error(found[name], gradient) < 1e-12
 
 
 @pytest.mark.parametrize(
