@@ -12,37 +12,29 @@ from torch import Tensor, nn
 
 from rconv.model.agreement import refuse_other_values
 from rconv.model.batchnorm import without_statistics
-from rconv.model.blocks import Fused, with_blocks
+from rconv.model.blocks import Fused
 from rconv.model.embedding import network_below
 from rconv.model.graph import first_line
 from rconv.model.heads import ConvEntry
 from rconv.model.nodes import SUM, Network, UnsupportedModelError
 from rconv.model.operations import Operation, leading_to, logits_of
-from rconv.model.read import check_input_shape, refuse_mixed, steps_of
+from rconv.model.read import refuse_mixed
 from rconv.model.wrappers import InFloat64, shapes_alone, shared_copy, tensor_of, without_values
 
 
 def entry_networks(
-    model: nn.Module, input_shape: Sequence[int], reason: str, most: int, *, blocks: bool = False
+    model: nn.Module, steps: list[Operation], shape: tuple[int, int, int], reason: str, most: int
 ) -> tuple[list[Network], list[UnsupportedModelError]]:
     """Networks that end at a convolution, or at a sum that its output is a term of.
 
-    Shapes alone rule out most convolutions; the model is run for those that are left. Returns the
+    Shapes alone rule out most convolutions; the model is run for those that are left. Steps and
+    shape are those of `rconv.model.read.read_steps`; `reason` says why that refuses them, `most` is
+    the largest rank of a convolution's gradient that its input can be solved from. Returns the
     networks, the topmost convolution first, and the reasons against other convolutions.
-
-    Parameters
-    ----------
-    most : int
-        The largest rank of a convolution's gradient that its input can be solved from.
-    blocks : bool
-        Whether layers that cannot be passed alone are joined to blocks.
     """
-    shape = check_input_shape(input_shape)
-    steps = steps_of(model, shape)
-    if blocks:
-        steps = with_blocks(steps)
-        if not any(type(step.what) is Fused and _convolution(step) for step in steps):
-            return [], []
+    joined = [step for step in steps if type(step.what) is Fused]
+    if joined and not any(map(_convolution, joined)):
+        return [], []
     own = without_statistics(model)
     shapes, result = _shapes(own, shape)
     entry = ConvEntry("", None, _logits(own, steps, result), reason)

@@ -13,6 +13,12 @@ from rconv.model.heads import ConvEntry, Head
 
 SUM, CONCATENATION = "sum", "concatenation"
 
+CHAIN = (
+    "use a convolution with a stride for pooling, ReLU for other activations, and model.eval() for "
+    "BatchNorm"
+)
+"""The remedy for methods that solve no layers together."""
+
 
 class UnsupportedModelError(ValueError):
     """The attack does not apply to this model; the message names the layer, why, and what helps.
@@ -185,7 +191,7 @@ class Network:
         """Whether layers are solved for together with the convolution below them."""
         return not all(stage.linear for stage in self.stages)
 
-    def refuse_blocks(self, method: str, *, grouped: bool = False) -> None:
+    def refuse_blocks(self, method: str, *, grouped: bool = False, remedy: str = CHAIN) -> None:
         """Refuse layers that are solved for together, and groups, for methods without them."""
         found = next((stage for stage in self.stages if stage.groups > 1 and not grouped), None)
         if found is not None:
@@ -194,8 +200,7 @@ class Network:
         if block is not None:
             layer, module = block.layers[-1]
             raise UnsupportedModelError(
-                f"{layer}: {method} does not know {type(module).__name__}; use a convolution with "
-                "a stride for pooling, ReLU for other activations, and model.eval() for BatchNorm"
+                f"{layer}: {method} does not know {type(module).__name__}; {remedy}"
             )
 
     def evaluate(self, images: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 
 from rconv.model.agreement import refuse_other_values
 from rconv.model.batchnorm import without_statistics
-from rconv.model.blocks import Block, Fused, with_blocks
+from rconv.model.blocks import Block, Fused
 from rconv.model.build import build
 from rconv.model.embedding import entered
 from rconv.model.heads import Head, Hidden
@@ -59,47 +59,26 @@ def read(model: nn.Module, input_shape: Sequence[int]) -> Network:
         entry below it is known either.
     """
     shape = check_input_shape(input_shape)
-    steps = steps_of(model, shape)
+    return read_steps(model, steps_of(model, shape), shape)
+
+
+def read_steps(model: nn.Module, steps: list[Operation], shape: tuple[int, int, int]) -> Network:
+    """`read`, from the steps that `steps_of` has found, or from those that `with_blocks` makes."""
+    joined = any(type(step.what) is Fused for step in steps)
     try:
         network = _up_to_the_head(steps, shape)
-        if layers_of(model) is None:
+        refuse_mixed(network)
+        if joined or layers_of(model) is None:
             refuse_other_values(model, network)
     except UnsupportedModelError as error:
+        if joined:
+            raise
         network = entered(model, steps, shape, error)
     return network
 
 
-def read_with_blocks(model: nn.Module, input_shape: Sequence[int]) -> Network:
-    """Read a model up to its first Linear, layers that cannot be passed alone joined to blocks."""
-    shape = check_input_shape(input_shape)
-    network = _up_to_the_head(with_blocks(steps_of(model, shape)), shape)
-    refuse_mixed(network)
-    refuse_other_values(model, network)
-    return network
-
-
-def joins_blocks(model: nn.Module, input_shape: Sequence[int]) -> bool:
-    """Whether reading with blocks joins any layer of a model to its convolution."""
-    try:
-        steps = with_blocks(steps_of(model, check_input_shape(input_shape)))
-    except UnsupportedModelError:
-        return False
-    return any(type(step.what) is Fused for step in steps)
-
-
 def refuse_mixed(network: Network) -> None:
-    """Refuse a map that is taken by a block and by a convolution that is none.
-
-    Parameters
-    ----------
-    network : Network
-        What was read.
-
-    Raises
-    ------
-    UnsupportedModelError
-        Naming both.
-    """
+    """Refuse a map that is taken by a block and by a convolution that is none."""
     for i, node in enumerate(network.nodes):
         stages = [stage for _, stage in network.fed_by(i)]
         plain = next((own for own in stages if own.linear), None)
