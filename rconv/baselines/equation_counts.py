@@ -11,19 +11,10 @@ from rconv.model.read import read
 class Count:
     """What R-GAP counts for one layer.
 
-    Parameters
-    ----------
-    name : str
-        The layer.
-    unknowns : int
-        Entries of its input, `|x|`.
-    gradient : int
-        Its gradient constraints, `|∇W|`, one per weight.
-    weight : int
-        Its weight constraints, `|Z|`, one per output.
-    virtual : int
-        Its virtual constraints, `|V|`: a layer below with more outputs than inputs cannot reach
-        every output, and the difference constrains all that lies above.
+    `unknowns` are the entries of its input, `|x|`; `gradient` its gradient constraints, `|∇W|`, one
+    per weight; `weight` its weight constraints, `|Z|`, one per output. `virtual` are `|V|`: a layer
+    below with more outputs than inputs cannot reach every output, and the difference constrains all
+    that lies above.
     """
 
     name: str

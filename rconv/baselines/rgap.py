@@ -28,18 +28,12 @@ from rconv.observe.observation import Gradients, Loss
 
 @dataclass(frozen=True)
 class RecursiveResult(BaselineResult):
-    """A `BaselineResult` with what R-GAP says of each convolution.
+    """A `BaselineResult` with what R-GAP says of each convolution, from the last `layers` to the
+    first.
 
-    Parameters
-    ----------
-    layers : tuple of str
-        Names of the convolutions, from the last to the first.
-    rank : Tensor, int64
-        Axes (N, layer): numerical rank of the equations; 0 where the attack broke down above.
-    unknowns : Tensor, int64
-        Axis (layer,): entries of each convolution's input.
-    condition : Tensor, float64
-        Axes (N, layer): ratio of the extreme singular values that count.
+    `rank` (N, layer) is the numerical rank of the equations, 0 where the attack broke down above;
+    `unknowns` (layer,) are the entries of each input; `condition` (N, layer) is the ratio of the
+    extreme singular values that count.
     """
 
     layers: tuple[str, ...]

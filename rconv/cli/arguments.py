@@ -46,15 +46,8 @@ class _Parser(argparse.ArgumentParser):
 def parse(argv: list[str]) -> argparse.Namespace:
     """The arguments of a command line, with what pyproject.toml says of those it leaves out.
 
-    Parameters
-    ----------
-    argv : list of str
-        The command first.
-
-    Raises
-    ------
-    ValueError
-        If pyproject.toml cannot be read, or has a setting that the command does not have.
+    Raises ValueError if pyproject.toml cannot be read, or has a setting that the command does not
+    have.
     """
     arguments = parser().parse_args(argv)
     if arguments.command != "audit":
@@ -75,18 +68,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def read_settings(file: Path) -> dict[str, str]:
-    """The table [tool.rconv.audit] of a pyproject.toml, as the texts of options.
+    """The table [tool.rconv.audit] of a pyproject.toml, as texts of options; {} without the file.
 
-    Parameters
-    ----------
-    file : Path
-        Need not exist.
-
-    Raises
-    ------
-    ValueError
-        If it is no TOML, or has a key that is no option of `rconv audit`, or a value that is
-        neither a text, a number nor a list of them.
+    Raises ValueError if it is no TOML, or has a key that is no option of `rconv audit`, or a value
+    that is neither a text, a number nor a list of them.
     """
     try:
         table = tomllib.loads(file.read_text("utf-8"))
@@ -111,13 +96,7 @@ def read_settings(file: Path) -> dict[str, str]:
 
 
 def parser(audit_defaults: dict[str, Any] | None = None) -> argparse.ArgumentParser:
-    """Build the parser of all commands; each leaves its name in `command`.
-
-    Parameters
-    ----------
-    audit_defaults : dict, optional
-        Defaults of `rconv audit` in place of its own.
-    """
+    """Build the parser of all commands; each leaves its name in `command`."""
     whole = _Parser(
         prog="rconv",
         description="Reconstruct images from the gradients of convolutional networks.",

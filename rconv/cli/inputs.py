@@ -30,18 +30,9 @@ reconstruct nothing."""
 class Received:
     """Gradients, and where they come from.
 
-    Parameters
-    ----------
-    gradients : dict of str to Tensor
-        Name → (N, *parameter shape), or shaped as the parameter.
-    noise : Noise or None
-        What is known of their errors beyond the rounding of their dtype.
-    dtype : str
-        Of what was sent, such as "float32".
-    settings : dict
-        What a record says of the files.
-    buffers : dict of str to Tensor or None
-        The client's, after the step.
+    Gradients have the shapes `(N, *parameter shape)`, or those of the parameters. `noise` is what
+    is known of their errors beyond the rounding of `dtype`, such as "float32"; `settings` are what
+    a record says of the files; `buffers` are the client's after the step.
     """
 
     gradients: dict[str, Tensor]
@@ -52,19 +43,7 @@ class Received:
 
 
 def check_update(arguments: argparse.Namespace) -> None:
-    """Refuse half an update, and what does not go with one.
-
-    Parameters
-    ----------
-    arguments : Namespace
-        With `before`, `after`, `lr`, `weight_decay`, `weights`, `gradients` and `buffers`.
-
-    Raises
-    ------
-    ValueError
-        If one of --before, --after and --lr is missing, or there are two models; at --buffers
-        without --gradients.
-    """
+    """Refuse by a ValueError half an update, two models, and --buffers without --gradients."""
     a = arguments
     needed = {"--before": a.before, "--after": a.after, "--lr": a.lr}
     given = [option for option, value in needed.items() if value is not None]
@@ -78,22 +57,9 @@ def check_update(arguments: argparse.Namespace) -> None:
 
 
 def read_received(arguments: argparse.Namespace) -> Received:
-    """Read the file of gradients, or the two files of an update.
+    """Read the file of gradients, or the two files of an update, of one client or more.
 
-    Parameters
-    ----------
-    arguments : Namespace
-        As `check_update` leaves them.
-
-    Returns
-    -------
-    Received
-        Gradients of one client or more.
-
-    Raises
-    ------
-    ValueError
-        If a file cannot be read, or the two are not before and after one step of SGD.
+    Raises ValueError if a file cannot be read, or the two are not before and after one step of SGD.
     """
     a = arguments
     if a.after is None:
@@ -120,17 +86,8 @@ def _dtype(path: str, tensors: dict[str, Tensor]) -> str:
 def check_data(dataset: str, path: str | None) -> None:
     """Refuse a folder of data that does not exist: a mistyped name would become a new folder.
 
-    Parameters
-    ----------
-    dataset : str
-        Photos and Digits need no folder, so that for them RCONV_DATA does not matter.
-    path : str or None
-        What --data-dir says, ~ for the user's own; None where it is not given.
-
-    Raises
-    ------
-    ValueError
-        If --data-dir, or else the environment variable RCONV_DATA, names no folder.
+    The path is what --data-dir says, or else the environment variable RCONV_DATA, which does not
+    matter for Photos and Digits.
     """
     option = "--data-dir"
     if path is None and dataset in TRAIN_SIZES:
@@ -149,22 +106,9 @@ def check_roles(
     """Say before the work if files seem to be exchanged.
 
     The gradient of the last Linear of one image is an outer product, and with cross-entropy the
-    gradient of its bias sums to zero. Weights have neither property, up to rare exceptions, so
-    that these two give a warning. What is certain is refused.
-
-    Parameters
-    ----------
-    arguments : Namespace
-        With `weights`, and of the attack `gradients`, `after` and `batch`.
-    model : Module
-        With the weights that were given.
-    gradients : mapping of str to Tensor, optional
-        What was received.
-
-    Raises
-    ------
-    ValueError
-        If the gradients are the model's weights, or hold its buffers.
+    gradient of its bias sums to zero. Weights have neither property, up to rare exceptions, so that
+    these two give a warning. What is certain is refused by a ValueError: gradients that are the
+    model's weights, or hold its buffers. The model has the weights that were given.
     """
     a = arguments
     before, after = getattr(a, "before", None), getattr(a, "after", None)

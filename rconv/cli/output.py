@@ -21,15 +21,7 @@ SHARE = 10
 
 
 class ResultWriter:
-    """What an attack has finished.
-
-    Parameters
-    ----------
-    json : str or None
-        File of the records.
-    picture : str or None
-        File of the picture; refused at once if its suffix is unknown.
-    """
+    """Writes finished results: records, and a picture, whose suffix is checked at once."""
 
     def __init__(self, json: str | None, picture: str | None):
         self.json, self.picture = json, picture

@@ -82,37 +82,27 @@ def load(
 
     MNIST, CIFAR10 and CIFAR100 come from a snapshot ``<NAME>-train-first<N>.npz`` where one holds
     every requested image, and otherwise from torchvision's training set, which is downloaded on
-    first use and checked. Photos and Digits come with scikit-image and scikit-learn.
+    first use and checked. Photos and Digits come with scikit-image and scikit-learn. The
+    preprocessing is the paper's: its 8-bit values over 255, not normalised any further.
 
     Parameters
     ----------
-    name : str
-        A key of `CLASSES`.
     indices : iterable of int, optional
-        Positions in the dataset, from 0, in any order; ``None`` means all ``SIZES[name]``
-        images (a smaller snapshot never passes for the whole).
+        Positions in the dataset, from 0, in any order, which the images keep; ``None`` means all
+        ``SIZES[name]`` images (a smaller snapshot never passes for the whole).
     data_dir : str or PathLike, optional
-        The folder with the raw data. ``None``: the folder that the environment variable
-        RCONV_DATA names, else ``rconv`` in the user's cache folder.
+        The folder with the raw data. ``None``: the folder that the environment variable RCONV_DATA
+        names, else ``rconv`` in the user's cache folder.
     side : int
         Rows and columns of the images.
     download : bool
         Whether a missing dataset may be downloaded into that folder.
-
-    Returns
-    -------
-    Images
-        The images in the order of `indices`.
 
     Raises
     ------
     DatasetError
         If the name is unknown, an index out of range, the data damaged, or missing and not to be
         had. The message is one line with the reason and the remedy.
-
-    Notes
-    -----
-    The preprocessing is the paper's: its 8-bit values over 255, not normalised any further.
     """
     _check_name(name)
     if not isinstance(side, int) or side < 1:

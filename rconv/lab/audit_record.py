@@ -42,16 +42,9 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Audit:
-    """A record, and the trial whose images it is about.
+    """A record, as `audit.schema.json` describes it, and what it was made of.
 
-    Parameters
-    ----------
-    record : dict
-        JSON values, as `audit.schema.json` describes them.
-    findings : Findings or None
-        The verdict by rank; None where the model cannot be read.
-    trial : Trial or None
-        None where no image was tried.
+    `findings` is None where the model cannot be read, `trial` where no image was tried.
     """
 
     record: Record
@@ -79,16 +72,11 @@ def full_audit(
     ----------
     model : Module
         With the weights that are asked about; is put into the mode of the scenario.
-    input_shape : tuple of int
-        (C, H, W) of one image.
-    name : str
-        What it is called.
     scenario : Scenario, optional
-        The user's own; by default one step on one image, evaluation mode, float32.
+        By default one step on one image, evaluation mode, float32.
     images, labels : Tensor, optional
-        As `rconv.lab.trial.trial` takes them; by default photographs.
-    trials : int
-        Number of photographs; 0 for the rank alone.
+        As `rconv.lab.trial.trial` takes them; by default so many photographs as `trials` says,
+        where 0 means the rank alone.
     active : float
         As `rconv.audit.audit` takes it.
     time_limit : float

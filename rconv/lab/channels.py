@@ -29,16 +29,9 @@ SENT = ("float64", "float32", *(f"weights, rate {rate:g}" for rate in RATES))
 class Sent:
     """What a server receives of N clients, and what is right.
 
-    Parameters
-    ----------
-    model : Module
-        The shared model, in the dtype of the clients.
-    gradients : mapping of str to Tensor
-        Parameter name → `(client N, *parameter shape)`.
-    noise : Noise, optional
-        What is known of their errors; by default their rounding.
-    truths : tuple of Tensor
-        Images (N, C, H, W): an answer that is one of them is right.
+    Gradients have the shapes `(client N, *parameter shape)`; the model is in the dtype of the
+    clients. `noise` is what is known of their errors, by default their rounding. `truths` are
+    images (N, C, H, W): an answer that is one of them is right.
     """
 
     model: nn.Module

@@ -47,16 +47,9 @@ FIRST, STEP = 0.05, 2**0.5
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out of `compare`.
+    """What came out of `compare`: the N originals, and one record per method and image.
 
-    Parameters
-    ----------
-    truth : Images
-        The N originals, which no attack has seen.
-    images : dict of str to Tensor
-        Method → its answers, (N, C, H, W), float64; not a number where it has none.
-    records : list of Record
-        One per method and image.
+    `images` maps each method to its answers, (N, C, H, W), float64; NaN where it has none.
     """
 
     truth: datasets.Images
@@ -77,17 +70,10 @@ def compare(
 ) -> Comparison:
     """Attack the same gradients by R-CONV, R-GAP, DLG, iDLG and Inverting Gradients.
 
-    Every attack receives the model and the gradients of one image at a time. Times are CPU
-    seconds of this process: run it on one thread.
-
-    Parameters
-    ----------
-    dataset, indices, architecture, activation, seed, dtype
-        As `rconv.lab.experiment.run` takes them.
-    methods : sequence of str
-        Names out of `rconv.lab.methods.METHODS`.
-    settings : mapping of str to dict or None
-        Method → arguments in place of its published ones.
+    Every attack receives the model and the gradients of one image at a time. Times are CPU seconds
+    of this process: run it on one thread. `methods` are names out of `rconv.lab.methods.METHODS`,
+    `settings` maps some of them to arguments in place of the published ones; the others are those
+    of `rconv.lab.experiment.run`.
     """
     model = shared_model(dataset, architecture, activation, seed=seed, dtype=dtype)
     truth = datasets.load(dataset, indices)
@@ -110,18 +96,9 @@ def compare(
 
 
 class Judge:
-    """Puts one image's gradients to an attack, and says what its answer is worth.
+    """Gives one image's gradients to an attack, and scores its answer.
 
-    Parameters
-    ----------
-    model : Sequential
-        The shared model.
-    architecture : str
-        Its name.
-    truth : Images
-        The N originals.
-    gradients : dict of str to Tensor
-        Name → `(N, *parameter shape)`, as the clients send them.
+    The N originals belong to gradients `(N, *parameter shape)`, as the clients send them.
     """
 
     def __init__(
@@ -178,18 +155,9 @@ class Judge:
 class Trace:
     """Keeps, at growing times, the PSNR of the image that the attacker would hand over by then.
 
-    That is the image of the lowest objective so far, whichever start it comes from. Called as
-    the attacks call their `watch`; the truth stays here.
-
-    Parameters
-    ----------
-    truth : Tensor
-        The original, (1, C, H, W), in [0, 1].
-
-    Attributes
-    ----------
-    points : list of list of float
-        [CPU seconds since the start, PSNR in dB], in time's order.
+    That is the image of the lowest objective so far, whichever start it comes from. Called as the
+    attacks call their `watch`. The truth (1, C, H, W), in [0, 1], stays here; `points` are pairs of
+    CPU seconds since the start and PSNR in dB.
     """
 
     def __init__(self, truth: Tensor):
@@ -253,14 +221,11 @@ def study(
 
     Parameters
     ----------
-    dataset, indices, architecture, activation, settings
-        As `compare` takes them; remaining options go there, too.
     seeds : sequence of int
         Of the models.
-    each : int
-        Images of each model that every attack gets, in the last dtype.
-    count : int
-        Images of each model that R-CONV (auto) and R-GAP get, in every dtype; these among them.
+    each, count : int
+        Images of each model that every attack gets, in the last dtype; and that R-CONV (auto) and
+        R-GAP get, in every dtype; the former are among them.
     dtypes : sequence of str
         In which the clients compute; the last one is that of the published optimisations, float32.
 

@@ -77,24 +77,11 @@ def attack_random_networks(
 ) -> list[Record]:
     """Attack photographs through random networks, and compare the verdict with the truth.
 
-    Parameters
-    ----------
-    seeds : range
-        One network and one photograph each.
-    case : str
-        A key of `CASES` or of `CLIENTS`.
-    network : str
-        A key of `rconv.lab.random_networks.NETWORKS`.
-    batch : int, optional
-        As the attack takes it.
-    low_contrast : bool
-        Whether the photograph has pixels in a range of `LOW` only.
-
-    Returns
-    -------
-    list of Record
-        One per image of an answer, as `rconv.lab.records.score` has it, compared with the nearest
-        of those that are right. "network" is the seed.
+    One network and one photograph for each seed. `case` is a key of `CASES` or of `CLIENTS`,
+    `network` one of `rconv.lab.random_networks.NETWORKS`, `batch` as the attack takes it; with
+    `low_contrast` the pixels have a range of `LOW` only. Returns one record per image of an answer,
+    as `rconv.lab.records.score` has it, compared with the nearest of those that are right;
+    "network" is the seed.
     """
     for name, known in ((case, {**CASES, **CLIENTS}), (network, NETWORKS)):
         if name not in known:

@@ -32,16 +32,10 @@ POLL = 0.05  # seconds between two looks at the processes, short beside their st
 
 @dataclass(frozen=True)
 class Round:
-    """What the server of one round has in its hands.
+    """What the server of one round has: weights by name.
 
-    Parameters
-    ----------
-    before : dict of str to Tensor
-        Name → weight that all clients start from, float32.
-    after : dict of str to Tensor
-        Name → `(client N, *weight shape)`: what they send.
-    average : dict of str to Tensor
-        Name → weight of the next round; with secure aggregation, all that the server learns.
+    All clients start from `before`, float32, and send `after`, `(client N, *weight shape)`.
+    `average` belongs to the next round; with secure aggregation it is all that the server learns.
     """
 
     before: Weights

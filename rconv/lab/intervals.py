@@ -23,15 +23,9 @@ MEDIAN_LEVEL = 0.9
 class Median:
     """A median over clusters, and where the true one lies.
 
-    Parameters
-    ----------
-    value, low, high : float
-        Median of the clusters' medians, and the interval around it. Minus infinity is a value as
-        any other: an image that is no number counts as the worst.
-    level : float
-        Confidence of the interval, 0 where there is one cluster only.
-    count, clusters : int
-        Values, and clusters that they come from.
+    `value` is the median of the clusters' medians, between `low` and `high` with the confidence
+    `level`, 0 for one cluster only. Minus infinity is a value as any other: an image that is NaN
+    counts as the worst. `count` values come from so many `clusters`.
     """
 
     value: float
@@ -54,19 +48,10 @@ def rate_interval(
     came out the same, the clusters say nothing about each other and :math:`n^* = k`: the images of
     one cluster then count as a single draw, which is the careful end.
 
-    Parameters
-    ----------
-    successes : sequence of int
-        Axis (cluster): successes in each.
-    totals : sequence of int
-        Axis (cluster): draws in each, at least one; with one draw per cluster and rates strictly
-        between 0 and 1 this is close to the interval of independent draws.
-
-    Returns
-    -------
-    tuple of float
-        Lower and upper limit, in [0, 1], around the pooled rate. With a single cluster whose draws
-        differ nothing is known of others: (0, 1).
+    Takes the successes and the draws of each cluster, at least one draw; with one draw per cluster
+    and rates strictly between 0 and 1 this is close to the interval of independent draws. Returns
+    the lower and upper limit, in [0, 1], around the pooled rate; of a single cluster whose draws
+    differ, (0, 1).
 
     References
     ----------

@@ -44,22 +44,9 @@ HELD_OUT = 360
 class Defence:
     """What clients do before they send.
 
-    Parameters
-    ----------
-    name : str
-        Of the defence.
-    strength : float or str
-        How much of it.
-    send : callable
-        (gradients of the clients, generator) → what they send.
-    random : bool
-        Whether it draws from the generator.
-    noise : Noise, optional
-        What the attacker knows of the noise.
-    epsilon : float, optional
-        What one release has of differential privacy.
-    sum_noise : float
-        Standard deviation of noise that is added to the sum over the clients.
+    `send` takes the gradients of the clients and a generator, which it draws from if it is
+    `random`. The attacker knows of its noise what `noise` says; `epsilon` is that of one release.
+    `sum_noise` is the standard deviation of noise that is added to the sum over the clients.
     """
 
     name: str
@@ -103,10 +90,6 @@ def protect(
 
     Parameters
     ----------
-    dataset, indices : str, sequence of int
-        As `datasets.load` takes them.
-    architecture, filters : str, sequence of int
-        As `architectures.build` takes them.
     strengths : mapping of str to sequence
         Each client clips to half the smallest norm, so that every client clips. The attacker knows
         the size of the noise, and takes the zeros of pruning for measured.
@@ -212,26 +195,18 @@ def accuracies(
 ) -> list[Record]:
     """Train on Digits under each defence, from PyTorch's initialisation, and test.
 
-    Parameters
-    ----------
-    architecture, filters : str, sequence of int
-        As `architectures.build` takes them, with ReLU.
-    strengths : mapping of str to sequence
-        Each client defends its own gradient. With "clip" it clips to `BOUND`, and the sum over the
-        clients gets the noise. To the model it is the same whether a trusted party adds this noise
-        or each of `PARTICIPANTS` clients a share of σ / √PARTICIPANTS.
-    seeds : sequence of int
-        Initialisations, with clients and noise of their own.
-    steps : int
-        As `learn` takes it.
+    Each client defends its gradient. With "clip" it clips to `BOUND`, and the sum over the clients
+    gets the noise. To the model it is the same whether a trusted party adds this noise or each of
+    `PARTICIPANTS` clients a share of σ / √PARTICIPANTS. Seeds are those of the initialisation, the
+    clients and the noise.
 
     Returns
     -------
     list of dict
         One record per defence, strength and seed: the settings, "accuracy" on `HELD_OUT` images,
-        and for "clip" what it buys at `DELTA`: "epsilon" of the whole training, for those
-        who see the sums, and "epsilon_release" of one step of one client, for a server that sees
-        each client's share of the noise.
+        and for "clip" what it buys at `DELTA`: "epsilon" of the whole training, for those who see
+        the sums, and "epsilon_release" of one step of one client, for a server that sees each
+        client's share of the noise.
     """
     data = datasets.load("Digits")
     train, test = (data.select(part) for part in (slice(0, -HELD_OUT), slice(-HELD_OUT, None)))

@@ -18,15 +18,10 @@ def random_network(
 ) -> tuple[nn.Sequential, tuple[int, int, int]]:
     """A random network of one to four convolutions, and the shape of its images.
 
-    The network is float64, in evaluation mode; its images (C, H, W) have 8 to 12 pixels a side.
-
-    Parameters
-    ----------
-    seed : int
-        Draws depth, kernels, strides, padding, filters, activations, biases, initialisation
-        (uniform ±0.5 or PyTorch's own), head (one Linear or two) and number of classes.
-    bias : bool, optional
-        Whether the layers have biases; by default three networks in four have.
+    The network is float64, in evaluation mode; its images (C, H, W) have 8 to 12 pixels a side. The
+    seed draws depth, kernels, strides, padding, filters, activations, biases (in three networks of
+    four, unless `bias` says it), initialisation (uniform ±0.5 or PyTorch's own), head (one Linear
+    or two) and number of classes.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -85,15 +80,7 @@ def wide_network(seed: int) -> tuple[nn.Sequential, tuple[int, int, int]]:
 
 
 class _Block(nn.Module):
-    """Two convolutions with BatchNorm and a shortcut; half the side where the width grows.
-
-    Parameters
-    ----------
-    width, filters : int
-        Channels of the input and of the output.
-    activation : type
-        Of a module.
-    """
+    """Two convolutions with BatchNorm and a shortcut; half the side where the width grows."""
 
     def __init__(self, width: int, filters: int, activation: type[nn.Module]):
         super().__init__()

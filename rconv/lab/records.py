@@ -61,10 +61,9 @@ def score(
     -------
     list of dict
         JSON values: "dataset", "index", "label", the settings and `QUALITY`. Of a reconstruction
-        also what the attacker sees: "gradient_residual", "expected_error", "full_rank", "gap",
-        "unique", the verdict, "doubt", its reason, and "layers"; and beside the truth "right",
-        whether the PSNR is `SHOWN` or more, "error", relative to the image's size, and "false",
-        whether the verdict is.
+        also "gradient_residual", "expected_error", "full_rank", "gap", "unique", "doubt" (its
+        diagnostic) and "layers"; and beside the truth "right", whether the PSNR is `SHOWN` or more,
+        "error", relative to the image's size, and "false", whether the verdict is.
     """
     images = found if isinstance(found, Tensor) else found.images
     original = truth.images if isinstance(truth, Images) else truth

@@ -29,11 +29,9 @@ class Scenario:
         Images of each client's step, whose mean gradient is taken.
     clients : int
         Clients whose gradients are added before the server sees them (secure aggregation).
-    mode : str or None
-        "evaluation" or "training"; None leaves the model in its own.
-    dtype : str or None
-        In which the clients compute, one of `DTYPES`; float16 rounds float32 gradients. None is
-        the model's own.
+    mode, dtype : str or None
+        One of `MODES`, and of `DTYPES`, where float16 rounds float32 gradients; None is the model's
+        own.
     steps : int
         Local steps of SGD with `RATE`, whose gradients are added.
     noise : float
@@ -98,21 +96,11 @@ def sent(
     loss: Loss | None = None,
     seed: int = 0,
 ) -> tuple[Gradients, Noise | None]:
-    """What the server receives.
+    """What the server receives of images (N, C, H, W): gradients, and what is known of their noise.
 
-    Parameters
-    ----------
-    images, labels : Tensor
-        (N, C, H, W) and (N,). With one image behind each gradient these are N clients.
-    scenario : Scenario
-        Else N is `scenario.together`.
-
-    Returns
-    -------
-    dict of str to Tensor
-        Name → (N, *parameter shape), or shaped as the parameter where all images are behind it.
-    Noise or None
-        What the attacker knows of its errors, beyond the rounding of its dtype.
+    With one image behind each gradient the images are N clients', and gradients have the shape `(N,
+    *parameter shape)`; else N is `scenario.together`, and they are shaped as the parameters. The
+    noise is None where only the dtype rounds.
     """
     s, noise = scenario, None
     if s.together > 1 and len(images) != s.together:

@@ -39,18 +39,15 @@ class Trial:
 
     Parameters
     ----------
-    source : str
-        Which images they are, in words.
-    dtype : str
-        Of the gradients that were sent.
+    source, dtype : str
+        Which images they are, in words; and of the gradients that were sent.
     truth : Tensor
         (N, C, H, W), float64, the images.
     reconstruction : Reconstruction
         The attack's answer, which does not know them.
-    psnr : Tensor
-        (N,), in dB, of the reconstructions, cut to the pixels' range, whose width is the peak.
-    flat : Tensor
-        (N,), in dB: the PSNR of a flat image of the truth's mean grey, which shows nothing.
+    psnr, flat : Tensor
+        (N,), in dB, of the reconstructions, clipped to the pixels' range, whose width is the peak;
+        and of a flat image of the truth's mean grey, which shows nothing.
     false : Tensor
         (N,), bool: called unique and wrong (`rconv.lab.records.score`). There must be none.
     """
@@ -188,21 +185,18 @@ def trial(
     model : Sequential
         As `Attack` takes it, with the weights that are asked about. A trained model is asked with
         images and labels of its own kind: what it has learnt makes its gradients small.
-    images : Tensor, optional
-        (N, C, H, W), values in `value_range`; by default `photographs`.
-    labels : Tensor, optional
-        (N,), classes; needed with `images`. Photographs have classes 0, 1, 2, and so on.
-    value_range : tuple of float
-        Of the pixels, which the attacker knows.
+    images, labels : Tensor, optional
+        (N, C, H, W), values in `value_range`, which the attacker knows, and classes (N,); by
+        default `photographs` with the classes 0, 1, 2, and so on.
     dtype : str, optional
         In which the clients compute, one of `rconv.lab.architectures.DTYPES`; float16 rounds
         float32 gradients. By default the model's own.
     loss : Callable, optional
-        The clients' loss, unknown to the attacker. By default cross-entropy, or the
-        logistic loss for one logit, of which it is.
+        The clients' loss, unknown to the attacker. By default cross-entropy, or the logistic loss
+        for one logit, which the attacker expects.
     scenario : Scenario, optional
-        How the gradients come about, in place of `dtype`; by default one step on each image, in
-        the model's own mode.
+        How the gradients come about, in place of `dtype`; by default one step on each image, in the
+        model's own mode.
     """
     low, high = check_value_range(value_range)
     scenario = scenario or Scenario(dtype=dtype, mode=None)

@@ -33,17 +33,11 @@ MOST = 3_000
 class _Strong:
     """A system's solution in the strong directions of its parts, and the weak directions.
 
-    Parameters
-    ----------
-    value, error : Tensor
-        (n,), without any weak direction, and its standard deviation.
-    places, directions : Tensor
-        (r, p): of each weak direction the unknowns that it moves, and how; of norm 1. Places beyond
-        a shorter direction are repeated with the entry 0.
-    sizes, rhs : Tensor
-        (r,): singular values, and what the parts say of the directions: size · z = rhs.
-    condition : float
-        Ratio of the largest singular value to the smallest strong one.
+    `value` and `error`, (n,), are without any weak direction, the error as a standard deviation. Of
+    each weak direction, `places` and `directions`, (r, p), are the unknowns that it moves, and how,
+    of norm 1; places beyond a shorter direction are repeated with the entry 0. `sizes` and `rhs`,
+    (r,), are what the parts say of the directions: size · z = rhs. `condition` is the ratio of the
+    largest singular value to the smallest strong one.
     """
 
     value: Tensor

@@ -45,10 +45,7 @@ not halve the residual, is rest."""
 class Change:
     """A change of the unknown, x = C y, that makes equations better conditioned.
 
-    Parameters
-    ----------
-    forward, backward : callable
-        C and its transpose, (n,) → (n,).
+    `forward` and `backward` are C and its transpose, (n,) → (n,).
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -62,22 +59,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Stationary:
-    """Where an iteration came to rest.
+    """Where an iteration came to rest: its value (n,) after so many steps.
 
-    Parameters
-    ----------
-    value : Tensor
-        (n,).
-    system : System
-        Linearised there; its right-hand side is the residual.
-    change : Change
-        The preconditioner there.
-    residual : float
-        Norm of the weighted residual.
-    steps : int
-        That were taken.
-    converged : bool
-        Whether the last steps were rounding.
+    There are the `system`, whose right-hand side is the residual, and the preconditioner;
+    `residual` is the norm of the weighted residual. It has `converged` if the last steps were
+    rounding.
     """
 
     value: Tensor

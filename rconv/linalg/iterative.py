@@ -87,13 +87,7 @@ def _sizes(x: Tensor, samples: int) -> Tensor:
 
 
 class Runs:
-    """LSMR for right-hand sides of one system.
-
-    Parameters
-    ----------
-    system : System
-        The equations.
-    """
+    """LSMR for right-hand sides of one system."""
 
     def __init__(self, system: System):
         self.system, self.inverse, self._like = system, preconditioner(system), system.rhs
@@ -172,14 +166,8 @@ that matters, and where there are no weight rows it is all there is of α."""
 class _Block:
     """Rows of one part of a system, taken apart into what they see.
 
-    Parameters
-    ----------
-    index : Tensor, int64
-        (p, k), places of its unknowns: k columns share the rows.
-    directions : Tensor
-        (p, r), orthonormal: what the rows see.
-    sizes : Tensor
-        (r,), the eigenvalues of GᵀG, ascending.
+    k columns share the rows: `index` (p, k) are the places of the unknowns. `directions` (p, r) are
+    orthonormal, what the rows see; `sizes` (r,) the eigenvalues of GᵀG, ascending.
     """
 
     index: Tensor
@@ -207,16 +195,9 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Shrunk:
-    """P⁻¹ less one on one part: symmetric, one matrix or two.
+    """P⁻¹ less one on one part, whose unknowns have the places `index` (p, k).
 
-    Parameters
-    ----------
-    index : Tensor, int64
-        (p, k), places of the unknowns.
-    first : Tensor
-        (p, p), or (r, p).
-    second : Tensor or None
-        (p, r).
+    Symmetric, one matrix (p, p), or the product of two, (r, p) first and (p, r) second.
     """
 
     index: Tensor

@@ -130,13 +130,7 @@ def largest_of_noise(deviation: Tensor, rows: int, columns: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What the singular values of A say of a solution, for N matrices.
-
-    Parameters
-    ----------
-    condition, inverse_square : Tensor
-        (N,), largest over smallest, and the mean of 1 / σ².
-    """
+    """Largest over smallest singular value, and mean of 1 / σ², of N matrices: (N,) each."""
 
     condition: Tensor
     inverse_square: Tensor

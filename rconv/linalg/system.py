@@ -24,17 +24,9 @@ condition limit of 1e7 leaves room for no more than this beside the equations' o
 class Rows:
     """One block of equations: weight · A x = weight · rhs, up to errors.
 
-    Parameters
-    ----------
-    operator : Operator
-        A.
-    rhs : Tensor
-        In the natural shape of the operator's rows, (N, ...), float64.
-    std : Tensor
-        Standard deviation of the errors of `rhs`, times the weight; broadcasts to `rhs`. Zero where
-        nothing is known of them.
-    weight : Tensor
-        Broadcasts to `rhs`; 0 for an equation that is not observed.
+    The right-hand side has the natural shape of the operator's rows, (N, ...), to which the others
+    broadcast: `std`, the standard deviation of its errors times the weight, zero where nothing is
+    known of them; and `weight`, 0 for an equation that is not observed.
     """
 
     operator: Operator
@@ -99,18 +91,9 @@ class Rows:
 class System:
     """The equations of the unknowns x, (N, n, k), of N systems that share nothing.
 
-    A joint system of several samples is one system whose unknown holds all of them.
-
-    Parameters
-    ----------
-    blocks : tuple of Rows
-        The equations.
-    unknowns : int
-        n, before some are fixed.
-    bounds : tuple of float
-        What x is known to lie between.
-    fixed : Tensor or None
-        (n,), the values of unknowns that are known exactly, NaN for the others. N = 1 then.
+    A joint system of several samples is one system whose unknown holds all of them. n counts the
+    `unknowns` before some are `fixed`: values (n,) that are known exactly, NaN for the others,
+    where N = 1. All x lie between `bounds`.
     """
 
     blocks: tuple[Rows, ...]

@@ -12,26 +12,9 @@ from rconv.model.wrappers import shared_copy
 
 
 def affine_of(name: str, norm: nn.BatchNorm2d, channels: int) -> Affine:
-    """Read one BatchNorm.
+    """Read one BatchNorm of C channels: y = γ (x - μ) / σ + β as a scale and a shift, in float64.
 
-    Parameters
-    ----------
-    name : str
-        Its name in the model.
-    norm : BatchNorm2d
-        The module.
-    channels : int
-        C of its input.
-
-    Returns
-    -------
-    Affine
-        y = γ (x - μ) / σ + β as a scale and a shift, in float64.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If it normalises by the batch, or does not fit its input.
+    Raises UnsupportedModelError if it normalises by the batch, or does not fit its input.
     """
     if norm.training or norm.running_mean is None:
         raise UnsupportedModelError(
@@ -76,21 +59,7 @@ def without_statistics(model: nn.Module) -> nn.Module:
 
 
 def folded(stage: Stage, name: str, norm: Affine) -> Stage:
-    """The convolution and the BatchNorm behind it as one convolution.
-
-    Parameters
-    ----------
-    stage : Stage
-        The convolution.
-    name : str
-        The BatchNorm's name in the model.
-    norm : Affine
-        What it computes.
-
-    Returns
-    -------
-    Stage
-    """
+    """The convolution and the BatchNorm of this name behind it as one convolution."""
     bias = torch.zeros_like(norm.shift) if stage.bias is None else stage.bias
     weight: Tensor = stage.weight * norm.scale[:, None, None, None]
     return replace(

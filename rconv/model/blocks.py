@@ -35,13 +35,7 @@ BLOCKED = (*NORMS, *POOLS, *CURVES)
 
 
 class Fused(nn.ModuleList):
-    """The layers of a block, the convolution first.
-
-    Parameters
-    ----------
-    steps : list of Operation
-        One after the other.
-    """
+    """The layers of a block, the convolution first, from their steps."""
 
     def __init__(self, steps: list[Operation]):
         super().__init__(step.what for step in steps)
@@ -52,10 +46,7 @@ class Fused(nn.ModuleList):
 class Block(Stage):
     """A convolution and what follows it up to a known map, as one function of its input.
 
-    Parameters
-    ----------
-    layers : tuple of (str, Module)
-        Name and module of what follows the convolution, in float64.
+    `layers` are names and modules of what follows the convolution, in float64.
     """
 
     layers: tuple[tuple[str, nn.Module], ...] = ()
@@ -114,16 +105,9 @@ class Block(Stage):
     def run(
         self, parameters: Mapping[str, Tensor], x: Tensor, seen: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """Its output for other parameters.
+        """Its output for other parameters, from x (B, C, H, W).
 
-        Parameters
-        ----------
-        parameters : mapping of str to Tensor
-            All of them, by name.
-        x : Tensor
-            (B, C, H, W).
-        seen : dict of str to Tensor, optional
-            Is filled with the input of each layer that follows the convolution.
+        `seen` is filled with the input of each layer that follows the convolution.
         """
         return self.after(parameters, self.convolved(parameters, x), seen)
 
@@ -146,15 +130,7 @@ class Block(Stage):
 
 
 def block_of(stage: Stage, fused: Fused) -> Block:
-    """A convolution that was read, with what follows it.
-
-    Parameters
-    ----------
-    stage : Stage
-        The first of the layers.
-    fused : Fused
-        All of them.
-    """
+    """A convolution that was read, the first of the layers, with those that follow it."""
     layers = tuple(
         (name, copy.deepcopy(without_statistics(module)).double())
         for name, module in list(zip(fused.names, fused, strict=True))[1:]
@@ -164,13 +140,7 @@ def block_of(stage: Stage, fused: Fused) -> Block:
 
 
 def output_shape(block: Block) -> tuple[int, int, int]:
-    """(D, H', W') of a block's output.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If it cannot be computed for one image.
-    """
+    """(D, H', W') of a block's output; UnsupportedModelError if one image cannot be computed."""
     try:
         shape = block.evaluate(torch.zeros(1, *block.geometry.input, dtype=torch.float64)).shape
     except (RuntimeError, ValueError) as error:
@@ -208,15 +178,7 @@ def is_blocked(module: object) -> bool:
 def with_blocks(steps: list[Operation]) -> list[Operation]:
     """The steps, each layer that cannot be passed alone joined with the convolution below it.
 
-    Parameters
-    ----------
-    steps : list of Operation
-        All steps.
-
-    Returns
-    -------
-    list of Operation
-        With new indices; a block has the name of its convolution.
+    A block has the name of its convolution, and steps have new indices.
     """
     uses = Counter(j for step in steps for j in step.inputs)
     steps = _pooled_first(steps, uses)

@@ -179,14 +179,10 @@ def cotangent_subspace(
 ) -> dict[str, Tensor]:
     """Combinations of positions that ∂ℓ/∂O of convolutions can be made of.
 
-    The model comes from `without_statistics`; one image has the shape (C, H, W).
-
-    Returns
-    -------
-    dict of str to Tensor
-        Name → Q, (L, m), orthonormal columns; every filter's row of Ō, (D, L), is a combination
-        of them. No columns where nothing of the output reaches the result; not all columns where
-        there are more than filters.
+    The model comes from `without_statistics`; one image has the shape (C, H, W). Returns name → Q,
+    (L, m), orthonormal columns; every filter's row of Ō, (D, L), is a combination of them. No
+    columns where nothing of the output reaches the result; not all columns where there are more
+    than filters.
     """
     model, generator = shared_copy(model), torch.Generator().manual_seed(0)
     found: dict[str, Tensor] = {}

@@ -23,18 +23,9 @@ CHAIN = (
 class UnsupportedModelError(ValueError):
     """The attack does not apply to this model; the message names the layer, why, and what helps.
 
-    Parameters
-    ----------
-    message : str
-        "layer: reason; remedy", or a sentence about the whole model.
-    reasons : sequence of (str, str), optional
-        All that stands in the way, as layer and reason; by default what the message says. The
-        layer is "" where a reason is about the whole model.
-
-    Attributes
-    ----------
-    reasons : tuple of (str, str)
-        The same.
+    It is "layer: reason; remedy", or a sentence about the whole model. `reasons` are all that
+    stands in the way, as layer and reason; by default what the message says. The layer is "" where
+    a reason is about the whole model.
     """
 
     def __init__(self, message: str, reasons: Sequence[tuple[str, str]] = ()):
@@ -46,13 +37,7 @@ class UnsupportedModelError(ValueError):
 
 @dataclass(frozen=True)
 class Affine:
-    """A BatchNorm in evaluation that stands alone: each channel times a number, plus another.
-
-    Parameters
-    ----------
-    scale, shift : Tensor, float64
-        Axis (channel C).
-    """
+    """A BatchNorm in evaluation that stands alone: scale and shift of each channel, (C,)."""
 
     scale: Tensor
     shift: Tensor
@@ -62,17 +47,9 @@ class Affine:
 class Node:
     """One map of the network, (C, H, W) for each image, and how it is made of others.
 
-    Parameters
-    ----------
-    name : str
-        What a message calls it.
-    does : Stage, Activation, Affine or str or None
-        A convolution (without its activation), an elementwise function, SUM, CONCATENATION along
-        the channels; None for the image.
-    inputs : tuple of int
-        Indices of the nodes that it is made of.
-    shape : tuple of int
-        (C, H, W).
+    `does` is a convolution (without its activation), an elementwise function, SUM, CONCATENATION
+    along the channels, or None for the image; `inputs` are the indices of the nodes that it takes.
+    A message calls it by its `name`.
     """
 
     name: str
@@ -95,16 +72,10 @@ class Node:
 class Network:
     """A model as the attack reads it.
 
-    Parameters
-    ----------
-    stages : tuple of Stage
-        The convolutions in the order of the forward pass; none where the model starts with its
-        Linear.
-    head : Head or ConvEntry
-        What follows them: the first Linear, or a part that is not read.
-    nodes : tuple of Node
-        From the image to the input of the head, or to the convolution that is entered, each after
-        those it is made of.
+    `stages` are the convolutions in the order of the forward pass; none where the model starts with
+    its Linear. `head` is what follows them: the first Linear, or a part that is not read. `nodes`
+    reach from the image to the input of the head, or to the convolution that is entered, each after
+    those that it takes.
     """
 
     stages: tuple[Stage, ...]

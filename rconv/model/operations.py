@@ -28,17 +28,10 @@ READ = (
 class Operation:
     """One step of a forward pass.
 
-    Parameters
-    ----------
-    name : str
-        Of the layer, or of the step where it is none.
-    what : Module or str or None
-        The module that computes it, of PyTorch's own class or unknown; SUM or CONCATENATION;
-        None for the image. Any other text says why it is not known.
-    inputs : tuple of int
-        The steps that it takes, as indices into the list of all.
-    line : str
-        Where it stands in the model's code, "" where it is a layer of a Sequential.
+    `what` is the module that computes it, of PyTorch's own class or unknown; SUM or CONCATENATION;
+    None for the image; any other text says why it is not known. `inputs` are the steps that it
+    takes, as indices into the list of all. `line` is where it stands in the model's code, "" for a
+    layer of a Sequential.
     """
 
     name: str

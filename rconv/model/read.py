@@ -46,17 +46,11 @@ def read(model: nn.Module, input_shape: Sequence[int]) -> Network:
     input_shape : sequence of int
         (C, H, W) of one image.
 
-    Returns
-    -------
-    Network
-        Convolutions in the order of the forward pass, and the head or the entry; weights are
-        copies in float64.
-
     Raises
     ------
     UnsupportedModelError
-        At a layer or step that the attack cannot pass, by name and with the reason, where no
-        entry below it is known either.
+        At a layer or step that the attack cannot pass, by name and with the reason, where no entry
+        below it is known either.
     """
     shape = check_input_shape(input_shape)
     return read_steps(model, steps_of(model, shape), shape)

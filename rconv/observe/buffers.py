@@ -16,16 +16,10 @@ from rconv.model.blocks import STATISTICS
 
 @dataclass(frozen=True)
 class Running:
-    """A running statistic before the client's step.
+    """A running statistic before the client's step: axis (channel C), float64.
 
-    Parameters
-    ----------
-    value : Tensor
-        Axis (channel C), float64.
-    momentum : float
-        Share of the batch in the new value; 0 in evaluation mode.
-    batches : int
-        That are counted so far.
+    `momentum` is the share of the batch in the new value, 0 in evaluation mode; so many `batches`
+    are counted so far.
     """
 
     value: Tensor
@@ -34,13 +28,7 @@ class Running:
 
 
 def running_statistics(model: nn.Module) -> dict[str, Running]:
-    """The running statistics of a model's BatchNorms, by name.
-
-    Parameters
-    ----------
-    model : Module
-        As the client received it.
-    """
+    """The running statistics of a model's BatchNorms, by name, as the client received it."""
     found = {}
     for name, module in model.named_modules():
         if type(module) is nn.BatchNorm2d and module.running_mean is not None:
@@ -57,28 +45,13 @@ def running_statistics(model: nn.Module) -> dict[str, Running]:
 def batch_statistics(
     running: Mapping[str, Running], buffers: Mapping[str, Tensor] | None, count: int
 ) -> dict[str, Tensor]:
-    """Mean and unbiased variance of the clients' batches in front of each BatchNorm.
+    """Mean and unbiased variance of the batches of N clients in front of each BatchNorm.
 
-    Parameters
-    ----------
-    running : mapping of str to Running
-        Before the step.
-    buffers : mapping of str to Tensor, or None
-        Name → buffer after the step, (C,) or (N, C). Other entries of a `state_dict` may be among
-        them. None for nothing.
-    count : int
-        N.
-
-    Returns
-    -------
-    dict of str to Tensor
-        Name → (N, C), float64, of each BatchNorm in training mode.
-
-    Raises
-    ------
-    ValueError
-        If a buffer is missing, has another shape or is not finite; if buffers say that the client's
-        BatchNorm was in the other mode, or saw more than one batch.
+    `running` is before the step; `buffers` are those after it, (C,) or (N, C), among which other
+    entries of a `state_dict` may be; None for nothing. Returns name → (N, C), float64, of each
+    BatchNorm in training mode. Raises ValueError if a buffer is missing, has another shape or is
+    not finite; if buffers say that the client's BatchNorm was in the other mode, or saw more than
+    one batch.
     """
     found = {}
     for name, own in running.items() if buffers is not None else ():
@@ -117,21 +90,10 @@ def _check_mode(name: str, own: Running, new: Tensor, buffers: Mapping[str, Tens
 
 
 def buffers_after(model: nn.Module, images: Tensor, together: bool) -> dict[str, Tensor]:
-    """The buffers that clients return after a step.
+    """The buffers that clients return after a step on images (N, C, H, W).
 
-    Parameters
-    ----------
-    model : Module
-        As they receive it.
-    images : Tensor
-        (N, C, H, W).
-    together : bool
-        Whether they are one batch of one client, and not N clients.
-
-    Returns
-    -------
-    dict of str to Tensor
-        Name → buffer, with a leading axis N of clients.
+    With `together` the images are one batch of one client. Returns name → buffer, with a leading
+    axis of clients.
     """
     parts = []
     for batch in [images] if together else images.split(1):

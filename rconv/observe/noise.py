@@ -144,16 +144,8 @@ class Observed:
     """What an attacker has of N clients: their gradients, and what is known of the errors.
 
     Gradients of 1e-200, as of a saturated softmax, are sound, but have no square: equations are
-    made of gradients that are divided by their largest entry.
-
-    Parameters
-    ----------
-    gradients : mapping of str to Tensor
-        Name → (N, *parameter shape), divided by `unit`; float64 where equations are made of them.
-    noise : Noise
-        Of the gradients as they were sent.
-    unit : Tensor
-        (N,).
+    made of gradients `(N, *parameter shape)` that are divided by their largest entry, the `unit`
+    (N,); these are float64. `noise` is that of the gradients as they were sent.
     """
 
     gradients: Mapping[str, Tensor]

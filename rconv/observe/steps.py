@@ -26,24 +26,11 @@ ENOUGH = 16
 def checked_weights(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The parameters among two sets of weights that belong together.
+    """The parameters among two sets of weights that belong together, detached.
 
-    Parameters
-    ----------
-    before : mapping of str to Tensor
-        Name → weight.
-    after : mapping of str to Tensor
-        Name → weight of the same dtype, of the same shape or with a leading axis N of clients.
-
-    Returns
-    -------
-    tuple of dict of str to Tensor
-        Both without buffers and detached.
-
-    Raises
-    ------
-    ValueError
-        At names, shapes or dtypes that differ, unequal N, and entries that are NaN or infinite.
+    The weights after the step have the same dtypes, and the same shapes or a leading axis N of
+    clients. Raises ValueError at names, shapes or dtypes that differ, unequal N, and entries that
+    are NaN or infinite.
     """
     for name in [*before, *after]:
         if name not in before or name not in after:
@@ -67,15 +54,8 @@ def checked_weights(
 def check_moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
     """Refuse steps that reveal nothing, or nothing but signs.
 
-    Parameters
-    ----------
-    before, after : mapping of str to Tensor
-        As `checked_weights` returns them.
-
-    Raises
-    ------
-    ValueError
-        If no entry changed, or if more than half of those that surely moved did so by one size.
+    Takes what `checked_weights` returns. Raises ValueError if no entry changed, or if more than
+    half of those that surely moved did so by one size.
     """
     sizes = []
     for name, sent in after.items():
@@ -110,18 +90,7 @@ def spread_of(weight: Tensor) -> Tensor:
 
 
 def half_spacing(x: Tensor) -> Tensor:
-    """Half the distance from each number to the next larger in size.
-
-    Parameters
-    ----------
-    x : Tensor
-        Of any floating-point dtype.
-
-    Returns
-    -------
-    Tensor
-        float64, shaped as `x`.
-    """
+    """Half the distance from each number to the next larger in size, float64."""
     info = torch.finfo(x.dtype)
     size = x.double().abs().clamp(min=info.smallest_normal)
     mantissa, _ = torch.frexp(size)  # in [1/2, 1); size / (2 · mantissa) is a power of two, exactly

@@ -32,23 +32,19 @@ def gradients_from_update(
 ) -> tuple[dict[str, Tensor], Noise]:
     r"""Gradients behind the first step of `torch.optim.SGD`, and the noise of every entry.
 
-    The step is :math:`w' = w - \eta (1 + \mu) (g + \lambda w)`, with :math:`\mu` the momentum
-    where `nesterov` is set and 0 where it is not: the first step of plain momentum is that of no
-    momentum, whatever its dampening. One step is undone, on one image or on several; the attack
-    is given both results, and for several images ``batch``:
-    ``Attack(model, shape)(gradients, noise=noise, buffers=after)``.
+    The step is :math:`w' = w - \eta (1 + \mu) (g + \lambda w)`, with :math:`\mu` the momentum where
+    `nesterov` is set and 0 where it is not: the first step of plain momentum is that of no
+    momentum, whatever its dampening. One step is undone, on one image or on several; the attack is
+    given both results, and for several images ``batch``: ``Attack(model, shape)(gradients,
+    noise=noise, buffers=after)``.
 
     Parameters
     ----------
-    before : mapping of str to Tensor
-        Name → weight that the client started from: `state_dict()` or `named_parameters()`.
-    after : mapping of str to Tensor
-        Name → weight that the client sent, of the same dtype and shape, or `(N, *shape)` for N
-        clients.
-    learning_rate : float
-        η, positive, which the protocol prescribes.
-    weight_decay : float
-        λ, 0 or more, part of the gradient as SGD has it.
+    before, after : mapping of str to Tensor
+        Name → weight that the client started from (`state_dict()` or `named_parameters()`), and
+        that it sent, of the same dtype and shape, or `(N, *shape)` for N clients.
+    learning_rate, weight_decay : float
+        η, positive, which the protocol prescribes; λ, part of the gradient as SGD has it.
     momentum, nesterov, maximize : float, bool, bool
         As `torch.optim.SGD` takes them.
 
@@ -60,8 +56,8 @@ def gradients_from_update(
         batch from them, and it checks that the client's mode was that of the model.
     noise : Noise
         Of every entry: the rounding of its new weight, uniform within half the spacing of the
-        numbers there, over the length of the step; the roundings on the way to it; and the
-        rounding of a gradient computed in that dtype.
+        numbers there, over the length of the step; the roundings on the way to it; and the rounding
+        of a gradient computed in that dtype.
 
     Raises
     ------
