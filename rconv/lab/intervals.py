@@ -71,13 +71,9 @@ def rate_interval(
         effective = min(count, rate * (1 - rate) / spread) if spread else float(count)
         tail = (1 + level) / 2
         effective *= float(stdtrit(count - 1, tail) / stdtrit(clusters - 1, tail)) ** 2
-    return _clopper_pearson(rate * effective, effective, (1 - level) / 2)
-
-
-def _clopper_pearson(successes: float, total: float, tail: float) -> tuple[float, float]:
-    """Clopper and Pearson's interval (1934), for counts that need not be whole."""
-    low = betaincinv(successes, total - successes + 1, tail) if successes > 0 else 0.0
-    high = betaincinv(successes + 1, total - successes, 1 - tail) if successes < total else 1.0
+    won, tail = rate * effective, (1 - level) / 2
+    low = betaincinv(won, effective - won + 1, tail) if won > 0 else 0.0
+    high = betaincinv(won + 1, effective - won, 1 - tail) if won < effective else 1.0
     return float(low), float(high)
 
 

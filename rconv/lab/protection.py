@@ -11,13 +11,7 @@ from rconv.attack.attack import Attack
 from rconv.data import datasets
 from rconv.data.datasets import Images
 from rconv.lab import architectures, defences
-from rconv.lab.defences import (
-    DELTA,
-    add_noise,
-    epsilon_of_release,
-    epsilon_of_training,
-    round_to,
-)
+from rconv.lab.defences import DELTA, epsilon_of_release, epsilon_of_training
 from rconv.lab.experiment import model_settings
 from rconv.lab.masked import masked_attack
 from rconv.lab.records import Record, score
@@ -67,11 +61,13 @@ def _plan(strengths: Strengths, clipping: Callable[[float], Defence]) -> list[De
     """All defences that are asked for."""
     makers: dict[str, Callable[[Any], Defence]] = {
         "noise": lambda s: Defence(
-            "noise", s, lambda g, r: add_noise(g, s, r), True, Noise(relative_std=s)
+            "noise", s, lambda g, r: defences.add_noise(g, s, r), True, Noise(relative_std=s)
         ),
         "clip": clipping,
         "prune": lambda s: Defence("prune", s, lambda g, _: defences.prune(g, s)),
-        "round": lambda t: Defence("round", t, lambda g, _: round_to(g, getattr(torch, t))),
+        "round": lambda t: Defence(
+            "round", t, lambda g, _: defences.round_to(g, getattr(torch, t))
+        ),
     }
     return [make(strength) for kind, make in makers.items() for strength in strengths.get(kind, ())]
 
@@ -219,7 +215,9 @@ def accuracies(
     for defence in plan:
         bought = {"epsilon": None, "epsilon_release": None}
         if defence.sum_noise:
-            bought = _bought(defence.strength, len(train), steps)
+            sigma, share = defence.strength, PARTICIPANTS / len(train)
+            bought["epsilon"] = epsilon_of_training(sigma, DELTA, share, steps)
+            bought["epsilon_release"] = epsilon_of_release(sigma / PARTICIPANTS**0.5, DELTA)
         for seed in seeds:
             model = architectures.build(architecture, 1, 10, "ReLU", seed=seed, **options).float()
             learn(model, train, defence.send, sum_noise=defence.sum_noise, steps=steps, seed=seed)
@@ -230,11 +228,3 @@ def accuracies(
             shared |= {"defence": defence.name, "strength": defence.strength, "steps": steps}
             records.append({**shared, "accuracy": float(right.double().mean())})
     return records
-
-
-def _bought(sigma: float, count: int, steps: int) -> Record:
-    """What a noise multiplier buys in a training on `count` images: both epsilons."""
-    return {
-        "epsilon": epsilon_of_training(sigma, DELTA, PARTICIPANTS / count, steps),
-        "epsilon_release": epsilon_of_release(sigma / PARTICIPANTS**0.5, DELTA),
-    }

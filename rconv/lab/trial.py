@@ -16,7 +16,6 @@ from rconv.attack.report import Reconstruction
 from rconv.audit import NOT_UNIQUE, TOO_LARGE
 from rconv.data.datasets import photographs
 from rconv.lab.experiment import as_dtype
-from rconv.lab.intervals import rate_interval
 from rconv.lab.metrics import flat, matched, psnr
 from rconv.lab.records import SHOWN, score
 from rconv.lab.scenarios import Scenario, client_model, sent
@@ -66,17 +65,6 @@ class Trial:
         return self.reconstruction.unique
 
     @property
-    def share(self) -> tuple[float, float, float]:
-        """Share of images that are unique, and its 95 % interval for more images of their kind.
-
-        The interval of Clopper and Pearson (`rconv.lab.intervals`), each image a draw of its own:
-        the model is the one that is asked about.
-        """
-        unique = self.unique.int().tolist()
-        low, high = rate_interval(unique, [1] * len(unique))
-        return sum(unique) / len(unique), low, high
-
-    @property
     def recovered(self) -> Tensor:
         """(N,), bool: shown at `SHOWN` or more, or called the only one possible and right."""
         return (self.psnr >= SHOWN) | (self.unique & ~self.false.to(self.psnr.device))
@@ -92,11 +80,6 @@ class Trial:
         if self.recovered.any():
             return LEAKS
         return PARTLY if self.visible.any() else NOT_BY_THIS_ATTACK
-
-    @property
-    def clear(self) -> int:
-        """Images that are shown at 40 dB (`rconv.lab.records.SHOWN`) or more, unique or not."""
-        return int((self.psnr >= SHOWN).sum())
 
     @property
     def layers(self) -> list[tuple[str, int, float, float, float, int]]:

@@ -169,7 +169,7 @@ def determined(found: Stationary, *, enough: bool) -> Solution:
     opened = min(math.ceil(left**2), len(x)) if left > SEEN else 0
     std, size = system.std, x.norm().clamp(min=1e-300)
     shifts = [run(random(std) * std, COARSE) for _ in range(PROBES)]
-    weak = max(shifts, key=lambda own: float(own.norm()))
+    weak = max(shifts, key=lambda shift: float(shift.norm()))
     # A residual above the noise is an error of the equations, too.
     beyond = max(1.0, found.residual / max(float(std.norm()), 1e-300))
     error = (beyond * weak.norm() / size).clamp(min=NEGLIGIBLE)
@@ -222,7 +222,9 @@ def levenberg_marquardt(
         column = derivative.norm(dim=0)
         for _ in range(RAISES):
             rows = torch.cat([derivative, torch.diag(damping**0.5 * column)])
-            trial = _least_squares(rows, torch.cat([-f, torch.zeros_like(x)]))
+            rhs = torch.cat([-f, torch.zeros_like(x)])[:, None]
+            # By QR, so that no digit is lost to a normal matrix; NaN where the rank is short.
+            trial = torch.linalg.lstsq(rows, rhs).solution[:, 0]
             new = function(x + trial)
             if float(new[0].norm()) < size:
                 step = trial
@@ -236,8 +238,3 @@ def levenberg_marquardt(
         if float(step.norm()) <= NEGLIGIBLE * float(x.norm()) or (slow and size <= good):
             break
     return x, float(f.norm())
-
-
-def _least_squares(rows: Tensor, rhs: Tensor) -> Tensor:
-    """By QR, so that no digit is lost to a normal matrix; NaN where the rank is short."""
-    return torch.linalg.lstsq(rows, rhs[:, None]).solution[:, 0]

@@ -119,6 +119,11 @@ def root_mean_square(tensor: Tensor) -> Tensor:
     return tensor.flatten(1).square().mean(dim=1).sqrt()
 
 
+def aligned(values: Tensor, like: Tensor) -> Tensor:
+    """Values per leading index, (N,), shaped to broadcast to `like`, (N, …)."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
 def largest_of_noise(deviation: Tensor, rows: int, columns: int) -> Tensor:
     """Largest singular value that errors have in a matrix, independent and of one size σ.
 

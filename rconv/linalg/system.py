@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rconv.linalg.operator import Entries, Matrix, Operator, Part, select, shared, weighted
+from rconv.linalg.solution import aligned
 
 UNKNOWN = torch.zeros((), dtype=torch.float64)
 """A standard deviation of which nothing is known."""
@@ -65,7 +66,7 @@ class Rows:
             norms = norms[..., :1]
         counts = (norms > 0).flatten(1).sum(dim=1)
         mean = norms.flatten(1).sum(dim=1) / counts.clamp(min=1)
-        return torch.where(mean > 0, mean, 1.0).reshape(-1, *[1] * (self.rhs.dim() - 1))
+        return aligned(torch.where(mean > 0, mean, 1.0), self.rhs)
 
     def row_std(self) -> Tensor:
         """`std` row by row: of columns that share their weights, the root mean square."""
@@ -78,7 +79,7 @@ class Rows:
         std, used = torch.broadcast_tensors(self.row_std(), self.weight != 0)
         least = torch.where(used, std, torch.inf).reshape(*std.shape, *[1] * (std.dim() == 0))
         least = least.flatten(1).amin(dim=1) if least.dim() > 1 else least
-        least = least.reshape(-1, *[1] * (self.rhs.dim() - 1))
+        least = aligned(least, self.rhs)
         return least / self.mean_norm() if self.used else torch.full_like(least, torch.inf)
 
     def select(self, where: Tensor | list[int]) -> "Rows":
@@ -191,8 +192,8 @@ class System:
         for block in self.blocks:
             if block.used:
                 size = block.mean_norm()
-                least_std = least.reshape(-1, *[1] * (block.rhs.dim() - 1))
-                block = block.scaled(row_weights(block.row_std() / size, least_std) / size)
+                weights = row_weights(block.row_std() / size, aligned(least, block.rhs))
+                block = block.scaled(weights / size)
             blocks.append(block)
         return replace(self, blocks=tuple(blocks))
 

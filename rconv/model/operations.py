@@ -2,7 +2,7 @@
 
 A Sequential computes its layers one after the other, and a layer of PyTorch's own class computes
 what its class says, unless something intervenes. Whatever can is refused here, by name. What is
-no Sequential is traced, see `rconv.model.tracing`.
+no Sequential is traced, see `rconv.model.graph`.
 """
 
 from collections.abc import Iterator

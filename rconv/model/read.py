@@ -12,6 +12,7 @@ from rconv.model.batchnorm import without_statistics
 from rconv.model.blocks import Block, Fused
 from rconv.model.build import build
 from rconv.model.embedding import entered
+from rconv.model.graph import traced
 from rconv.model.heads import Head, Hidden
 from rconv.model.nodes import Network, UnsupportedModelError, solve_order
 from rconv.model.operations import (
@@ -24,7 +25,6 @@ from rconv.model.operations import (
     refuse_ways_around,
     without_passed,
 )
-from rconv.model.tracing import traced
 from rconv.model.weights import check_own_parameters, check_weights, copy_of
 
 SEARCHED = 4_096

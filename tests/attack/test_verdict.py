@@ -15,9 +15,13 @@ from rconv.attack.verdict import image_size
 from rconv.data.datasets import load
 from rconv.lab.architectures import build
 from rconv.lab.channels import brighter, grainy, pair, several_steps, shifted
-from rconv.lab.false_positives import attack_random_networks
+from rconv.lab.false_positives import (
+    attack_random_networks,
+    random_images,
+    residual_network,
+    wide_network,
+)
 from rconv.lab.metrics import psnr
-from rconv.lab.random_networks import random_images, residual_network, wide_network
 from rconv.observe.noise import Noise
 from rconv.observe.observation import per_sample_gradients
 

@@ -11,10 +11,9 @@ from torch import nn
 from rconv.attack.attack import Attack
 from rconv.lab import architectures
 from rconv.lab.channels import several_steps, sgd_step
-from rconv.lab.random_networks import random_images, random_network
+from rconv.lab.false_positives import random_images, random_network
 from rconv.observe.observation import per_sample_gradients
-from rconv.observe.steps import half_spacing
-from rconv.observe.update import gradients_from_update
+from rconv.observe.update import gradients_from_update, half_spacing
 
 RATES = (0.1, 0.01, 0.001)
 
