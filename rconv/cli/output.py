@@ -40,11 +40,6 @@ class ResultWriter:
         self._images: list[Tensor] = []
         self._originals: list[Tensor] = []
 
-    @property
-    def count(self) -> int:
-        """Images that are finished."""
-        return len(self.records)
-
     def add(self, records: Sequence[Record], images: Tensor, originals: Tensor | None) -> None:
         """Take in finished images, and write all of them if the last writing was long ago.
 
