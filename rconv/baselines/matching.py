@@ -164,7 +164,7 @@ class Replay:
         return torch.autograd.grad(loss.sum(), tuple(self.model.parameters()), create_graph=True)
 
     def squared_distance(self, image: Tensor, target: Tensor, observed: Sequence[Tensor]) -> Tensor:
-        """Sum of ‖own - observed‖² over the parameters (DLG)."""
+        """Sum of ‖recomputed - observed‖² over the parameters (DLG)."""
         recomputed = self.gradients(image, target)
         return sum((a - b).square().sum() for a, b in zip(recomputed, observed, strict=True))
 

@@ -95,7 +95,7 @@ def attack(
 
 
 def _supported(network: Network) -> Network:
-    """Refuse what R-GAP has no way through, and what would not fit into memory."""
+    """Refuse what R-GAP cannot pass, and what would not fit into memory."""
     for stage in network.stages:
         if stage.geometry.unknowns > MAX_UNKNOWNS:
             raise UnsupportedModelError(
@@ -112,10 +112,10 @@ def _supported(network: Network) -> Network:
 
 def _candidates(head: HeadInput, n: int, label: int | None) -> list[int]:
     """Indices of the head's inputs to try for image n."""
-    own = (head.image == n).nonzero()[:, 0]
-    if label is None or len(own) == 1 or head.cotangent.shape[1] > 1:
-        return own.tolist()
-    right = own[(head.cotangent[own, 0] < 0) == (label > 0)]
+    belonging = (head.image == n).nonzero()[:, 0]
+    if label is None or len(belonging) == 1 or head.cotangent.shape[1] > 1:
+        return belonging.tolist()
+    right = belonging[(head.cotangent[belonging, 0] < 0) == (label > 0)]
     return [int(right[head.value[right].norm(dim=1).argmin()])]
 
 

@@ -92,7 +92,7 @@ def compare(
             image, found = judge(method, n)
             images[name].append(image)
             records.append({**shared, "method": name, **found})
-    return Comparison(truth, {name: torch.cat(own) for name, own in images.items()}, records)
+    return Comparison(truth, {name: torch.cat(each) for name, each in images.items()}, records)
 
 
 class Judge:

@@ -125,12 +125,12 @@ def _summed(
     client: nn.Module, images: Tensor, labels: Tensor, scenario: Scenario, loss: Loss | None
 ) -> Gradients:
     """The sum over clients of the gradient of each one's mean loss over its batch."""
-    own = copy.deepcopy(client)
-    names, parameters = zip(*own.named_parameters(), strict=True)
+    copied = copy.deepcopy(client)
+    names, parameters = zip(*copied.named_parameters(), strict=True)
     images = images.to(parameters[0])
     total: Sequence[Tensor] = [torch.zeros_like(p) for p in parameters]
     for x, y in zip(images.split(scenario.batch), labels.split(scenario.batch), strict=True):
-        value = client_losses(tensor_of(own(x)), y.to(x.device), loss).mean()
+        value = client_losses(tensor_of(copied(x)), y.to(x.device), loss).mean()
         total = [a + b for a, b in zip(total, torch.autograd.grad(value, parameters), strict=True)]
     return dict(zip(names, total, strict=True))
 

@@ -83,9 +83,9 @@ class Solution:
         growth = root_mean_square(self.value).repeat_interleave(samples) / sizes
         rank = (value.shape[1] - (joint - self.rank)).clamp(min=0)
         same = {f.name: getattr(self, f.name) for f in fields(Solution)}
-        for name, own in same.items():
+        for name, field in same.items():
             each = [i for i in range(count) for _ in range(samples)]
-            same[name] = index(own, each)
+            same[name] = index(field, each)
         same |= {"value": value, "rank": rank.repeat_interleave(samples)}
         same["amplification"] = same["amplification"] * growth
         return Solution(**(same | {"error": same["error"] * growth}))

@@ -151,7 +151,7 @@ class System:
         """Aᵀ r: (N, m, k) → (N, n, k)."""
         sizes = [b.rhs[0].numel() // self.columns for b in self.blocks]
         pairs = zip(self.blocks, rows.split(sizes, dim=1), strict=True)
-        parts = [block.adjoint(own) for block, own in pairs if block.used]
+        parts = [block.adjoint(part) for block, part in pairs if block.used]
         back = sum(parts[1:], parts[0]) if parts else rows.new_zeros(1, self.unknowns, 1)
         return back if self.fixed is None else back[:, self.free]
 
@@ -223,7 +223,7 @@ class System:
         channel, are left out: see `rconv.linalg.columns`.
         """
         blocks = [b for b in self.used if not isinstance(b.operator, Entries)]
-        return [_joined(blocks, own) for own in self._parts()]
+        return [_joined(blocks, parts) for parts in self._parts()]
 
     @property
     def column_size(self) -> int:
@@ -232,9 +232,9 @@ class System:
 
     def _parts(self) -> list[tuple[Part, ...]]:
         """The parts of every block of rows that meet one channel each."""
-        own = [b.operator for b in self.used if not b.operator.couples]
-        own = [operator for operator in own if not isinstance(operator, Entries)]
-        return list(zip(*(o.parts(alone=len(own) == 1) for o in own), strict=True))
+        operators = [b.operator for b in self.used if not b.operator.couples]
+        operators = [operator for operator in operators if not isinstance(operator, Entries)]
+        return list(zip(*(o.parts(alone=len(operators) == 1) for o in operators), strict=True))
 
     def _apply(self, x: Tensor) -> Tensor:
         return torch.cat([block.apply(x) for block in self.blocks], dim=1)
@@ -245,8 +245,8 @@ def _joined(blocks: list[Rows], parts: tuple[Part, ...]) -> tuple[System, Tensor
     rows = []
     for block, part in zip(blocks, parts, strict=True):
         std, weight = (
-            own if own.dim() == 0 else part.take(own.expand(*block.rhs.shape[:-1], own.shape[-1]))
-            for own in (block.std, block.weight)
+            v if v.dim() == 0 else part.take(v.expand(*block.rhs.shape[:-1], v.shape[-1]))
+            for v in (block.std, block.weight)
         )
         rows.append(Rows(Matrix(part.make()), part.take(block.rhs), std, weight))
     return System(tuple(rows), len(parts[0].index)), parts[0].index

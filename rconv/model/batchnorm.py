@@ -18,7 +18,7 @@ def affine_of(name: str, norm: nn.BatchNorm2d, channels: int) -> Affine:
     """
     if norm.training or norm.running_mean is None:
         raise UnsupportedModelError(
-            f"{name}: BatchNorm2d normalises by the batch, which the gradients do not tell; "
+            f"{name}: BatchNorm2d normalises by the batch, which the gradients do not reveal; "
             "call model.eval() on both sides first, and keep track_running_stats"
         )
     if norm.num_features != channels:
@@ -52,10 +52,10 @@ def without_statistics(model: nn.Module) -> nn.Module:
 
     if not any(map(keeps, model.modules())):
         return model
-    own = shared_copy(model)
-    for module in filter(keeps, own.modules()):
+    copied = shared_copy(model)
+    for module in filter(keeps, copied.modules()):
         module.running_mean = module.running_var = module.num_batches_tracked = None
-    return own
+    return copied
 
 
 def folded(stage: Stage, name: str, norm: Affine) -> Stage:

@@ -35,9 +35,9 @@ def entry_networks(
     joined = [step for step in steps if type(step.what) is Fused]
     if joined and not any(map(_convolution, joined)):
         return [], []
-    own = without_statistics(model)
-    shapes, result = _shapes(own, shape)
-    entry = ConvEntry("", None, _logits(own, steps, result), reason)
+    client = without_statistics(model)
+    shapes, result = _shapes(client, shape)
+    entry = ConvEntry("", None, _logits(client, steps, result), reason)
     found: list[Network] = []
     refusals: list[UnsupportedModelError] = []
     for i in sorted(leading_to(steps, len(steps) - 1), reverse=True):
@@ -48,13 +48,13 @@ def entry_networks(
             if convolution.groups > 1:
                 raise UnsupportedModelError(f"{steps[i].name}: its groups have a gradient each")
             _refuse_few_rows(steps[i].name, convolution, shapes[steps[i].name], most)
-            found.append(_entered(own, steps, i, shape, entry, found))
+            found.append(_entered(client, steps, i, shape, entry, found))
         except UnsupportedModelError as error:
             refusals.append(error)
     if not found:
         return found, refusals
     try:
-        reached = cotangent_subspace(own, [network.head.name for network in found], shape)
+        reached = cotangent_subspace(client, [network.head.name for network in found], shape)
     except Exception as error:  # whatever the model's own code raises
         raise UnsupportedModelError(f"cannot be run on one image: {first_line(error)}") from None
     heads = (replace(network.head, subspace=reached[network.head.name]) for network in found)
@@ -76,7 +76,7 @@ def _entered(
             network = network_below(steps, shape, replace(entry, name=steps[i].name), end)
             refuse_mixed(network)
             names = {stage.name for stage in network.stages}
-            if not any(names <= {stage.name for stage in own.stages} for own in confirmed):
+            if not any(names <= {stage.name for stage in other.stages} for other in confirmed):
                 refuse_other_values(model, network)
         except UnsupportedModelError as error:
             reasons.append(error)
@@ -94,14 +94,14 @@ def _shapes(
     def look(name: str, args: tuple[torch.Tensor]) -> None:
         found[name] = args[0].shape
 
-    own = without_values(model)
-    dtype = next(own.parameters(), torch.empty(0)).dtype
-    for name, module in own.named_modules():
+    shaped = without_values(model)
+    dtype = next(shaped.parameters(), torch.empty(0)).dtype
+    for name, module in shaped.named_modules():
         if type(module) is nn.Conv2d:
             module.register_forward_pre_hook(lambda _, args, n=name: look(n, args))
     try:
         with shapes_alone():
-            return found, tensor_of(own(torch.zeros(2, *shape, dtype=dtype))).shape
+            return found, tensor_of(shaped(torch.zeros(2, *shape, dtype=dtype))).shape
     except Exception as error:  # whatever the model's own code raises
         raise UnsupportedModelError(f"has no fixed shapes: {first_line(error)}") from None
 
@@ -110,7 +110,7 @@ def _convolution(step: Operation) -> nn.Conv2d | None:
     """The convolution of a step that the model may be entered by, alone or below a norm."""
     if type(step.what) is nn.Conv2d:
         return step.what
-    if type(step.what) is Fused and [type(own) for own in step.what][1:] == [nn.BatchNorm2d]:
+    if type(step.what) is Fused and [type(layer) for layer in step.what][1:] == [nn.BatchNorm2d]:
         convolution, norm = step.what
         return convolution if norm.affine and bool((norm.weight != 0).all()) else None
     return None
@@ -235,10 +235,10 @@ def _derivatives(
         with torch.enable_grad(), InFloat64():
             result = tensor_of(model(image.requires_grad_()))
             wanted = list(outputs.values())
-            own = torch.autograd.grad(result, wanted, random(result), materialize_grads=True)
+            found = torch.autograd.grad(result, wanted, random(result), materialize_grads=True)
     finally:
         for handle in handles:
             handle.remove()
-    rows = (each[0].flatten(1) for each in own)
+    rows = (each[0].flatten(1) for each in found)
     each = zip(outputs, rows, strict=True)
     return {name: row / row.norm().clamp(min=1e-300) for name, row in each}

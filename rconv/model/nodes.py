@@ -215,7 +215,7 @@ def solve_order(network: Network) -> tuple[int, ...]:
         order.append(max(able))
         waiting.remove(max(able))
     if len(order) > 1 and not any(network.fed_by(0)):
-        raise UnsupportedModelError("no convolution takes the image itself: nothing tells it")
+        raise UnsupportedModelError("no convolution takes the image itself: nothing determines it")
     return tuple(order)
 
 

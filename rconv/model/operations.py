@@ -94,9 +94,7 @@ def refuse_shared_parameters(operations: list[Operation]) -> None:
                 )
 
 
-def refuse_ways_around(
-    steps: list[Operation], behind: set[int], inside: set[int], end: str
-) -> None:
+def refuse_bypasses(steps: list[Operation], behind: set[int], inside: set[int], end: str) -> None:
     """Refuse a map that reaches the loss other than through where the network ends.
 
     `behind` are the steps that are not read, `inside` those that are.
@@ -105,7 +103,7 @@ def refuse_ways_around(
         for j in steps[i].inputs:
             if j in inside:
                 raise steps[i].refusal(
-                    f"takes {steps[j].name}, which so reaches the loss by a way around {end}: "
+                    f"takes {steps[j].name}, which so reaches the loss by a path around {end}: "
                     "its derivative is not known"
                 )
 

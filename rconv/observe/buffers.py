@@ -37,8 +37,8 @@ def running_statistics(model: nn.Module) -> dict[str, Running]:
                 momentum = 1 / (batches + 1)
             for kind in STATISTICS:
                 value = getattr(module, kind).detach().to(torch.float64, copy=True)
-                own = Running(value, momentum * module.training, batches)
-                found[f"{name}.{kind}".lstrip(".")] = own
+                statistic = Running(value, momentum * module.training, batches)
+                found[f"{name}.{kind}".lstrip(".")] = statistic
     return found
 
 
@@ -54,35 +54,35 @@ def batch_statistics(
     one batch.
     """
     found = {}
-    for name, own in running.items() if buffers is not None else ():
+    for name, statistic in running.items() if buffers is not None else ():
         if name not in buffers:
-            if not own.momentum:
+            if not statistic.momentum:
                 continue
             raise ValueError(f"the buffers have no {name}: give all of the client's state_dict")
         new = buffers[name].detach()
-        if new.shape not in (own.value.shape, (count, *own.value.shape)):
+        if new.shape not in (statistic.value.shape, (count, *statistic.value.shape)):
             raise ValueError(f"the buffer {name} has the shape {tuple(new.shape)}")
         if not new.isfinite().all():
             raise ValueError(f"the buffer {name} has NaN or infinite entries")
-        _check_mode(name, own, new, buffers)
-        if own.momentum:
-            old = own.value.to(new.device)
-            batch = (new.double() - (1 - own.momentum) * old) / own.momentum
+        _check_mode(name, statistic, new, buffers)
+        if statistic.momentum:
+            old = statistic.value.to(new.device)
+            batch = (new.double() - (1 - statistic.momentum) * old) / statistic.momentum
             found[name] = batch.expand(count, -1)
     return found
 
 
-def _check_mode(name: str, own: Running, new: Tensor, buffers: Mapping[str, Tensor]) -> None:
+def _check_mode(name: str, statistic: Running, new: Tensor, buffers: Mapping[str, Tensor]) -> None:
     """Refuse buffers that the model, in its mode, would not have left after one step."""
-    old = own.value.to(new).expand_as(new)
-    if own.momentum == 0 and not torch.equal(new, old):
+    old = statistic.value.to(new).expand_as(new)
+    if statistic.momentum == 0 and not torch.equal(new, old):
         raise ValueError(
             f"the step changed {name}: the client's BatchNorm was in training mode; put the "
             "model into training mode as well (model.train(), or --mode training)"
         )
     counter = f"{name.rpartition('.')[0]}.num_batches_tracked".lstrip(".")
-    seen = torch.as_tensor(buffers.get(counter, own.batches + 1)) - own.batches
-    if own.momentum and (seen != 1).any():
+    seen = torch.as_tensor(buffers.get(counter, statistic.batches + 1)) - statistic.batches
+    if statistic.momentum and (seen != 1).any():
         raise ValueError(
             f"{counter} counts {int(seen.flatten()[0])} batches since the step began; the attack "
             "needs the buffers after exactly one"

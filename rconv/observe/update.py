@@ -120,19 +120,19 @@ def checked_weights(before: Weights, after: Weights) -> tuple[dict[str, Tensor],
         if name not in before or name not in after:
             where = "before" if name in before else "after"
             raise ValueError(f"{name} is only among the weights {where}: are both of one model?")
-    counts, own, sent = {}, {}, {}
+    counts, kept, sent = {}, {}, {}
     for name in before:
         pair = before[name], after[name]
         _check_pair(name, *pair)
         if name.rpartition(".")[2] in BUFFERS or not pair[0].is_floating_point():
             continue
-        own[name], sent[name] = (ordinary(w.detach()) for w in pair)
+        kept[name], sent[name] = (ordinary(w.detach()) for w in pair)
         counts[name] = len(pair[1]) if pair[1].shape != pair[0].shape else None
-    if not own:
+    if not kept:
         raise ValueError("there are no weights among these")
     if len(set(counts.values())) > 1:
         raise ValueError(f"the weights after are of different numbers of clients: {counts}")
-    return own, sent
+    return kept, sent
 
 
 def check_moved(before: Weights, after: Weights) -> None:

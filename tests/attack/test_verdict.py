@@ -243,7 +243,7 @@ def test_an_average_that_one_logit_cannot_tell_is_not_called_unique():
 def test_a_scale_that_the_loss_fits_badly_is_not_called_unique():
     """Two local steps of a network without biases: the image is right up to its scale only."""
     (record,) = attack_random_networks(range(88, 89), "two local steps")
-    assert not record["unique"] and record["error"] > 0.5 and record["doubt"]
+    assert not record["unique"] and record["error"] > 0.5 and record["diagnostic"]
 
 
 def test_a_wrong_scale_that_every_layer_fits_is_not_called_unique():

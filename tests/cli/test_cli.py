@@ -97,7 +97,7 @@ def test_the_mean_gradient_of_a_batch_travels_through_a_file(told, tmp_path, cap
     records = json.loads(file.read_text())
     assert len(records) == (2 if told == "2" else 3)
     assert all(r["unique"] == (told != "2") for r in records)
-    assert told != "2" or all("rank 3" in r["doubt"] for r in records)
+    assert told != "2" or all("rank 3" in r["diagnostic"] for r in records)
 
 
 NO_BATCHES = {
