@@ -154,7 +154,7 @@ def test_photographs_fill_the_range():
 def test_dead_filters_break_what_the_shapes_promise():
     model = dead(network(nn.ReLU, filters=(6, 8)))
     generic = overall(audit(model, SHAPE))
-    found = trial(model, SHAPE, count=2)
+    found = trial(model, SHAPE, count=1)
     assert generic == "leaks" and not found.unique.any()
     text = found.beside(generic)
     assert text.startswith("Rank and trial differ. The rank for random data says 'leaks'")
