@@ -104,7 +104,8 @@ def load(
         If the name is unknown, an index out of range, the data damaged, or missing and not to be
         had. The message is one line with the reason and the remedy.
     """
-    _check_name(name)
+    if name not in CLASSES:
+        raise DatasetError(f"there is no dataset {name!r}: choose {', '.join(CLASSES)}")
     if not isinstance(side, int) or side < 1:
         raise DatasetError(f"the side is {side}: give a positive whole number of pixels")
     wanted = _check_indices(name, range(SIZES[name]) if indices is None else indices)
@@ -181,11 +182,6 @@ def dead_leaves(input_shape: tuple[int, int, int], seed: int) -> torch.Tensor:
     for radius, top, left, colour in zip(radii, y * height, x * width, colours, strict=True):
         image[:, (rows - top) ** 2 + (columns - left) ** 2 <= radius**2] = colour
     return image
-
-
-def _check_name(name: str) -> None:
-    if name not in CLASSES:
-        raise DatasetError(f"there is no dataset {name!r}: choose {', '.join(CLASSES)}")
 
 
 def _check_indices(name: str, indices: Iterable[int]) -> list[int]:

@@ -106,12 +106,13 @@ def full_audit(
     if trials or images is not None:
         chosen = {**_enough(given, scenario, trials), "progress": announce is not None}
         tried, refusal = _accepted(lambda: trial(model, input_shape, scenario=scenario, **chosen))
+    reasons = [{"layer": layer, "reason": r} for layer, r in getattr(refusal, "reasons", ())]
     record: Record = {
         **_question(model, input_shape, name, scenario, command),
         "rank": _rank(found, active),
         "trial": None if tried is None else _trial(tried),
         "layers": _layers(model, found, tried),
-        "refusal": None if refusal is None else _refusal(refusal),
+        "refusal": refusal and {"message": str(refusal), "reasons": reasons},
     }
     record["verdict"] = _verdict(record, found, tried)
     if time_limit > 0 and (trials or images is not None):
@@ -317,11 +318,6 @@ def _kind(model: nn.Module, name: str) -> str:
     if isinstance(module, nn.Linear):
         return f"Linear {module.in_features}→{module.out_features}"
     return type(module).__name__
-
-
-def _refusal(error: UnsupportedModelError) -> Record:
-    reasons = [{"layer": layer, "reason": reason} for layer, reason in error.reasons]
-    return {"message": str(error), "reasons": reasons}
 
 
 def _verdict(record: Record, found: Findings | None, tried: Trial | None) -> Record:

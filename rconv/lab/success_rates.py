@@ -148,6 +148,10 @@ def cell(settings: Record, by_seed: Sequence[Sequence[Record]]) -> Record:
         return [sum(map(test, records)) for records in by_seed]
 
     judged_here = bool(every) and "unique" in every[0]
+    failed = [record.get("layers", []) for record in every if not won([record])]
+    # The first layer, from the head down, that is short of rank, or noise.
+    short = ((layer["name"] for layer in layers if open_directions(layer) > 0) for layers in failed)
+    reasons = [next(names, NOISE) for names in short]
     return {
         **settings,
         "images": count(lambda r: True),
@@ -156,15 +160,9 @@ def cell(settings: Record, by_seed: Sequence[Sequence[Record]]) -> Record:
         "false": count(lambda r: r["false"]) if judged_here else None,
         "missed": count(lambda r: won([r]) and not r["unique"]) if judged_here else None,
         **(_quality(every) if every else {}),
-        "reasons": dict(Counter(_reason(r) for r in every if not won([r])).most_common()),
+        "reasons": dict(Counter(reasons).most_common()),
         "refusal": refusal,
     }
-
-
-def _reason(record: Record) -> str:
-    """Why an image failed: the first layer, from the head down, that is short of rank, or noise."""
-    short = (layer["name"] for layer in record.get("layers", []) if open_directions(layer) > 0)
-    return next(short, NOISE)
 
 
 def rate(record: Record) -> tuple[float, float, float]:

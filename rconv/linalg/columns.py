@@ -44,19 +44,17 @@ def solve_columns(system: System, tolerance: Tensor) -> Solution:
 def _of_parts(system: System, parts: list[tuple[System, Tensor]], tolerance: Tensor) -> Solution:
     """Parts whose columns share their matrices."""
     # Equal errors need no weights; others weigh the rows of each part for themselves.
-    each = [part if _equal(part) else part.whitened() for part, _ in parts]
+    each = []
+    for part, _ in parts:
+        numbers = (1, len(part.blocks[0].rhs))
+        equal = len(part.blocks) == 1 and part.blocks[0].std.numel() in numbers
+        each.append(part if equal else part.whitened())
     solved = [least_squares(part, tolerance) for part in each]
     sizes = [part.rhs.flatten(1).norm(dim=1) for part in each]
     value = system.blocks[0].rhs.new_zeros(len(sizes[0]), system.unknowns)
     for solution, (_, index) in zip(solved, parts, strict=True):
         value[:, index.to(value.device)] = solution.value
     return replace(independent(solved, sizes), value=value[..., None])
-
-
-def _equal(system: System) -> bool:
-    """Whether all rows are of one kind and have one error."""
-    block, numbers = system.blocks[0], (1, len(system.blocks[0].rhs))
-    return len(system.blocks) == 1 and block.std.numel() in numbers
 
 
 def _column_by_column(system: System, tolerance: Tensor) -> Solution:

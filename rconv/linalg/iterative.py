@@ -92,8 +92,9 @@ class Runs:
     def __init__(self, system: System):
         self.system, self.inverse, self._like = system, preconditioner(system), system.rhs
         shape = system.rhs.shape[1], system.count
-        products = self._numpy(self._product), self._numpy(self._adjoint)
-        self._operator = LinearOperator(shape, *products, dtype=np.float64)
+        product = self._numpy(lambda y: system.apply(self.inverse(y)))
+        adjoint = self._numpy(lambda rows: self.inverse(system.adjoint(rows)))
+        self._operator = LinearOperator(shape, product, adjoint, dtype=np.float64)
 
     def __call__(self, rhs: Tensor, accuracy: float = ACCURACY) -> tuple[Tensor, int]:
         """x for rows (1, m, 1), and the iterations it took."""
@@ -122,12 +123,6 @@ class Runs:
             rows = rhs.flatten().cpu().numpy()
             found = lsmr(operator, rows, 0.0, accuracy, accuracy, 0.0, ITERATIONS)
         return torch.from_numpy(found[0]).to(self._like).reshape(1, -1, 1), found[2]
-
-    def _product(self, y: Tensor) -> Tensor:
-        return self.system.apply(self.inverse(y))
-
-    def _adjoint(self, rows: Tensor) -> Tensor:
-        return self.inverse(self.system.adjoint(rows))
 
     def _numpy(self, function: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
         def applied(v: np.ndarray) -> np.ndarray:

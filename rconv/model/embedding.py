@@ -70,8 +70,9 @@ class _Finder:
         if convolution is None or sees(added, self.image):
             return None
         line = total.meta["line"]
-        layers = any(self._has_weights(step) for step in self._between(convolution, tokens))
-        moved = None if layers else self._moved(tokens, convolution)
+        moved = (
+            None if self._meets_weights(convolution, tokens) else self._moved(tokens, convolution)
+        )
         output = None if moved is None else self._run(convolution)
         counts = None if moved is None else moved[moved >= 0].bincount(minlength=output.numel())
         if counts is None or (counts != 1).any():
@@ -124,22 +125,20 @@ class _Finder:
                     f"({total.meta['line']})"
                 )
 
-    def _between(self, convolution: fx.Node, tokens: fx.Node) -> list[fx.Node]:
-        """The steps from a convolution's output to what is made of it."""
-        found = {convolution}
+    def _meets_weights(self, convolution: fx.Node, tokens: fx.Node) -> bool:
+        """Whether a layer with parameters stands between a convolution and what is made of it."""
+        above = {convolution}
         for node in self.nodes:
-            if not found.isdisjoint(node.all_input_nodes):
-                found.add(node)
-        return [node for node in before(self.nodes, tokens) if node in found - {convolution}]
-
-    def _has_weights(self, node: fx.Node) -> bool:
-        """Whether a step is a layer with parameters."""
-        layer = self.model.get_submodule(node.target) if node.op == "call_module" else nn.Identity()
-        return next(layer.parameters(), None) is not None
+            if not above.isdisjoint(node.all_input_nodes):
+                above.add(node)
+        steps = above.intersection(before(self.nodes, tokens)) - {convolution}
+        layers = [self.model.get_submodule(n.target) for n in steps if n.op == "call_module"]
+        return any(next(layer.parameters(), None) is not None for layer in layers)
 
     def _convolution(self, node: fx.Node) -> fx.Node | None:
         """The last convolution that a map is made of."""
-        found = [step for step in before(self.nodes, node) if _is_convolution(self.model, step)]
+        layers = [step for step in before(self.nodes, node) if step.op == "call_module"]
+        found = [n for n in layers if type(self.model.get_submodule(n.target)) is nn.Conv2d]
         return found[-1] if found else None
 
     def _parameters(self, node: fx.Node) -> list[str]:
@@ -187,10 +186,6 @@ class _Finder:
         index = torch.where(first[order][place] == here, order[place], -1)
         same = torch.where(index >= 0, second[index], here)
         return index if (index >= 0).any() and torch.equal(same, there) else None
-
-
-def _is_convolution(model: nn.Module, node: fx.Node) -> bool:
-    return node.op == "call_module" and type(model.get_submodule(node.target)) is nn.Conv2d
 
 
 def entered(

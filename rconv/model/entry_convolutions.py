@@ -193,13 +193,13 @@ def cotangent_subspace(
             found[name] = torch.cat([found[name], rows]) if name in found else rows
         drawn += 1
         if drawn >= PASSES:
-            wanted = [n for n in wanted if not _is_enough(found[n], len(found[n]) // drawn)]
+            wanted = [
+                name
+                for name in wanted
+                if len(rows := found[name]) < ENOUGH * rows.shape[1]
+                and _basis(rows).shape[1] <= len(rows) // drawn  # the filters
+            ]
     return {name: _basis(rows) for name, rows in found.items()}
-
-
-def _is_enough(rows: Tensor, filters: int) -> bool:
-    """Whether there are enough derivatives, or more combinations already than there are filters."""
-    return len(rows) >= ENOUGH * rows.shape[1] or _basis(rows).shape[1] > filters
 
 
 def _basis(rows: Tensor) -> Tensor:

@@ -191,8 +191,8 @@ def _refuse_intervention(name: str, module: nn.Module) -> None:
     for attribute, what in _HOOKS.items():
         for hook in getattr(module, attribute).values():
             raise UnsupportedModelError(
-                f"{name}: {kind} has a {what} ({_name_of(hook)}), which can change what is "
-                "computed; remove it on both sides first"
+                f"{name}: {kind} has a {what} ({getattr(hook, '__name__', type(hook).__name__)}), "
+                "which can change what is computed; remove it on both sides first"
             )
     for key, parameter in module.named_parameters(recurse=False):
         if any(getattr(parameter, attribute, None) for attribute in _PARAMETER_HOOKS):
@@ -204,7 +204,3 @@ def _refuse_intervention(name: str, module: nn.Module) -> None:
             f"{name}: {kind} is active, its random mask is not in the gradients; "
             "call model.eval() on both sides first"
         )
-
-
-def _name_of(hook: object) -> str:
-    return getattr(hook, "__name__", type(hook).__name__)
