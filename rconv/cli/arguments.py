@@ -198,9 +198,7 @@ def _add_received(attack: argparse.ArgumentParser) -> None:
         "--gradients", type=path, help="attack a .safetensors file of gradients instead"
     )
     sent.add_argument(
-        "--after",
-        type=path,
-        help="or one of the weights that a client sent after a step of SGD",
+        "--after", type=path, help="or one of the weights that a client sent after a step of SGD"
     )
     attack.add_argument("--before", type=path, help="with --after: the weights before the step")
     attack.add_argument("--lr", type=float, help="with --after: the learning rate of the step")

@@ -9,15 +9,7 @@ from os import PathLike
 import numpy as np
 import torch
 
-from rconv.data import (
-    CHANNELS,
-    CLASSES,
-    DEFAULT,
-    SIZES,
-    TRAIN_SIZES,
-    DatasetError,
-    parse_indices,
-)
+from rconv.data import CHANNELS, CLASSES, DEFAULT, SIZES, TRAIN_SIZES, DatasetError, parse_indices
 from rconv.data.sources import data_folder, embedded, read, write_snapshot
 from rconv.extras import extra
 
@@ -64,10 +56,7 @@ class Images:
     def select(self, which: slice) -> "Images":
         """Some of the images, in their order."""
         return replace(
-            self,
-            images=self.images[which],
-            labels=self.labels[which],
-            indices=self.indices[which],
+            self, images=self.images[which], labels=self.labels[which], indices=self.indices[which]
         )
 
 

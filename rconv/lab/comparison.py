@@ -102,11 +102,7 @@ class Judge:
     """
 
     def __init__(
-        self,
-        model: nn.Sequential,
-        architecture: str,
-        truth: datasets.Images,
-        gradients: Gradients,
+        self, model: nn.Sequential, architecture: str, truth: datasets.Images, gradients: Gradients
     ):
         self.model = copy.deepcopy(model).double()
         self.targets = architectures.targets(architecture, truth.labels)

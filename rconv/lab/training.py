@@ -22,12 +22,7 @@ CLIENTS_RATE = 1e-2
 
 
 def train(
-    model: nn.Sequential,
-    data: Images,
-    *,
-    epochs: int = EPOCHS,
-    batch: int = BATCH,
-    seed: int = 0,
+    model: nn.Sequential, data: Images, *, epochs: int = EPOCHS, batch: int = BATCH, seed: int = 0
 ) -> tuple[nn.Sequential, float]:
     """Train a copy of a classifier by Adam on cross-entropy, in float32.
 

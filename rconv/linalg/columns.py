@@ -11,14 +11,7 @@ from torch import Tensor
 
 from rconv.linalg.operator import Entries, Matrix, shared
 from rconv.linalg.refine import refine
-from rconv.linalg.solution import (
-    CONDITION_LIMIT,
-    DIRECT,
-    Solution,
-    Spectrum,
-    rank_floor,
-    relative,
-)
+from rconv.linalg.solution import CONDITION_LIMIT, DIRECT, Solution, Spectrum, rank_floor, relative
 from rconv.linalg.system import Rows, System
 
 MOST = 2**25

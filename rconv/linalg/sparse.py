@@ -148,7 +148,5 @@ class SparseFactor:
 
         like = torch.empty(1, self.matrix.shape[1], dtype=torch.float64)
         return Spectrum.estimate(
-            columns(lambda v: self.matrix.T @ (self.matrix @ v)),
-            columns(self._inverse_gram),
-            like,
+            columns(lambda v: self.matrix.T @ (self.matrix @ v)), columns(self._inverse_gram), like
         )

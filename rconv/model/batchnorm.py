@@ -63,9 +63,5 @@ def folded(stage: Stage, name: str, norm: Affine) -> Stage:
     bias = torch.zeros_like(norm.shift) if stage.bias is None else stage.bias
     weight: Tensor = stage.weight * norm.scale[:, None, None, None]
     return replace(
-        stage,
-        weight=weight,
-        bias=bias * norm.scale + norm.shift,
-        scale=norm.scale,
-        norm=name,
+        stage, weight=weight, bias=bias * norm.scale + norm.shift, scale=norm.scale, norm=name
     )

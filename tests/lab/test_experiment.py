@@ -26,8 +26,7 @@ def test_run_measures_what_it_says():
 
 
 @pytest.mark.parametrize(
-    "setting, value",
-    [("seed", 3), ("filters", (14, 18, 12, 4)), ("initialisation", "default")],
+    "setting, value", [("seed", 3), ("filters", (14, 18, 12, 4)), ("initialisation", "default")]
 )
 def test_settings_reach_model_and_record(setting, value):
     (record,) = run("Digits", [0], **{setting: value}).records
