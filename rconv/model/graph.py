@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from rconv.model.functions import read_function
 from rconv.model.nodes import UnsupportedModelError
-from rconv.model.operations import Operation, is_layer
+from rconv.model.operations import Operation, dependencies, is_layer
 from rconv.model.wrappers import shapes_alone, tensor_of, without_values
 
 _PACKAGE = os.path.dirname(torch.__file__)
@@ -73,24 +73,13 @@ def before(
 
     `without` leaves out one step, with what only it depends on.
     """
-    waiting, found = [end], {without}
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting.extend(node.all_input_nodes)
-    return [node for node in nodes if node in found and node is not without]
+    found = dependencies(end, lambda node: node.all_input_nodes, lambda node: node is without)
+    return [node for node in nodes if node in found]
 
 
 def sees(node: fx.Node, image: fx.Node) -> bool:
     """Whether a step depends on what the image shows, and not on its shape alone."""
-    waiting, found = [node], set()
-    while waiting:
-        step = waiting.pop()
-        if step not in found and not _is_shape(step):
-            found.add(step)
-            waiting.extend(step.all_input_nodes)
-    return image in found
+    return image in dependencies(node, lambda step: step.all_input_nodes, _is_shape)
 
 
 def _is_shape(node: fx.Node) -> bool:

@@ -5,8 +5,9 @@ what its class says, unless something intervenes. Whatever can is refused here, 
 no Sequential is traced, see `rconv.model.graph`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -68,16 +69,20 @@ def without_passed(operations: list[Operation]) -> list[Operation]:
     return left
 
 
-def leading_to(operations: list[Operation], end: int) -> set[int]:
-    """Indices of the steps that step `end` depends on, itself included."""
-    found: set[int] = set()
-    waiting = [end]
+def dependencies(end: Any, inputs: Callable, ends: Callable = lambda step: False) -> set:
+    """What a step depends on, itself included; not through steps of which `ends` is true."""
+    found, waiting = set(), [end]
     while waiting:
         step = waiting.pop()
-        if step not in found:
+        if step not in found and not ends(step):
             found.add(step)
-            waiting.extend(operations[step].inputs)
+            waiting.extend(inputs(step))
     return found
+
+
+def leading_to(operations: list[Operation], end: int) -> set[int]:
+    """Indices of the steps that step `end` depends on, itself included."""
+    return dependencies(end, lambda i: operations[i].inputs)
 
 
 def refuse_shared_parameters(operations: list[Operation]) -> None:

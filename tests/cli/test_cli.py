@@ -87,17 +87,17 @@ def test_a_batch_comes_back_in_the_order_of_its_images(tmp_path, capsys):
     assert "3 images of one batch: 3 unique" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("told", ["3", "auto", "2"])
-def test_the_mean_gradient_of_a_batch_travels_through_a_file(told, tmp_path, capsys):
+@pytest.mark.parametrize("size", ["3", "auto", "2"])
+def test_the_mean_gradient_of_a_batch_travels_through_a_file(size, tmp_path, capsys):
     sent, file = str(tmp_path / "g"), tmp_path / "x.json"
     assert main(["observe", *BATCH, "--batch", "--gradients", sent]) == 0
     assert "mean gradient of 3 images" in capsys.readouterr().out
     attacker = ["attack", *BATCH[:2], *BATCH[4:], "--gradients", sent]
-    assert main([*attacker, "--batch", told, "--json", str(file)]) == 0
+    assert main([*attacker, "--batch", size, "--json", str(file)]) == 0
     records = json.loads(file.read_text())
-    assert len(records) == (2 if told == "2" else 3)
-    assert all(r["unique"] == (told != "2") for r in records)
-    assert told != "2" or all("rank 3" in r["diagnostic"] for r in records)
+    assert len(records) == (2 if size == "2" else 3)
+    assert all(r["unique"] == (size != "2") for r in records)
+    assert size != "2" or all("rank 3" in r["diagnostic"] for r in records)
 
 
 NO_BATCHES = {
@@ -111,8 +111,8 @@ NO_BATCHES = {
 
 @pytest.mark.parametrize("arguments, hint", NO_BATCHES.values(), ids=NO_BATCHES)
 def test_what_is_no_batch_is_refused_in_one_line(arguments, hint, capsys):
-    code, told = refusal([*BATCH[:2], *BATCH[4:], *arguments], capsys)
-    assert code == 2 and hint in told and told.count("\n") == 1
+    code, error = refusal([*BATCH[:2], *BATCH[4:], *arguments], capsys)
+    assert code == 2 and hint in error and error.count("\n") == 1
 
 
 def update(folder, rate=0.01, dtype=torch.float32):

@@ -162,7 +162,7 @@ def test_dead_filters_break_what_the_shapes_promise():
 
 
 def test_signs_give_more_than_the_shapes_promise():
-    """A dark image with one bright pixel is told by far fewer equations than it has pixels."""
+    """A dark image with one bright pixel needs far fewer equations than it has pixels."""
     model, images = short(5), torch.zeros(2, 3, 8, 8, dtype=torch.float64)
     images[:, :, 3, 4] = 1.0
     found = trial(model, (3, 8, 8), images, torch.tensor([0, 1]))
