@@ -153,9 +153,9 @@ def _check_not_weights(model: nn.Module, gradients: Gradients) -> None:
 
 
 def _last_layer(model: nn.Module, tensors: Gradients) -> tuple[Tensor, Tensor] | None:
-    """Weight (K, n) and bias (K,) of the last Linear, float64, finite and not zero.
+    """Weight (K, n) and bias (K,) of the last Linear, of the first client, float64 and finite.
 
-    Those of the first client; None without a bias or with a single output.
+    None without a bias, with a single output, or where they are zero.
     """
     found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     if not found or found[-1][1].bias is None or min(found[-1][1].weight.shape) < 2:

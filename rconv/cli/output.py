@@ -41,10 +41,7 @@ class ResultWriter:
         self._originals: list[Tensor] = []
 
     def add(self, records: Sequence[Record], images: Tensor, originals: Tensor | None) -> None:
-        """Take in finished images, and write all of them if the last writing was long ago.
-
-        Images and originals have the shape (N, C, H, W); None if the originals are unknown.
-        """
+        """Take in finished images (N, C, H, W), and write all if the last writing was long ago."""
         self.records += records
         self._images.append(images.cpu())
         if originals is not None:

@@ -10,19 +10,12 @@ from types import FrameType
 
 
 def legible(text: str) -> str:
-    """Write what is not to be seen, but steers a terminal, as its escape.
-
-    Escapes control characters, bytes that are no text, and marks of direction, which the name of a
-    file may contain; keeps line ends.
-    """
+    """Write control characters, marks of direction and bytes that are no text as their escapes."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def say(text: str) -> None:
-    """Print an answer to standard output, and find out now whether it can be read there.
-
-    Raises OSError if nobody reads, or a disk is full.
-    """
+    """Print an answer to standard output; OSError if nobody reads it, or a disk is full."""
     try:
         print(legible(text), flush=True)
     except OSError as error:

@@ -44,10 +44,7 @@ class Archive:
 
 
 def read(path: Path) -> Archive:
-    """Read a file of records.
-
-    Raises OSError if it cannot be read, and ValueError if it is damaged.
-    """
+    """Read a file of records; OSError if it cannot be read, ValueError if it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Archive(**{**content, "records": unpack(content["records"])})

@@ -163,7 +163,7 @@ def _scenarios(
 ) -> list[Record]:
     """One entry for each scenario; those that there is no time for say so.
 
-    `known` has the outcome of the user's own, and takes those of the others.
+    `known` starts with the outcome of the user's scenario and collects the others.
     """
     whole, start = matrix(next(iter(known))), time.monotonic()
     respects = [respect for respect, *_ in whole]

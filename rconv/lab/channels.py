@@ -59,9 +59,9 @@ Client = Callable[[nn.Module, Tensor, Tensor], Sent]
 
 
 def observe(model: nn.Sequential, architecture: str, truth: Images) -> dict[str, Sent]:
-    """What the same step reveals in each of the ways of `SENT`.
+    """What the same step of a float64 model reveals in each of the ways of `SENT`.
 
-    The model is float64; for all ways but the first it is rounded to float32.
+    For all ways but the first the model is rounded to float32.
     """
     single = copy.deepcopy(model).float()
     gradients = client_gradients(single, architecture, truth, "float32")

@@ -185,10 +185,10 @@ class Trace:
 
 
 def spread(indices: Sequence[int], seeds: Sequence[int], each: int, count: int) -> dict:
-    """Images of each seed: `count` of them from its own place on, round and round.
+    """Images of each seed: `count` of them in a row, starting again after the last one.
 
-    Seed number k begins with image k · `each`, so that the seeds share the images out among them
-    where the count is `each`, and all have all of them where it is their number.
+    Seed number k begins with image k · `each`. So the seeds partition the images where the count is
+    `each`, and every seed has all images where it is their number.
     """
     if not 0 < each <= count <= len(indices):
         raise ValueError(
@@ -252,10 +252,7 @@ def try_variations(
     iterations: int = SMOOTH["iterations"],
     **options: Any,
 ) -> list[Record]:
-    """Inverting Gradients with each of `VARIATIONS`, on images that nothing is tested on.
-
-    Arguments are those of `compare`.
-    """
+    """`compare` with each of `VARIATIONS`, on images that nothing is tested on."""
     found = []
     for weight in VARIATIONS:
         settings = {INVERTING: {"iterations": iterations, "total_variation": weight}}

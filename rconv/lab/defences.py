@@ -28,10 +28,7 @@ DELTA = 1e-5
 def add_noise(
     gradients: Gradients, strength: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Gaussian noise on every entry, g + strength · rms(g) · ε.
-
-    `strength` is its standard deviation over the root mean square of the entry's own parameter.
-    """
+    """Gaussian noise on every entry, g + strength · rms(g) · ε, with the rms of its parameter."""
     return {
         name: g + strength * aligned(root_mean_square(g), g) * _normal(g, generator)
         for name, g in gradients.items()

@@ -20,10 +20,7 @@ from rconv.observe.observation import per_sample_gradients
 
 @dataclass(frozen=True)
 class Experiment:
-    """What came out of `run`: images, the attack's answer, and one record per image.
-
-    The records are those of `rconv.lab.records.score`.
-    """
+    """What came out of `run`: images, the attack's answer, and a record of each (see `score`)."""
 
     truth: datasets.Images
     reconstruction: Reconstruction

@@ -85,10 +85,7 @@ def measure(cell: Cell, images: int | None = None) -> dict[str, Experiment]:
 
 
 def procedure(cell: Cell) -> Record:
-    """Attack a published image by the published procedure, row by row.
-
-    The quality is None where the procedure ended in an error.
-    """
+    """Attack a published image by the published procedure; no quality where that failed."""
     truth = datasets.load(cell.dataset, [cell.index or 0])
     model = shared_model(cell.dataset, cell.architecture)
     sent = client_gradients(model, cell.architecture, truth)

@@ -76,10 +76,7 @@ def matrix(base: Scenario) -> list[tuple[str, str, Scenario]]:
 
 
 def client_model(model: nn.Module, scenario: Scenario) -> nn.Module:
-    """A copy of the model in the dtype and in the mode of the clients, which the attacker sees.
-
-    The model itself where the scenario changes neither.
-    """
+    """A copy of the model in the dtype and mode of the clients, which the attacker sees too."""
     if not isinstance(model, nn.Module) or scenario.dtype is scenario.mode is None:
         return model
     client = copy.deepcopy(model)

@@ -150,11 +150,11 @@ def underdetermined(
 def attacked(
     attack: Attack, sent: Gradients, truth: datasets.Images, n: int, shared: Record
 ) -> Record:
-    """One image, attacked and scored.
+    """Attack image n and score the answer.
 
-    Attacks image n. The record is that of `rconv.lab.records.score`, with "by_rank", whether
-    equations alone determine every layer, and PSNR in dB: "least" of the answer without what the
-    prior chose, "flat" of the image's own mean grey. "seconds" is CPU time of this process.
+    The record is that of `rconv.lab.records.score`, with "by_rank", whether equations alone
+    determine every layer, and PSNR in dB: "least" of the answer without what the prior chose,
+    "flat" of the image's mean grey. "seconds" is CPU time of this process.
     """
     start, one = time.process_time(), slice(n, n + 1)
     found = attack({name: g[one] for name, g in sent.items()})

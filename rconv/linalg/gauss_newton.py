@@ -117,10 +117,9 @@ def linear_step(
     accuracy: float = ACCURACY,
     iterations: int = ITERATIONS,
 ) -> Tensor:
-    """Damped least squares of one system, (n,).
+    """Damped least squares of one system, N = k = 1, for a right-hand side (1, m, 1): (n,).
 
-    The system has N = k = 1, the right-hand side the shape (1, m, 1). The damping acts on y of the
-    `Change`.
+    The damping acts on y of the `Change`.
     """
     like, n = system.rhs, system.unknowns
 

@@ -71,7 +71,7 @@ class Solution:
         return [self.select([i]) for i in range(len(self.rank))]
 
     def per_sample(self, samples: int) -> "Solution":
-        """A joint solution of B samples each, one entry for every sample, (N·B,).
+        """One entry for every sample of a joint solution of B samples each, (N·B,).
 
         What is open in the joint system may be open in each of its samples.
         """

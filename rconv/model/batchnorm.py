@@ -39,11 +39,11 @@ def affine_of(name: str, norm: nn.BatchNorm2d, channels: int) -> Affine:
 
 
 def without_statistics(model: nn.Module) -> nn.Module:
-    """The model, or a copy if it has norms in train mode that keep running statistics.
+    """The model, or a copy if it has norms in training mode that keep running statistics.
 
-    Those of the copy keep none. They use those of the batch and compute the same; only the update
-    is left out, which would change the model, and which `torch.func` cannot do image by image.
-    All parameters are shared with the model.
+    The norms of the copy keep none. They use the statistics of the batch and compute the same; only
+    the update is left out, which would change the model, and which `torch.func` cannot do image by
+    image. All parameters are shared with the model.
     """
 
     def keeps(module: nn.Module) -> bool:

@@ -105,9 +105,8 @@ class Block(Stage):
     def run(
         self, parameters: Mapping[str, Tensor], x: Tensor, seen: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """Its output for other parameters, from x (B, C, H, W).
-
-        `seen` is filled with the input of each layer that follows the convolution.
+        """Its output for other parameters, from x (B, C, H, W); `seen` collects the input of each
+        layer.
         """
         return self.after(parameters, self.convolved(parameters, x), seen)
 

@@ -136,10 +136,10 @@ def checked_weights(before: Weights, after: Weights) -> tuple[dict[str, Tensor],
 
 
 def check_moved(before: Weights, after: Weights) -> None:
-    """Refuse steps that reveal nothing, or nothing but signs.
+    """Refuse the steps of `checked_weights` that reveal nothing, or nothing but signs.
 
-    Takes what `checked_weights` returns. Raises ValueError if no entry changed, or if more than
-    half of those that surely moved did so by one size.
+    Raises ValueError if no entry changed, or if more than half of those that surely moved did so by
+    one size.
     """
     sizes = []
     for name, sent in after.items():
