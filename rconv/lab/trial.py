@@ -125,7 +125,7 @@ class Trial:
         return f"{text}; {seen} with less than half its error): not unique is not private"
 
     def beside(self, generic: str) -> str:
-        """How the generic verdict (`rconv.audit.overall`) and the trial differ; "" if they agree."""
+        """How the verdict of `rconv.audit.overall` and the trial differ; "" where they agree."""
         if generic == TOO_LARGE:
             return "The rank is too large to compute; the verdict is that of the trial."
         if generic == NOT_UNIQUE and self.unique.any():
