@@ -21,11 +21,12 @@ from rconv.attack.report import LayerReport
 from rconv.attack.span_entry import from_spans, span_ranks
 from rconv.equations.spans import Spans
 from rconv.linalg.dense import MAX_UNKNOWNS
-from rconv.model.blocks import Block
+from rconv.model.blocks import Block, Fused, with_blocks
 from rconv.model.entry_convolutions import entry_networks
 from rconv.model.heads import ConvEntry, Head
 from rconv.model.nodes import Network, UnsupportedModelError
-from rconv.model.read import joins_blocks, read, read_with_blocks
+from rconv.model.operations import Operation
+from rconv.model.read import check_input_shape, read_steps, steps_of
 from rconv.model.wrappers import unwrapped
 from rconv.observe.noise import Observed
 
@@ -117,32 +118,32 @@ def entry_points(model: nn.Module, input_shape: Sequence[int]) -> list[EntryPoin
     UnsupportedModelError
         If there is none; its `reasons` have that of each convolution.
     """
-    model = unwrapped(model)
+    model, refused, others = unwrapped(model), [], []
     try:
-        return [EntryPoint(read(model, input_shape))]
+        shape = check_input_shape(input_shape)
+        steps = steps_of(model, shape)
     except UnsupportedModelError as error:
-        reason = error
-    found, refusals = _spanned(model, input_shape, str(reason))
-    if found:
-        return found
-    try:
-        return [EntryPoint(read_with_blocks(model, input_shape))]
-    except UnsupportedModelError as error:
-        blocked = error
-    found, more = _spanned(model, input_shape, str(blocked), blocks=True)
-    if found:
-        return found
-    first = [blocked, reason] if joins_blocks(model, input_shape) else [reason, blocked]
-    raise final_refusal([*first, *refusals, *more])
+        raise final_refusal([error]) from None
+    joined = with_blocks(steps)
+    for each in [steps, joined] if any(type(step.what) is Fused for step in joined) else [steps]:
+        try:
+            return [EntryPoint(read_steps(model, each, shape))]
+        except UnsupportedModelError as error:
+            refused.insert(0, error)
+        found, closed = _spanned(model, each, shape, str(refused[0]))
+        if found:
+            return found
+        others += closed
+    raise final_refusal([*refused, *others])
 
 
 def _spanned(
-    model: nn.Module, input_shape: Sequence[int], reason: str, *, blocks: bool = False
+    model: nn.Module, steps: list[Operation], shape: tuple[int, int, int], reason: str
 ) -> tuple[list[EntryPoint], list[UnsupportedModelError]]:
     """Entry points at convolutions, and why others are none; see `entry_networks`."""
     most, found = isqrt(MAX_UNKNOWNS), []
     try:
-        networks, refusals = entry_networks(model, input_shape, reason, most, blocks=blocks)
+        networks, refusals = entry_networks(model, steps, shape, reason, most)
     except UnsupportedModelError as error:
         return [], [error]
     for network in networks:

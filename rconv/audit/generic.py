@@ -22,7 +22,7 @@ from rconv.linalg.system import FREE
 from rconv.model.activations import Activation
 from rconv.model.geometry import Stage
 from rconv.model.heads import ConvEntry
-from rconv.model.nodes import Network, UnsupportedModelError
+from rconv.model.nodes import Network
 
 
 class RandomProblem(MapProblem):
@@ -135,13 +135,8 @@ def random_problems(
     RandomProblem
         The next one; those above it are taken to be solved.
     """
-    block = next((stage for stage in network.stages if not stage.linear), None)
-    if block is not None:
-        layer, module = block.layers[-1]
-        raise UnsupportedModelError(
-            f"{layer}: the rank below {type(module).__name__} depends on the image; audit the "
-            "model by trying the attack (rconv audit --trials 1 or more, rconv.lab.run_trial)"
-        )
+    remedy = "audit the model by trying the attack (rconv audit --trials 1, rconv.lab.run_trial)"
+    network.refuse_blocks("the rank for random data", grouped=True, remedy=remedy)
     tiny = maps[0].new_full((1,), EPS)
     entry = network.head if isinstance(network.head, ConvEntry) else None
     # Bounds and the prior are no equations.

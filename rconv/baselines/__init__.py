@@ -15,7 +15,7 @@ from rconv.lazy import TYPE_CHECKING, lazy
 
 if TYPE_CHECKING:
     from rconv.baselines import dlg, inverting_gradients, rgap
-    from rconv.baselines.equation_counts import Count, rank_analysis
     from rconv.baselines.matching import BaselineResult, infer_labels
+    from rconv.baselines.rgap import Count, rank_analysis
 
 __getattr__, __dir__ = lazy(__name__)

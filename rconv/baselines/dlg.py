@@ -98,28 +98,12 @@ def _label(logits: Tensor) -> Tensor:
 class Descent:
     """L-BFGS from one start, which can be continued.
 
-    Parameters
-    ----------
-    variables : list of Tensor
-        What is optimised, in place; the first is the image (1, C, H, W).
-    objective : callable
-        () → scalar.
-    lr : float
-        Length of a step.
-    patience : int or None
-        Iterations after which the descent ends unless they have halved the lowest objective; None
-        goes on, as the published codes do.
-    watch : callable or None
-        Called after each iteration with the image and its objective.
-
-    Attributes
-    ----------
-    history : list of float
-        The objective at the start and after each iteration.
-    ended : bool
-        Whether there is nothing more to be had: the objective is no finite number, an iteration
-        has left every variable as it was (so would all that follow), or the patience is at its
-        end.
+    `variables` are optimised in place, the first being the image (1, C, H, W). The descent has
+    `ended` where there is nothing more to be had: the objective is no finite number, an iteration
+    has left every variable as it was (so would all that follow), or so many iterations as
+    `patience` says have not halved the lowest objective; None goes on, as the published codes do.
+    `history` is the objective at the start and after each iteration; then `watch` is called as
+    well.
     """
 
     def __init__(

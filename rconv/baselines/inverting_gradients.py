@@ -34,13 +34,13 @@ def attack(
 ) -> BaselineResult:
     """Reconstruct images by the cosine distance of gradients and a total variation prior.
 
-    Minimises 1 - cos(own, observed) + `total_variation` · TV (equation 4) from a Gaussian start by
-    Adam on the sign of the gradient, with the step cut to a tenth after 3/8, 5/8 and 7/8 of the
-    iterations and the image projected onto the value range after each (section 4 and supplement).
-    Returns the iterate of the smallest objective. The defaults are those of the authors' maintained
-    framework, breaching; the code of the paper has 4,800 iterations and a total variation of 0.1,
-    on images normalised by the mean and deviation of the dataset. `seed` is that of the start, the
-    same for each image.
+    Minimises 1 - cos(recomputed, observed) + `total_variation` · TV (equation 4) from a Gaussian
+    start by Adam on the sign of the gradient, with the step cut to a tenth after 3/8, 5/8 and 7/8
+    of the iterations and the image projected onto the value range after each (section 4 and
+    supplement). Returns the iterate of the smallest objective. The defaults are those of the
+    authors' maintained framework, breaching; the code of the paper has 4,800 iterations and a total
+    variation of 0.1, on images normalised by the mean and deviation of the dataset. `seed` is that
+    of the start, the same for each image.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def attack(
 
 
 def cosine_distance(recomputed: Tensor, observed: Tensor) -> Tensor:
-    """1 - ⟨own, observed⟩ / (‖own‖ ‖observed‖) of two vectors, from 0 to 2."""
+    """1 - cos of the angle between two vectors, from 0 to 2."""
     return 1 - (recomputed @ observed) / (recomputed.norm() * observed.norm())
 
 

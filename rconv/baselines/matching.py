@@ -58,23 +58,11 @@ class BaselineResult:
 
 @dataclass(frozen=True)
 class Run:
-    """The attack on one image.
+    """The attack on one image, (1, C, H, W), and the class that it found.
 
-    Parameters
-    ----------
-    image : Tensor
-        Axes (1, C, H, W).
-    label : int
-        Its class.
-    history : list of float
-        Objective from the start to the end.
-    objective : float
-        Of `image`.
-    iterations : int
-        Steps taken.
-    worthless : float
-        The objective of an image that explains nothing of the gradients, or that of the start
-        where it is smaller.
+    `objective` is that of the image, `history` that from the start to the end of so many
+    `iterations`. `worthless` is the objective of an image that explains nothing of the gradients,
+    or that of the start where it is smaller.
     """
 
     image: Tensor
@@ -109,19 +97,16 @@ def _collect(runs: list[Run]) -> BaselineResult:
 
 
 class Replay:
-    """A client's step, to be repeated on dummy images.
+    """A client's step, to be repeated on dummy images; all that depends on one model and its
+    gradients.
 
     Parameters
     ----------
     model : Module
         The shared model, any twice differentiable module; it is copied.
-    gradients : mapping of str to Tensor
-        Parameter name → gradient, shaped as the parameter or with a leading axis N.
-    input_shape : tuple of int
-        (C, H, W) of one image.
     loss : callable or None
-        The client's loss, given logits (1, K) and a target, or logits (1,) where the model has
-        one logit. By default cross-entropy, or the logistic loss where it has one.
+        The client's loss, given logits (1, K) and a target, or logits (1,) where the model has one
+        logit. By default cross-entropy, or the logistic loss where it has one.
 
     Attributes
     ----------
@@ -132,11 +117,6 @@ class Replay:
         The same as N tuples, the gradients of one image each, in the order of the parameters.
     classes : int
         Logits K of the model.
-
-    Raises
-    ------
-    ValueError
-        If the gradients are not the model's, or the input shape is not (C, H, W).
     """
 
     def __init__(
@@ -184,7 +164,7 @@ class Replay:
         return torch.autograd.grad(loss.sum(), tuple(self.model.parameters()), create_graph=True)
 
     def squared_distance(self, image: Tensor, target: Tensor, observed: Sequence[Tensor]) -> Tensor:
-        """Sum of ‖own - observed‖² over the parameters (DLG)."""
+        """Sum of ‖recomputed - observed‖² over the parameters (DLG)."""
         recomputed = self.gradients(image, target)
         return sum((a - b).square().sum() for a, b in zip(recomputed, observed, strict=True))
 

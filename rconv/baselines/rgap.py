@@ -28,18 +28,12 @@ from rconv.observe.observation import Gradients, Loss
 
 @dataclass(frozen=True)
 class RecursiveResult(BaselineResult):
-    """A `BaselineResult` with what R-GAP says of each convolution.
+    """A `BaselineResult` with what R-GAP says of each convolution, from the last `layers` to the
+    first.
 
-    Parameters
-    ----------
-    layers : tuple of str
-        Names of the convolutions, from the last to the first.
-    rank : Tensor, int64
-        Axes (N, layer): numerical rank of the equations; 0 where the attack broke down above.
-    unknowns : Tensor, int64
-        Axis (layer,): entries of each convolution's input.
-    condition : Tensor, float64
-        Axes (N, layer): ratio of the extreme singular values that count.
+    `rank` (N, layer) is the numerical rank of the equations, 0 where the attack broke down above;
+    `unknowns` (layer,) are the entries of each input; `condition` (N, layer) is the ratio of the
+    extreme singular values that count.
     """
 
     layers: tuple[str, ...]
@@ -101,7 +95,7 @@ def attack(
 
 
 def _supported(network: Network) -> Network:
-    """Refuse what R-GAP has no way through, and what would not fit into memory."""
+    """Refuse what R-GAP cannot pass, and what would not fit into memory."""
     for stage in network.stages:
         if stage.geometry.unknowns > MAX_UNKNOWNS:
             raise UnsupportedModelError(
@@ -118,10 +112,10 @@ def _supported(network: Network) -> Network:
 
 def _candidates(head: HeadInput, n: int, label: int | None) -> list[int]:
     """Indices of the head's inputs to try for image n."""
-    own = (head.image == n).nonzero()[:, 0]
-    if label is None or len(own) == 1 or head.cotangent.shape[1] > 1:
-        return own.tolist()
-    right = own[(head.cotangent[own, 0] < 0) == (label > 0)]
+    belonging = (head.image == n).nonzero()[:, 0]
+    if label is None or len(belonging) == 1 or head.cotangent.shape[1] > 1:
+        return belonging.tolist()
+    right = belonging[(head.cotangent[belonging, 0] < 0) == (label > 0)]
     return [int(right[head.value[right].norm(dim=1).argmin()])]
 
 
@@ -184,3 +178,48 @@ def _with_layers(
         unknowns=torch.tensor([stage.geometry.unknowns for stage in stages]),
         condition=condition,
     )
+
+
+@dataclass(frozen=True)
+class Count:
+    """What R-GAP counts for one layer.
+
+    `unknowns` are the entries of its input, `|x|`; `gradient` its gradient constraints, `|∇W|`, one
+    per weight; `weight` its weight constraints, `|Z|`, one per output. `virtual` are `|V|`: a layer
+    below with more outputs than inputs cannot reach every output, and the difference constrains all
+    that lies above.
+    """
+
+    name: str
+    unknowns: int
+    gradient: int
+    weight: int
+    virtual: int
+
+    @property
+    def index(self) -> int:
+        """RA-i = `|x|` - `|∇W|` - `|Z|` - `|V|`: negative or zero where the count suffices."""
+        return self.unknowns - self.gradient - self.weight - self.virtual
+
+
+def rank_analysis(model: nn.Sequential, input_shape: tuple[int, int, int]) -> tuple[Count, ...]:
+    """Count the constraints of every layer as R-GAP's rank analysis does.
+
+    The network counts as insecure where no layer's index is positive. Counting is necessary and not
+    sufficient: equations that say the same thing twice count twice (the border, strides). Returns
+    one count per convolution, from the image upwards, and one for the first Linear. Raises
+    UnsupportedModelError for a layer that R-GAP cannot pass.
+
+    References
+    ----------
+    Zhu and Blaschko, ICLR 2021, arXiv 2010.07733, "Rank analysis".
+    """
+    network = read(model, input_shape).required_chain("rank analysis", norms=False)
+    counts, virtual = [], 0
+    for stage in network.stages:
+        g = stage.geometry
+        counts.append(Count(stage.name, g.unknowns, g.gradient_rows, g.weight_rows, virtual))
+        virtual += max(g.weight_rows - g.unknowns, 0)
+    outputs, inputs = network.head.weight.shape
+    counts.append(Count(network.head.name, inputs, outputs * inputs, outputs, virtual))
+    return tuple(counts)

@@ -3,9 +3,10 @@
 import argparse
 import re
 import tomllib
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from rconv import data
 from rconv.cli.terminal import complain, say
@@ -32,6 +33,61 @@ MOST = data.SIZES["Photos"]
 """Photographs that there are."""
 
 
+def path(text: str) -> str:
+    """What is given as a path: not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return text
+
+
+def whole(least: int, most: int, named: str = "") -> Callable[[str], int]:
+    """What takes whole numbers in a range; `named` says the ends in words."""
+
+    def number(text: str) -> int:
+        if not re.fullmatch("[0-9]{1,19}", text) or not least <= int(text) <= most:
+            ends = named or f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"takes a whole number {ends}, got {text!r}")
+        return int(text)
+
+    return number
+
+
+seed = whole(0, 2**63 - 1, "from 0 to 2^63 - 1")  # PyTorch's generator takes 64 bits
+count, trials = whole(1, MOST), whole(0, MOST)
+
+
+def batch(text: str) -> int | None:
+    """Images of one step; None for auto."""
+    return None if text == "auto" else whole(1, 9999, "from 1, or auto")(text)
+
+
+def amount(text: str) -> float:
+    """A time limit, or noise."""
+    if not re.fullmatch("[0-9]{1,6}([.][0-9]*)?(e-?[0-9]{1,2})?", text):
+        raise argparse.ArgumentTypeError(f"takes a number, 0 or more, got {text!r}")
+    return float(text)
+
+
+def shape(text: str) -> tuple[int, int, int]:
+    """(C, H, W) of one image."""
+    if not re.fullmatch("[0-9]{1,5}(,[0-9]{1,5}){2}", text) or 0 in map(int, text.split(",")):
+        raise argparse.ArgumentTypeError(f"takes three numbers such as 3,64,64, got {text!r}")
+    channels, height, width = map(int, text.split(","))
+    if channels * height * width > LARGEST:
+        raise argparse.ArgumentTypeError(
+            f"{text} is {channels * height * width:,} numbers in one image: at most {LARGEST:,}"
+        )
+    return channels, height, width
+
+
+def filters(text: str) -> list[int]:
+    """Filters of each convolution."""
+    numbers = text.split(",")
+    if not all(re.fullmatch("[0-9]{1,6}", number.strip()) for number in numbers):
+        raise argparse.ArgumentTypeError(f"takes numbers such as 16,24,12,12, got {text!r}")
+    return [int(number) for number in numbers]
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage before it; notices if nobody reads."""
 
@@ -46,47 +102,31 @@ class _Parser(argparse.ArgumentParser):
 def parse(argv: list[str]) -> argparse.Namespace:
     """The arguments of a command line, with what pyproject.toml says of those it leaves out.
 
-    Parameters
-    ----------
-    argv : list of str
-        The command first.
-
-    Raises
-    ------
-    ValueError
-        If pyproject.toml cannot be read, or has a setting that the command does not have.
+    Raises ValueError if pyproject.toml cannot be read, or has a setting that the command does not
+    have.
     """
     arguments = parser().parse_args(argv)
     if arguments.command != "audit":
         return arguments
     settings = read_settings(Path("pyproject.toml"))
-    if settings:
-        # Once alone, so that values are checked and settings that exclude one another refused.
-        texts = [f"--{name}={value}" for name, value in settings.items()]
-        own = parser().parse_args(["audit", *texts])
-        settings = {name.replace("-", "_") for name in settings}
-        defaults = {name: getattr(own, name) for name in settings}
-        arguments = parser(defaults).parse_args(argv)
-        for pair in EXCLUSIVE:
-            if None not in (getattr(arguments, name) for name in pair):
-                for name in settings.intersection(pair):
-                    setattr(arguments, name, None)
-    return arguments
+    parser().parse_args(
+        ["audit", *_options(settings)]
+    )  # checks every value, and what excludes what
+    for pair in EXCLUSIVE:
+        if any(getattr(arguments, name) is not None for name in pair):
+            settings = {name: text for name, text in settings.items() if name not in pair}
+    return parser().parse_args(["audit", *_options(settings), *argv[1:]])
+
+
+def _options(settings: dict[str, str]) -> list[str]:
+    return [f"--{name}={text}" for name, text in settings.items()]
 
 
 def read_settings(file: Path) -> dict[str, str]:
-    """The table [tool.rconv.audit] of a pyproject.toml, as the texts of options.
+    """The table [tool.rconv.audit] of a pyproject.toml, as texts of options; {} without the file.
 
-    Parameters
-    ----------
-    file : Path
-        Need not exist.
-
-    Raises
-    ------
-    ValueError
-        If it is no TOML, or has a key that is no option of `rconv audit`, or a value that is
-        neither a text, a number nor a list of them.
+    Raises ValueError if it is no TOML, or has a key that is no option of `rconv audit`, or a value
+    that is neither a text, a number nor a list of them.
     """
     try:
         table = tomllib.loads(file.read_text("utf-8"))
@@ -104,20 +144,14 @@ def read_settings(file: Path) -> dict[str, str]:
         if name not in known:
             raise ValueError(f"{where}: unknown setting; known are {', '.join(known)}")
         values = value if isinstance(value, list) else [value]
-        if not all(type(own) in (str, int, float) for own in values):
+        if not all(type(each) in (str, int, float) for each in values):
             raise ValueError(f"{where}: must be a text, a number or a list of them, got {value!r}")
         texts[name] = ",".join(map(str, values))
     return texts
 
 
-def parser(audit_defaults: dict[str, Any] | None = None) -> argparse.ArgumentParser:
-    """Build the parser of all commands; each leaves its name in `command`.
-
-    Parameters
-    ----------
-    audit_defaults : dict, optional
-        Defaults of `rconv audit` in place of its own.
-    """
+def parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands; each leaves its name in `command`."""
     whole = _Parser(
         prog="rconv",
         description="Reconstruct images from the gradients of convolutional networks.",
@@ -126,7 +160,7 @@ def parser(audit_defaults: dict[str, Any] | None = None) -> argparse.ArgumentPar
     whole.add_argument("--version", action="version", version=f"rconv {version('rconv')}")
     commands = whole.add_subparsers(metavar="command")
     _add_attack(commands)
-    _add_audit(commands, audit_defaults or {})
+    _add_audit(commands)
     _add_observe(commands)
     _add_snapshot(commands)
     return whole
@@ -164,9 +198,7 @@ def _add_received(attack: argparse.ArgumentParser) -> None:
         "--gradients", type=path, help="attack a .safetensors file of gradients instead"
     )
     sent.add_argument(
-        "--after",
-        type=path,
-        help="or one of the weights that a client sent after a step of SGD",
+        "--after", type=path, help="or one of the weights that a client sent after a step of SGD"
     )
     attack.add_argument("--before", type=path, help="with --after: the weights before the step")
     attack.add_argument("--lr", type=float, help="with --after: the learning rate of the step")
@@ -179,7 +211,7 @@ def _add_received(attack: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_audit(commands: argparse._SubParsersAction, defaults: dict[str, Any]) -> None:
+def _add_audit(commands: argparse._SubParsersAction) -> None:
     audit = commands.add_parser(
         "audit",
         help="does a model leak? by rank, and by attacking a few images; needs no data",
@@ -203,7 +235,7 @@ def _add_audit(commands: argparse._SubParsersAction, defaults: dict[str, Any]) -
     )
     _add_setup(audit)
     _add_answer(audit)
-    audit.set_defaults(command="audit", **defaults)
+    audit.set_defaults(command="audit")
 
 
 def _add_setup(audit: argparse.ArgumentParser) -> None:
@@ -328,67 +360,3 @@ def _add_client(parser: argparse.ArgumentParser, dtype: str = DTYPES[0]) -> None
         default=dtype,
         help=f"what the clients send: {', '.join(DTYPES)} (default {dtype})",
     )
-
-
-def path(text: str) -> str:
-    """What is given as a path: not empty."""
-    if not text:
-        raise argparse.ArgumentTypeError("the path is empty")
-    return text
-
-
-def seed(text: str) -> int:
-    """Seed of PyTorch's generator, which takes 64 bits."""
-    if not re.fullmatch("[0-9]{1,19}", text) or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"takes a whole number from 0 to 2^63 - 1, got {text!r}")
-    return int(text)
-
-
-def batch(text: str) -> int | None:
-    """Images of one step; None for auto."""
-    if text == "auto":
-        return None
-    if not re.fullmatch("[0-9]{1,4}", text) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"takes a whole number from 1, or auto, got {text!r}")
-    return int(text)
-
-
-def count(text: str) -> int:
-    """Images, or clients."""
-    if not re.fullmatch("[0-9]{1,3}", text) or not 0 < int(text) <= MOST:
-        raise argparse.ArgumentTypeError(f"takes a whole number from 1 to {MOST}, got {text!r}")
-    return int(text)
-
-
-def amount(text: str) -> float:
-    """A time limit, or noise."""
-    if not re.fullmatch("[0-9]{1,6}([.][0-9]*)?(e-?[0-9]{1,2})?", text):
-        raise argparse.ArgumentTypeError(f"takes a number, 0 or more, got {text!r}")
-    return float(text)
-
-
-def trials(text: str) -> int:
-    """Photographs to try."""
-    if not re.fullmatch("[0-9]{1,3}", text) or int(text) > MOST:
-        raise argparse.ArgumentTypeError(f"takes a whole number from 0 to {MOST}, got {text!r}")
-    return int(text)
-
-
-def shape(text: str) -> tuple[int, int, int]:
-    """(C, H, W) of one image."""
-    if not re.fullmatch("[0-9]{1,5}(,[0-9]{1,5}){2}", text) or 0 in map(int, text.split(",")):
-        raise argparse.ArgumentTypeError(f"takes three numbers such as 3,64,64, got {text!r}")
-    channels, height, width = map(int, text.split(","))
-    if channels * height * width > LARGEST:
-        raise argparse.ArgumentTypeError(
-            f"{text} is {channels * height * width:,} numbers in one image: at most {LARGEST:,}"
-        )
-    return channels, height, width
-
-
-def filters(text: str) -> list[int]:
-    """Filters of each convolution."""
-    numbers = text.split(",")
-    if not all(re.fullmatch("[0-9]{1,6}", number.strip()) for number in numbers):
-        raise argparse.ArgumentTypeError(f"takes numbers such as 16,24,12,12, got {text!r}")
-    return [int(number) for number in numbers]

@@ -44,11 +44,11 @@ def _attack_images(
     a = arguments
     options = {"dtype": a.dtype, "constraints": constraints, "batch": a.batch}
     options |= {"progress": watched(), "on_result": partial(_keep, writer)}
-    own = shared(a, a.dtype)
-    check_roles(a, own.model)
-    truth = images_for(a, own.input_shape)
-    settings = {"dataset": a.dataset, **own.settings}
-    experiment = attack_images(own.model, truth, own.architecture, settings, **options)
+    asked = shared(a, a.dtype)
+    check_roles(a, asked.model)
+    truth = images_for(a, asked.input_shape)
+    settings = {"dataset": a.dataset, **asked.settings}
+    experiment = attack_images(asked.model, truth, asked.architecture, settings, **options)
     writer.clear()
     _keep(writer, experiment)
     if a.strict:
@@ -66,18 +66,19 @@ def _attack_file(
     received = read_received(arguments)
     if arguments.before is not None:
         arguments.weights = arguments.before
-    own = shared(arguments, received.dtype)
-    prepared = Attack(own.model, own.input_shape, constraints=constraints)
-    check_roles(arguments, own.model, received.gradients)
-    settings = {**own.settings, "dtype": received.dtype, "constraints": arguments.constraints}
+    asked = shared(arguments, received.dtype)
+    prepared = Attack(asked.model, asked.input_shape, constraints=constraints)
+    check_roles(arguments, asked.model, received.gradients)
+    settings = {**asked.settings, "dtype": received.dtype, "constraints": arguments.constraints}
     settings |= received.settings
     if arguments.batch != 1:
         settings["batch"] = arguments.batch
     start = time.perf_counter()
 
     def keep(found: Reconstruction) -> None:
-        seconds = (time.perf_counter() - start) / (writer.count + len(found.images))
-        records = score(found, None, {**settings, "seconds": seconds}, first=writer.count)
+        first = len(writer.records)
+        seconds = (time.perf_counter() - start) / (first + len(found.images))
+        records = score(found, None, {**settings, "seconds": seconds}, first=first)
         writer.add(records, found.images, None)
 
     reconstruction = prepared(
@@ -88,40 +89,34 @@ def _attack_file(
         progress=watched(),
         on_result=keep,
     )
-    seconds = (time.perf_counter() - start) / len(reconstruction.images)
     writer.clear()
-    records = score(reconstruction, None, {**settings, "seconds": seconds})
-    writer.add(records, reconstruction.images, None)
+    keep(reconstruction)
     if arguments.strict:
         reconstruction.raise_if_short()
 
 
 def observe(arguments: argparse.Namespace) -> None:
     """Write the gradients that clients would send, and the model's weights."""
-    outputs = {
-        "--gradients": arguments.gradients,
-        "--save-weights": arguments.save_weights,
-        "--buffers": arguments.buffers,
-    }
-    check_model(arguments)
-    check_data(arguments.dataset, arguments.data_dir)
-    check_files(outputs, {"--weights": arguments.weights})
+    a = arguments
+    outputs = {"--gradients": a.gradients, "--save-weights": a.save_weights, "--buffers": a.buffers}
+    check_model(a)
+    check_data(a.dataset, a.data_dir)
+    check_files(outputs, {"--weights": a.weights})
     with claimed(path for path in outputs.values() if path is not None):
-        own = shared(arguments, arguments.dtype)
-        check_roles(arguments, own.model)
-        truth = images_for(arguments, own.input_shape)
-        options = {"dtype": arguments.dtype, "together": arguments.batch}
-        gradients = client_gradients(own.model, own.architecture, truth, **options)
-        check_gradients(own.model, gradients)
-        write_tensors(arguments.gradients, gradients)
-        if arguments.save_weights is not None:
-            write_tensors(arguments.save_weights, own.model.state_dict())
-        if arguments.buffers is not None:
-            write_tensors(
-                arguments.buffers, buffers_after(own.model, truth.images, arguments.batch)
-            )
-    what = "mean gradient" if arguments.batch else "gradients"
-    say(f"{what} of {len(truth)} images of {truth.name}: {arguments.gradients}")
+        asked = shared(a, a.dtype)
+        model = asked.model
+        check_roles(a, model)
+        truth = images_for(a, asked.input_shape)
+        options = {"dtype": a.dtype, "together": a.batch}
+        gradients = client_gradients(model, asked.architecture, truth, **options)
+        check_gradients(model, gradients)
+        write_tensors(a.gradients, gradients)
+        if a.save_weights is not None:
+            write_tensors(a.save_weights, model.state_dict())
+        if a.buffers is not None:
+            write_tensors(a.buffers, buffers_after(model, truth.images, a.batch))
+    what = "mean gradient" if a.batch else "gradients"
+    say(f"{what} of {len(truth)} images of {truth.name}: {a.gradients}")
 
 
 def audit(arguments: argparse.Namespace) -> int:

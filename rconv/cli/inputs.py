@@ -30,18 +30,9 @@ reconstruct nothing."""
 class Received:
     """Gradients, and where they come from.
 
-    Parameters
-    ----------
-    gradients : dict of str to Tensor
-        Name → (N, *parameter shape), or shaped as the parameter.
-    noise : Noise or None
-        What is known of their errors beyond the rounding of their dtype.
-    dtype : str
-        Of what was sent, such as "float32".
-    settings : dict
-        What a record says of the files.
-    buffers : dict of str to Tensor or None
-        The client's, after the step.
+    Gradients have the shapes `(N, *parameter shape)`, or those of the parameters. `noise` is what
+    is known of their errors beyond the rounding of `dtype`, such as "float32"; `settings` are what
+    a record says of the files; `buffers` are the client's after the step.
     """
 
     gradients: dict[str, Tensor]
@@ -52,19 +43,7 @@ class Received:
 
 
 def check_update(arguments: argparse.Namespace) -> None:
-    """Refuse half an update, and what does not go with one.
-
-    Parameters
-    ----------
-    arguments : Namespace
-        With `before`, `after`, `lr`, `weight_decay`, `weights`, `gradients` and `buffers`.
-
-    Raises
-    ------
-    ValueError
-        If one of --before, --after and --lr is missing, or there are two models; at --buffers
-        without --gradients.
-    """
+    """Refuse by a ValueError half an update, two models, and --buffers without --gradients."""
     a = arguments
     needed = {"--before": a.before, "--after": a.after, "--lr": a.lr}
     given = [option for option, value in needed.items() if value is not None]
@@ -78,22 +57,9 @@ def check_update(arguments: argparse.Namespace) -> None:
 
 
 def read_received(arguments: argparse.Namespace) -> Received:
-    """Read the file of gradients, or the two files of an update.
+    """Read the file of gradients, or the two files of an update, of one client or more.
 
-    Parameters
-    ----------
-    arguments : Namespace
-        As `check_update` leaves them.
-
-    Returns
-    -------
-    Received
-        Gradients of one client or more.
-
-    Raises
-    ------
-    ValueError
-        If a file cannot be read, or the two are not before and after one step of SGD.
+    Raises ValueError if a file cannot be read, or the two are not before and after one step of SGD.
     """
     a = arguments
     if a.after is None:
@@ -120,17 +86,8 @@ def _dtype(path: str, tensors: dict[str, Tensor]) -> str:
 def check_data(dataset: str, path: str | None) -> None:
     """Refuse a folder of data that does not exist: a mistyped name would become a new folder.
 
-    Parameters
-    ----------
-    dataset : str
-        Photos and Digits need no folder, so that for them RCONV_DATA does not matter.
-    path : str or None
-        What --data-dir says, ~ for the user's own; None where it is not given.
-
-    Raises
-    ------
-    ValueError
-        If --data-dir, or else the environment variable RCONV_DATA, names no folder.
+    The path is what --data-dir says, or else the environment variable RCONV_DATA, which does not
+    matter for Photos and Digits.
     """
     option = "--data-dir"
     if path is None and dataset in TRAIN_SIZES:
@@ -149,22 +106,9 @@ def check_roles(
     """Say before the work if files seem to be exchanged.
 
     The gradient of the last Linear of one image is an outer product, and with cross-entropy the
-    gradient of its bias sums to zero. Weights have neither property, up to rare exceptions, so
-    that these two give a warning. What is certain is refused.
-
-    Parameters
-    ----------
-    arguments : Namespace
-        With `weights`, and of the attack `gradients`, `after` and `batch`.
-    model : Module
-        With the weights that were given.
-    gradients : mapping of str to Tensor, optional
-        What was received.
-
-    Raises
-    ------
-    ValueError
-        If the gradients are the model's weights, or hold its buffers.
+    gradient of its bias sums to zero. Weights have neither property, up to rare exceptions, so that
+    these two give a warning. What is certain is refused by a ValueError: gradients that are the
+    model's weights, or hold its buffers. The model has the weights that were given.
     """
     a = arguments
     before, after = getattr(a, "before", None), getattr(a, "after", None)
@@ -172,62 +116,61 @@ def check_roles(
     if before is not None:
         weights["--weights"] = None  # the same file
     for option, path in weights.items():
-        if path is not None and _are_gradients(_last_layer(model, read_tensors(path))):
-            _warn(f"{option}: these look like gradients: the last layer is an outer product")
+        last = None if path is None else _last_layer(model, read_tensors(path))
+        if last is not None and _second(last[0]) < RANK_ONE and _sum(last[1]) < RANK_ONE:
+            complain(
+                f"warning: {option}: these look like gradients: the last layer is an outer product"
+            )
     if gradients is None:
         return
     _check_not_weights(model, gradients)
     last = _last_layer(model, gradients)
     if last is None or a.batch != 1:
         return
-    if after is None and _second(last.weight) > FAR and _sum(last.bias) > FAR:
-        _warn("--gradients: these look like weights: the last layer is no outer product")
+    weight, bias = last
+    if after is None and _second(weight) > FAR and _sum(bias) > FAR:
+        complain(
+            "warning: --gradients: these look like weights: the last layer is no outer product"
+        )
     # Softmax minus one-hot is negative at the label alone.
-    negative, positive = (last.bias < 0).sum(), (last.bias > 0).sum()
-    if after is not None and positive == 1 and negative > 1:
-        _warn("--before, --after: exchanged? With cross-entropy the step goes the other way")
-
-
-def _are_gradients(last: "_Layer | None") -> bool:
-    return last is not None and _second(last.weight) < RANK_ONE and _sum(last.bias) < RANK_ONE
+    if after is not None and (bias > 0).sum() == 1 and (bias < 0).sum() > 1:
+        complain(
+            "warning: --before, --after: exchanged? With cross-entropy the step goes the other way"
+        )
 
 
 def _check_not_weights(model: nn.Module, gradients: Gradients) -> None:
     buffers = [name for name, _ in model.named_buffers() if name in gradients]
     if buffers:
         raise ValueError(f"the file holds {buffers[0]}, a buffer: it holds weights, not gradients")
-    own = {name: p.detach() for name, p in model.named_parameters()}
-    if set(own) == set(gradients) and all(
-        g.numel() == own[name].numel()
-        and torch.equal(g.reshape(own[name].shape).to(own[name]), own[name])
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    if set(weights) == set(gradients) and all(
+        g.numel() == weights[name].numel()
+        and torch.equal(g.reshape(weights[name].shape).to(weights[name]), weights[name])
         for name, g in gradients.items()
     ):
         raise ValueError("the gradients equal the model's weights: the file holds weights")
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """What a file holds for the last Linear: (K, n) and (K,), float64, finite and not zero."""
+def _last_layer(model: nn.Module, tensors: Gradients) -> tuple[Tensor, Tensor] | None:
+    """Weight (K, n) and bias (K,) of the last Linear, of the first client, float64 and finite.
 
-    weight: Tensor
-    bias: Tensor
-
-
-def _last_layer(model: nn.Module, tensors: Gradients) -> _Layer | None:
-    """Those of the first client; None without a bias or with a single output."""
+    None without a bias, with a single output, or where they are zero.
+    """
     found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
     if not found or found[-1][1].bias is None or min(found[-1][1].weight.shape) < 2:
         return None
     values = []
     for part in ("weight", "bias"):
-        value, own = tensors.get(f"{found[-1][0]}.{part}".lstrip(".")), getattr(found[-1][1], part)
-        if value is None or value.shape[value.dim() - own.dim() :] != own.shape:
+        value = tensors.get(f"{found[-1][0]}.{part}".lstrip("."))
+        shape = getattr(found[-1][1], part).shape
+        if value is None or value.shape[value.dim() - len(shape) :] != shape:
             return None
-        value = value.detach().double().reshape(-1, *own.shape)
+        value = value.detach().double().reshape(-1, *shape)
         if not len(value) or not value[0].any() or not value[0].isfinite().all():
             return None
         values.append(value[0])
-    return _Layer(*values)
+    return tuple(values)
 
 
 def _second(matrix: Tensor) -> float:
@@ -239,7 +182,3 @@ def _second(matrix: Tensor) -> float:
 def _sum(vector: Tensor) -> float:
     """Size of the sum, relative to the sum of the sizes."""
     return float(vector.sum().abs() / vector.abs().sum().clamp(min=1e-300))
-
-
-def _warn(text: str) -> None:
-    complain(f"warning: {text}")

@@ -30,18 +30,8 @@ from rconv.observe.exchange import load_weights
 class Shared:
     """The model that server and clients share.
 
-    Parameters
-    ----------
-    model : Module
-        In the dtype that is asked for.
-    input_shape : tuple of int
-        (C, H, W) of one image.
-    architecture : str or None
-        A key of `ARCHITECTURES`; None for a user's own model.
-    title : str
-        What it is called.
-    settings : dict
-        What a record says of it.
+    `architecture` is a key of `ARCHITECTURES`, None for a user's model; `title` is what it is
+    called, and `settings` are what a record says of it.
     """
 
     model: nn.Module
@@ -54,15 +44,7 @@ class Shared:
 def check_model(arguments: argparse.Namespace) -> None:
     """Refuse options that do not go with the model that is named.
 
-    Parameters
-    ----------
-    arguments : Namespace
-        With those that `rconv.cli.arguments` gives to every command with a model.
-
-    Raises
-    ------
-    ValueError
-        Half of --model and --input-shape, or what only an architecture of the lab has.
+    That is half of --model and --input-shape, or what only an architecture of the lab has.
     """
     a = arguments
     if a.model is None:
@@ -79,22 +61,8 @@ def check_model(arguments: argparse.Namespace) -> None:
 def shared(arguments: argparse.Namespace, dtype: str) -> Shared:
     """Build, or import, the model; with the weights of a file if one is named.
 
-    Parameters
-    ----------
-    arguments : Namespace
-        As `check_model` leaves them.
-    dtype : str
-        float64; any other is computed in float32.
-
-    Returns
-    -------
-    Shared
-        The model.
-
-    Raises
-    ------
-    ValueError
-        As `load_own`, `shared_model` and `load_weights`.
+    Any dtype but float64 is computed in float32. Raises ValueError as `load_own`, `shared_model`
+    and `load_weights` do.
     """
     a = arguments
     device = getattr(a, "device", "cpu")
@@ -130,24 +98,10 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def images_for(arguments: argparse.Namespace, shape: tuple[int, int, int]) -> datasets.Images:
-    """The images that a command names, in the shape that the model takes.
+    """The images that a command names, in the shape (C, H, W) that the model takes.
 
-    Parameters
-    ----------
-    arguments : Namespace
-        With `dataset`, `index` and `data_dir`.
-    shape : tuple of int
-        (C, H, W). Photographs are to be had in any.
-
-    Returns
-    -------
-    Images
-        The images.
-
-    Raises
-    ------
-    ValueError
-        If the dataset has no images of this shape, or not these.
+    Photographs come in any shape. Raises ValueError if the dataset has no images of it, or not
+    these.
     """
     a = arguments
     indices = datasets.parse_indices(a.index)
@@ -165,25 +119,12 @@ def images_for(arguments: argparse.Namespace, shape: tuple[int, int, int]) -> da
 
 
 def load_own(text: str, seed: int) -> nn.Module:
-    """Import a file or a module, and take or make the model that it names.
+    """Import a file or a module, and take or make the model that it names, in evaluation mode.
 
-    Parameters
-    ----------
-    text : str
-        `FORM`: a class or a function that needs no arguments, or a model.
-    seed : int
-        Of PyTorch's generator, from which a new model draws its weights.
-
-    Returns
-    -------
-    Module
-        In evaluation mode.
-
-    Raises
-    ------
-    ValueError
-        If there is no such file, module or name; if it needs arguments, is or makes no module; if
-        its code raises, with the line.
+    The text has the `FORM` of a class or a function that needs no arguments, or of a model. The
+    seed is that of PyTorch's generator, from which a new model draws its weights. Raises ValueError
+    if there is no such file, module or name; if it needs arguments, is or makes no module; if its
+    code raises, with the line.
     """
     place, _, name = text.rpartition(":")
     if not place or not name:

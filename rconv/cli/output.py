@@ -21,15 +21,7 @@ SHARE = 10
 
 
 class ResultWriter:
-    """What an attack has finished.
-
-    Parameters
-    ----------
-    json : str or None
-        File of the records.
-    picture : str or None
-        File of the picture; refused at once if its suffix is unknown.
-    """
+    """Writes finished results: records, and a picture, whose suffix is checked at once."""
 
     def __init__(self, json: str | None, picture: str | None):
         self.json, self.picture = json, picture
@@ -48,16 +40,8 @@ class ResultWriter:
         self._images: list[Tensor] = []
         self._originals: list[Tensor] = []
 
-    @property
-    def count(self) -> int:
-        """Images that are finished."""
-        return len(self.records)
-
     def add(self, records: Sequence[Record], images: Tensor, originals: Tensor | None) -> None:
-        """Take in finished images, and write all of them if the last writing was long ago.
-
-        Images and originals have the shape (N, C, H, W); None if the originals are unknown.
-        """
+        """Take in finished images (N, C, H, W), and write all if the last writing was long ago."""
         self.records += records
         self._images.append(images.cpu())
         if originals is not None:

@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from rconv.cli.terminal import CODE, Interrupts, complain, interruptible
+from rconv.cli.terminal import CODE, Interrupts, complain
 from rconv.extras import EXTRAS, remedy
 
 DEBUG = "RCONV_DEBUG"
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help", "--version")):
         argv.insert(0, "attack")
-    with interruptible() as interrupts:
+    with Interrupts() as interrupts:
         try:
             return _answer(argv, interrupts)
         except KeyboardInterrupt:

@@ -4,25 +4,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
+from typing import Self
 
 
 def legible(text: str) -> str:
-    """Write what is not to be seen, but steers a terminal, as its escape.
-
-    Escapes control characters, bytes that are no text, and marks of direction, which the name of a
-    file may contain; keeps line ends.
-    """
+    """Write control characters, marks of direction and bytes that are no text as their escapes."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def say(text: str) -> None:
-    """Print an answer to standard output, and find out now whether it can be read there.
-
-    Raises OSError if nobody reads, or a disk is full.
-    """
+    """Print an answer to standard output; OSError if nobody reads it, or a disk is full."""
     try:
         print(legible(text), flush=True)
     except OSError as error:
@@ -57,15 +51,19 @@ class Interrupts:
 
     Until `working` is set there is nothing to keep, and the process ends at once: an exception
     inside the import of PyTorch's C++ parts would abort it. Then KeyboardInterrupt is raised, and
-    finished results are written.
+    finished results are written. Only in the main thread, which alone receives signals, and where a
+    pipe can wake a thread; elsewhere Python's handler stays.
     """
 
     def __init__(self) -> None:
         self.pressed = self.working = False
         self._ended = threading.Event()
 
-    def start(self) -> None:
-        """Take the signal over."""
+    def __enter__(self) -> Self:
+        main = threading.current_thread() is threading.main_thread()
+        self._watches = os.name == "posix" and main
+        if not self._watches:
+            return self
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -73,9 +71,11 @@ class Interrupts:
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._hook, sys.unraisablehook = sys.unraisablehook, _silent(sys.unraisablehook)
         self._thread.start()
+        return self
 
-    def stop(self) -> None:
-        """Give the signal back."""
+    def __exit__(self, *error: object) -> None:
+        if not self._watches:
+            return
         self._ended.set()
         signal.set_wakeup_fd(self._wakeup)
         signal.signal(signal.SIGINT, self._handler)
@@ -89,7 +89,7 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def _watch(self) -> None:
-        """In a thread of its own, which does not wait for what the main thread computes."""
+        """In a separate thread, which does not wait for what the main thread computes."""
         while signals := os.read(self._reader, 64):
             if signal.SIGINT in signals:
                 self.pressed = True
@@ -98,24 +98,6 @@ class Interrupts:
                     with suppress(OSError, ValueError):
                         sys.stdout.flush()
                     os._exit(CODE)
-
-
-@contextmanager
-def interruptible() -> Iterator[Interrupts]:
-    """Handle Ctrl-C in the block.
-
-    Only in the main thread, which alone receives signals, and where a pipe can wake a thread;
-    elsewhere Python's own handler stays.
-    """
-    interrupts = Interrupts()
-    watched = os.name == "posix" and threading.current_thread() is threading.main_thread()
-    if watched:
-        interrupts.start()
-    try:
-        yield interrupts
-    finally:
-        if watched:
-            interrupts.stop()
 
 
 def _silent(hook: Callable) -> Callable:

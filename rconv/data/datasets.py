@@ -9,15 +9,7 @@ from os import PathLike
 import numpy as np
 import torch
 
-from rconv.data import (
-    CHANNELS,
-    CLASSES,
-    DEFAULT,
-    SIZES,
-    TRAIN_SIZES,
-    DatasetError,
-    parse_indices,
-)
+from rconv.data import CHANNELS, CLASSES, DEFAULT, SIZES, TRAIN_SIZES, DatasetError, parse_indices
 from rconv.data.sources import data_folder, embedded, read, write_snapshot
 from rconv.extras import extra
 
@@ -64,10 +56,7 @@ class Images:
     def select(self, which: slice) -> "Images":
         """Some of the images, in their order."""
         return replace(
-            self,
-            images=self.images[which],
-            labels=self.labels[which],
-            indices=self.indices[which],
+            self, images=self.images[which], labels=self.labels[which], indices=self.indices[which]
         )
 
 
@@ -82,39 +71,30 @@ def load(
 
     MNIST, CIFAR10 and CIFAR100 come from a snapshot ``<NAME>-train-first<N>.npz`` where one holds
     every requested image, and otherwise from torchvision's training set, which is downloaded on
-    first use and checked. Photos and Digits come with scikit-image and scikit-learn.
+    first use and checked. Photos and Digits come with scikit-image and scikit-learn. The
+    preprocessing is the paper's: its 8-bit values over 255, not normalised any further.
 
     Parameters
     ----------
-    name : str
-        A key of `CLASSES`.
     indices : iterable of int, optional
-        Positions in the dataset, from 0, in any order; ``None`` means all ``SIZES[name]``
-        images (a smaller snapshot never passes for the whole).
+        Positions in the dataset, from 0, in any order, which the images keep; ``None`` means all
+        ``SIZES[name]`` images (a smaller snapshot never passes for the whole).
     data_dir : str or PathLike, optional
-        The folder with the raw data. ``None``: the folder that the environment variable
-        RCONV_DATA names, else ``rconv`` in the user's cache folder.
+        The folder with the raw data. ``None``: the folder that the environment variable RCONV_DATA
+        names, else ``rconv`` in the user's cache folder.
     side : int
         Rows and columns of the images.
     download : bool
         Whether a missing dataset may be downloaded into that folder.
-
-    Returns
-    -------
-    Images
-        The images in the order of `indices`.
 
     Raises
     ------
     DatasetError
         If the name is unknown, an index out of range, the data damaged, or missing and not to be
         had. The message is one line with the reason and the remedy.
-
-    Notes
-    -----
-    The preprocessing is the paper's: its 8-bit values over 255, not normalised any further.
     """
-    _check_name(name)
+    if name not in CLASSES:
+        raise DatasetError(f"there is no dataset {name!r}: choose {', '.join(CLASSES)}")
     if not isinstance(side, int) or side < 1:
         raise DatasetError(f"the side is {side}: give a positive whole number of pixels")
     wanted = _check_indices(name, range(SIZES[name]) if indices is None else indices)
@@ -191,11 +171,6 @@ def dead_leaves(input_shape: tuple[int, int, int], seed: int) -> torch.Tensor:
     for radius, top, left, colour in zip(radii, y * height, x * width, colours, strict=True):
         image[:, (rows - top) ** 2 + (columns - left) ** 2 <= radius**2] = colour
     return image
-
-
-def _check_name(name: str) -> None:
-    if name not in CLASSES:
-        raise DatasetError(f"there is no dataset {name!r}: choose {', '.join(CLASSES)}")
 
 
 def _check_indices(name: str, indices: Iterable[int]) -> list[int]:

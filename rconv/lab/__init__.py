@@ -1,6 +1,6 @@
-"""Experiments: known images, seeded networks, clients, attacks, and the truth as the judge.
+"""Experiments: known images, seeded networks, clients, attacks, and scores against the originals.
 
-The only wing besides `rconv.show` that sees original and reconstruction together.
+Only this subpackage and `rconv.show` see original and reconstruction together.
 """
 
 from rconv.lazy import TYPE_CHECKING, lazy

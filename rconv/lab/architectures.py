@@ -36,18 +36,9 @@ CHOSEN = "chosen"
 class Architecture:
     """A stack of square convolutions, then Flatten and Linear.
 
-    Parameters
-    ----------
-    filters : tuple of int
-        Filters per convolution.
-    shapes : tuple of (int, int, int)
-        Kernel, stride and padding per convolution.
-    activations : tuple of str
-        Name of the activation after each convolution, or `CHOSEN`.
-    bias, logistic : bool
-        Biases in all layers; one logit and the logistic loss, instead of cross-entropy.
-    initialisation : str
-        The one used where the caller names none.
+    Each convolution has a number of `filters`, its `shapes` (kernel, stride, padding) and the name
+    of the activation behind it, or `CHOSEN`. `logistic` means one logit and the logistic loss
+    instead of cross-entropy; `initialisation` is the one used where the caller names none.
     """
 
     filters: tuple[int, ...]
@@ -113,30 +104,21 @@ def build(
     filters: Sequence[int] | None = None,
     initialisation: str | None = None,
 ) -> nn.Sequential:
-    """Build one of `ARCHITECTURES` for images of 32 × 32 pixels.
+    """Build one of `ARCHITECTURES` for images of 32 × 32 pixels, in float64 and evaluation mode.
+
+    Its modules are conv1, act1, …, flatten, fc.
 
     Parameters
     ----------
-    name : str
-        Key of `ARCHITECTURES`.
-    channels : int
-        Channels C of the image.
-    classes : int
-        Classes K; a logistic architecture has one logit whatever K is.
+    channels, classes : int
+        C of the image, and K; a logistic architecture has one logit whatever K is.
     activation : str, optional
-        Key of `ACTIVATIONS` for the layers whose activation is open, by default ReLU. An
+        One of `ACTIVATIONS` for the layers whose activation is open, by default ReLU. An
         architecture that fixes every activation takes only its own.
     seed : int
         Seeds the initialisation. With `SEED`, networks in `PUBLISHED` have the published weights.
-    filters : sequence of int, optional
-        Filters per convolution, in place of the architecture's own.
-    initialisation : str, optional
-        "uniform" (in [-0.5, 0.5], DLG's) or "default" (PyTorch's); the architecture's own if None.
-
-    Returns
-    -------
-    Sequential
-        In float64 and evaluation mode, with modules conv1, act1, …, flatten, fc.
+    filters, initialisation : sequence of int, str, optional
+        In place of those of the architecture.
     """
     import torch
     from torch import nn

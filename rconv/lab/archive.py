@@ -24,28 +24,13 @@ LAYERS = "layers"
 
 @dataclass(frozen=True)
 class Archive:
-    """Records with their origin.
+    """Records, and what they were made with.
 
-    Parameters
-    ----------
-    version : str
-        Of the package that made them.
-    torch : str or None
-        Version of PyTorch; None in files that are older than this entry.
-    date : str
-        Day on which the point of the grid was run, ISO 8601, UTC.
-    grid : str
-        Name of the grid, a file of ``workflow/grids``.
-    parameters : dict
-        What the grid gave to the notebook.
-    facts : dict of str to str
-        Architecture → hash of it when the records were made.
-    records : list of Record
-        One per attack. An entry that some records lack is None in these. Old files have no
-        "layers".
-    environment : str or None
-        Short hash of the ``constraints.txt`` whose versions made them; None where they were others,
-        and in files that are older than this entry.
+    `version` and `torch` are those of the packages, `date` is the day (ISO 8601, UTC), `grid` a
+    file of ``workflow/grids``, `parameters` what it gave to the notebook. `facts` maps an
+    architecture to its hash at that time, and `environment` is the short hash of the
+    ``constraints.txt``. `torch` and `environment` are None in files that are older than these
+    entries. An entry that some records lack is None in these; old records have no "layers".
     """
 
     version: str
@@ -59,10 +44,7 @@ class Archive:
 
 
 def read(path: Path) -> Archive:
-    """Read a file of records.
-
-    Raises OSError if it cannot be read, and ValueError if it is damaged.
-    """
+    """Read a file of records; OSError if it cannot be read, ValueError if it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Archive(**{**content, "records": unpack(content["records"])})

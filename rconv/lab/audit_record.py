@@ -21,6 +21,7 @@ from rconv.lab.intervals import rate_interval
 from rconv.lab.records import Record, finite
 from rconv.lab.scenarios import Scenario, matrix
 from rconv.lab.trial import LEAKS, NOT_BY_THIS_ATTACK, PARTLY, Trial, trial
+from rconv.model.graph import first_line
 from rconv.model.nodes import UnsupportedModelError
 
 SCHEMA_VERSION = "1.0"
@@ -42,16 +43,9 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class Audit:
-    """A record, and the trial whose images it is about.
+    """A record, as `audit.schema.json` describes it, and what it was made of.
 
-    Parameters
-    ----------
-    record : dict
-        JSON values, as `audit.schema.json` describes them.
-    findings : Findings or None
-        The verdict by rank; None where the model cannot be read.
-    trial : Trial or None
-        None where no image was tried.
+    `findings` is None where the model cannot be read, `trial` where no image was tried.
     """
 
     record: Record
@@ -79,16 +73,11 @@ def full_audit(
     ----------
     model : Module
         With the weights that are asked about; is put into the mode of the scenario.
-    input_shape : tuple of int
-        (C, H, W) of one image.
-    name : str
-        What it is called.
     scenario : Scenario, optional
-        The user's own; by default one step on one image, evaluation mode, float32.
+        By default one step on one image, evaluation mode, float32.
     images, labels : Tensor, optional
-        As `rconv.lab.trial.trial` takes them; by default photographs.
-    trials : int
-        Number of photographs; 0 for the rank alone.
+        As `rconv.lab.trial.trial` takes them; by default so many photographs as `trials` says,
+        where 0 means the rank alone.
     active : float
         As `rconv.audit.audit` takes it.
     time_limit : float
@@ -115,15 +104,15 @@ def full_audit(
     found, refusal = _accepted(lambda: examine(model, input_shape, active=active))
     tried = None
     if trials or images is not None:
-        own = {**_enough(given, scenario, trials), "progress": announce is not None}
-        tried, refusal = _accepted(lambda: trial(model, input_shape, scenario=scenario, **own))
+        chosen = {**_enough(given, scenario, trials), "progress": announce is not None}
+        tried, refusal = _accepted(lambda: trial(model, input_shape, scenario=scenario, **chosen))
+    reasons = [{"layer": layer, "reason": r} for layer, r in getattr(refusal, "reasons", ())]
     record: Record = {
-        **_made(command),
-        **_question(model, input_shape, name, scenario),
+        **_question(model, input_shape, name, scenario, command),
         "rank": _rank(found, active),
         "trial": None if tried is None else _trial(tried),
         "layers": _layers(model, found, tried),
-        "refusal": None if refusal is None else _refusal(refusal),
+        "refusal": refusal and {"message": str(refusal), "reasons": reasons},
     }
     record["verdict"] = _verdict(record, found, tried)
     if time_limit > 0 and (trials or images is not None):
@@ -143,30 +132,14 @@ def _accepted(judged: Callable[[], Any]) -> tuple[Any, UnsupportedModelError | N
         return None, error
 
 
-def _made(command: str) -> Record:
-    """Schema, time, command and versions."""
-    names = ("rconv", "torch", "numpy", "scipy")
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in names},
-        },
-    }
-
-
 def _check_shape(model: nn.Module, input_shape: tuple[int, int, int]) -> nn.Module:
     image = torch.zeros(1, *input_shape).to(next(model.parameters(), torch.zeros(1)))
     try:
         with torch.no_grad():
             model(image)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"the model takes no image of the shape {tuple(input_shape)}: {reason}"
-        ) from error
+        shape, reason = tuple(input_shape), first_line(error)
+        raise ValueError(f"the model takes no image of the shape {shape}: {reason}") from error
     return model
 
 
@@ -190,7 +163,7 @@ def _scenarios(
 ) -> list[Record]:
     """One entry for each scenario; those that there is no time for say so.
 
-    `known` has the outcome of the user's own, and takes those of the others.
+    `known` starts with the outcome of the user's scenario and collects the others.
     """
     whole, start = matrix(next(iter(known))), time.monotonic()
     respects = [respect for respect, *_ in whole]
@@ -214,8 +187,8 @@ def _attempt(
 ) -> Record:
     """What came of one scenario, on two images where each has a gradient of its own."""
     try:
-        own = _enough(given, scenario, 2)
-        return _outcome(trial(model, input_shape, **own, scenario=scenario))
+        chosen = _enough(given, scenario, 2)
+        return _outcome(trial(model, input_shape, **chosen, scenario=scenario))
     except ValueError as error:  # among them UnsupportedModelError
         return _outcome(None, str(error))
 
@@ -229,25 +202,30 @@ def _outcome(tried: Trial | None, reason: str = "") -> Record:
         "tried": len(tried.psnr),
         "recovered": int(tried.recovered.sum()),
         "psnr": finite(tried.psnr.median()),
-        "reason": next(
-            (diagnostic for diagnostic in tried.reconstruction.diagnostics if diagnostic), ""
-        ),
+        "reason": next(filter(None, tried.reconstruction.diagnostics), ""),
     }
 
 
 def _question(
-    model: nn.Module, input_shape: tuple[int, int, int], name: str, scenario: Scenario
+    model: nn.Module, shape: tuple[int, int, int], name: str, scenario: Scenario, command: str
 ) -> Record:
-    """The model and the setup that the audit is about, before anything is tried."""
-    described = {
-        "name": name,
-        "input_shape": list(input_shape),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "buffers": [own for own, _ in model.named_buffers()],
-    }
+    """The model, the setup and the versions that the audit is about, before anything is tried."""
+    packages = {name: version(name) for name in ("rconv", "torch", "numpy", "scipy")}
     knows = ["model code", "weights", "buffers", "range of the pixels", "loss"]
-    threat_model = {**_setup(scenario), "attacker_knows": knows}
-    return {"model": described, "threat_model": threat_model, "scenarios": []}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "versions": {"python": platform.python_version(), **packages},
+        "model": {
+            "name": name,
+            "input_shape": list(shape),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "buffers": [buffer for buffer, _ in model.named_buffers()],
+        },
+        "threat_model": {**_setup(scenario), "attacker_knows": knows},
+        "scenarios": [],
+    }
 
 
 def _setup(scenario: Scenario) -> Record:
@@ -262,8 +240,8 @@ def _rank(found: Findings | None, active: float) -> Record | None:
     return {
         "verdict": found.verdict,
         "active": active,
-        "largest_batch": None if least is None else least.largest,
-        "largest_batch_layer": None if least is None else least.name,
+        "largest_batch": getattr(least, "largest", None),
+        "largest_batch_layer": getattr(least, "name", None),
     }
 
 
@@ -279,8 +257,8 @@ def _trial(tried: Trial) -> Record:
         "unique": int(tried.unique.sum()),
         "unique_and_wrong": int(tried.false.sum()),
         "visible": int(tried.visible.sum()),
-        "psnr": [finite(own) for own in tried.psnr],
-        "psnr_flat": [finite(own) for own in tried.flat],
+        "psnr": [finite(decibels) for decibels in tried.psnr],
+        "psnr_flat": [finite(decibels) for decibels in tried.flat],
         "psnr_of_recovered": finite(tried.psnr[recovered].median()) if any(ones) else None,
         "psnr_of_rest": finite(tried.psnr[rest].median()) if not all(ones) else None,
         "reasons": list(tried.reconstruction.diagnostics),
@@ -296,19 +274,17 @@ def _layers(model: nn.Module, found: Findings | None, tried: Trial | None) -> li
     followed = _followers(model, found, tried)
     layers = []
     for name in judged or measured:
-        own, row = judged.get(name), measured.get(name)
+        layer, row = judged.get(name), measured.get(name)
         widths = [] if found is None else [w for w in found.widths if w.layer == name]
+        kind = " and ".join(_kind(model, part) for part in name.split(" and "))
+        ranks = ("counted", "gradient_rank", "weight_rows", "verdict")
         layers.append(
             {
                 "name": name,
-                "kind": " and ".join(_kind(model, part) for part in name.split(" and "))
-                + followed.get(name, ""),
-                "unknowns": row[1] if own is None else own.unknowns,
-                "counted": None if own is None else own.counted,
-                "gradient_rank": None if own is None else own.gradient_rank,
-                "weight_rows": None if own is None else own.weight_rows,
-                "rank": None if own is None else own.hybrid_rank,
-                "verdict": None if own is None else own.verdict,
+                "kind": kind + followed.get(name, ""),
+                "unknowns": row[1] if layer is None else layer.unknowns,
+                **{key: getattr(layer, key, None) for key in ranks},
+                "rank": getattr(layer, "hybrid_rank", None),
                 "filters": [w.filters for w in widths],
                 "filters_needed": [w.needed for w in widths],
                 "open_in_trial": None if row is None else row[4],
@@ -342,11 +318,6 @@ def _kind(model: nn.Module, name: str) -> str:
     if isinstance(module, nn.Linear):
         return f"Linear {module.in_features}→{module.out_features}"
     return type(module).__name__
-
-
-def _refusal(error: UnsupportedModelError) -> Record:
-    reasons = [{"layer": layer, "reason": reason} for layer, reason in error.reasons]
-    return {"message": str(error), "reasons": reasons}
 
 
 def _verdict(record: Record, found: Findings | None, tried: Trial | None) -> Record:
@@ -392,7 +363,7 @@ def by_rank(found: Findings) -> str:
         return f"Undecided: the rank of {name} is too large to compute."
     if found.verdict == NOT_UNIQUE:
         short = [layer for layer in found.layers if layer.verdict == NOT_UNIQUE]
-        worst = max(short, key=lambda own: own.open or 0)
+        worst = max(short, key=lambda layer: layer.open or 0)
         return (
             f"The equations do not determine the image: {worst.name} leaves "
             f"{worst.open or 'some'} of {worst.unknowns} directions of its input open. That alone "
@@ -414,11 +385,11 @@ def _action(risk: str, record: Record) -> str:
             "Do not rely on this alone: try an optimisation-based attack as well (see "
             "rconv.adapters.breaching), and repeat the audit with trained weights and real images."
         )
-    noisy = [own for own in record["scenarios"] if own["noise"] > 0 and own["tried"]]
-    quiet = [own for own in noisy if own["risk"] == NOT_BY_THIS_ATTACK]
+    noisy = [tried for tried in record["scenarios"] if tried["noise"] > 0 and tried["tried"]]
+    quiet = [tried for tried in noisy if tried["risk"] == NOT_BY_THIS_ATTACK]
     said = ""
     if quiet:
-        least = min(quiet, key=lambda own: own["noise"])
+        least = min(quiet, key=lambda tried: tried["noise"])
         said = (
             " Do not choose it from this trial, which is one attack: nothing was visible at "
             f"σ = {least['noise']:g}"

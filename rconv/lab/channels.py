@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from rconv.attack.attack import Attack
 from rconv.attack.report import Reconstruction
 from rconv.data.datasets import Images
+from rconv.lab.defences import add_noise, clip
 from rconv.lab.experiment import client_gradients
-from rconv.linalg.solution import root_mean_square
 from rconv.observe.noise import Noise
 from rconv.observe.observation import Gradients, Loss, per_sample_gradients
 from rconv.observe.update import gradients_from_update
@@ -29,16 +29,9 @@ SENT = ("float64", "float32", *(f"weights, rate {rate:g}" for rate in RATES))
 class Sent:
     """What a server receives of N clients, and what is right.
 
-    Parameters
-    ----------
-    model : Module
-        The shared model, in the dtype of the clients.
-    gradients : mapping of str to Tensor
-        Parameter name → `(client N, *parameter shape)`.
-    noise : Noise, optional
-        What is known of their errors; by default their rounding.
-    truths : tuple of Tensor
-        Images (N, C, H, W): an answer that is one of them is right.
+    Gradients have the shapes `(client N, *parameter shape)`; the model is in the dtype of the
+    clients. `noise` is what is known of their errors, by default their rounding. `truths` are
+    images (N, C, H, W): an answer that is one of them is right.
     """
 
     model: nn.Module
@@ -66,17 +59,14 @@ Client = Callable[[nn.Module, Tensor, Tensor], Sent]
 
 
 def observe(model: nn.Sequential, architecture: str, truth: Images) -> dict[str, Sent]:
-    """What the same step reveals in each of the ways of `SENT`.
+    """What the same step of a float64 model reveals in each of the ways of `SENT`.
 
-    The model is float64; for all ways but the first it is rounded to float32.
+    For all ways but the first the model is rounded to float32.
     """
     single = copy.deepcopy(model).float()
     gradients = client_gradients(single, architecture, truth, "float32")
     before = {name: parameter.detach() for name, parameter in single.named_parameters()}
-    seen = [
-        Sent(model, client_gradients(model, architecture, truth)),
-        Sent(single, gradients),
-    ]
+    seen = [Sent(model, client_gradients(model, architecture, truth)), Sent(single, gradients)]
     for rate in RATES:
         after = sgd_step(single, gradients, rate)
         seen.append(Sent(single, *gradients_from_update(before, after, rate)))
@@ -93,12 +83,12 @@ def sgd_step(model: nn.Module, gradients: Mapping[str, Tensor], rate: float) -> 
         raise ValueError(f"the learning rate is {rate}: it must be positive and finite")
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     for what, tensors in (("model", weights), ("gradients", gradients)):
-        for name, tensor in tensors.items():
-            if tensor.dtype != torch.float32:
-                raise ValueError(
-                    f"{name} of the {what} is {tensor.dtype}: clients that send 32-bit weights "
-                    "compute in float32; share model.float()"
-                )
+        wrong = next((n for n, tensor in tensors.items() if tensor.dtype != torch.float32), None)
+        if wrong is not None:
+            raise ValueError(
+                f"{wrong} of the {what} is {tensors[wrong].dtype}: clients that send 32-bit "
+                "weights compute in float32; share model.float()"
+            )
     return {name: torch.add(w, gradients[name], alpha=-rate) for name, w in weights.items()}
 
 
@@ -115,7 +105,7 @@ def several_steps(
         shared = copy.deepcopy(model).to(dtype)
         before = {name: p.detach() for name, p in shared.named_parameters()}
         runs = [_run(shared, *one, count, rate) for one in zip(images, labels, strict=True)]
-        sums, after = ({n: torch.stack([own[n] for own in part]) for n in before}
+        sums, after = ({n: torch.stack([client[n] for client in part]) for n in before}
                        for part in zip(*runs, strict=True))  # fmt: skip
         if weights:
             return Sent(shared, *gradients_from_update(before, after, rate), (images,))
@@ -186,10 +176,8 @@ def computed(dtype: torch.dtype) -> Client:
     """
 
     def send(model: nn.Module, images: Tensor, labels: Tensor) -> Sent:
-        precise = dtype == torch.float64
-        gradients = per_sample_gradients(
-            model if precise else copy.deepcopy(model).float(), images, labels
-        )
+        client = model if dtype == torch.float64 else copy.deepcopy(model).float()
+        gradients = per_sample_gradients(client, images, labels)
         return Sent(model, {n: g.to(dtype) for n, g in gradients.items()}, None, (images,))
 
     return send
@@ -220,13 +208,7 @@ def averaged(model: nn.Module, images: Tensor, labels: Tensor) -> Sent:
 def noisy(gradients: Gradients, model: nn.Module) -> Gradients:
     """Gaussian noise of 1e-6 of each parameter's root mean square."""
     generator = torch.Generator().manual_seed(0)
-    return {
-        name: g
-        + 1e-6
-        * root_mean_square(g).reshape(-1, *[1] * (g.dim() - 1))
-        * torch.randn(g.shape, generator=generator, dtype=g.dtype)
-        for name, g in gradients.items()
-    }
+    return add_noise(gradients, 1e-6, generator)
 
 
 def decayed(gradients: Gradients, model: nn.Module) -> Gradients:
@@ -249,20 +231,12 @@ def partly_zeroed(gradients: Gradients, model: nn.Module) -> Gradients:
 
 def clipped(gradients: Gradients, model: nn.Module) -> Gradients:
     """Every parameter's gradient is cut to the norm 0.1, on its own."""
-    return {
-        name: g * (0.1 / g.flatten(1).norm(dim=1)).clamp(max=1.0).reshape(-1, *[1] * (g.dim() - 1))
-        for name, g in gradients.items()
-    }
+    return {name: clip({name: g}, 0.1)[name] for name, g in gradients.items()}
 
 
 def signs(gradients: Gradients, model: nn.Module) -> Gradients:
     """Only the signs are sent."""
     return {name: g.sign() for name, g in gradients.items()}
-
-
-def unchanged(gradients: Gradients, model: nn.Module) -> Gradients:
-    """The gradients as they are."""
-    return gradients
 
 
 def squared_error(logits: Tensor, target: Tensor) -> Tensor:

@@ -47,16 +47,9 @@ FIRST, STEP = 0.05, 2**0.5
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out of `compare`.
+    """What came out of `compare`: the N originals, and one record per method and image.
 
-    Parameters
-    ----------
-    truth : Images
-        The N originals, which no attack has seen.
-    images : dict of str to Tensor
-        Method → its answers, (N, C, H, W), float64; not a number where it has none.
-    records : list of Record
-        One per method and image.
+    `images` maps each method to its answers, (N, C, H, W), float64; NaN where it has none.
     """
 
     truth: datasets.Images
@@ -77,17 +70,10 @@ def compare(
 ) -> Comparison:
     """Attack the same gradients by R-CONV, R-GAP, DLG, iDLG and Inverting Gradients.
 
-    Every attack receives the model and the gradients of one image at a time. Times are CPU
-    seconds of this process: run it on one thread.
-
-    Parameters
-    ----------
-    dataset, indices, architecture, activation, seed, dtype
-        As `rconv.lab.experiment.run` takes them.
-    methods : sequence of str
-        Names out of `rconv.lab.methods.METHODS`.
-    settings : mapping of str to dict or None
-        Method → arguments in place of its published ones.
+    Every attack receives the model and the gradients of one image at a time. Times are CPU seconds
+    of this process: run it on one thread. `methods` are names out of `rconv.lab.methods.METHODS`,
+    `settings` maps some of them to arguments in place of the published ones; the others are those
+    of `rconv.lab.experiment.run`.
     """
     model = shared_model(dataset, architecture, activation, seed=seed, dtype=dtype)
     truth = datasets.load(dataset, indices)
@@ -106,30 +92,17 @@ def compare(
             image, found = judge(method, n)
             images[name].append(image)
             records.append({**shared, "method": name, **found})
-    return Comparison(truth, {name: torch.cat(own) for name, own in images.items()}, records)
+    return Comparison(truth, {name: torch.cat(each) for name, each in images.items()}, records)
 
 
 class Judge:
-    """Puts one image's gradients to an attack, and says what its answer is worth.
+    """Gives one image's gradients to an attack, and scores its answer.
 
-    Parameters
-    ----------
-    model : Sequential
-        The shared model.
-    architecture : str
-        Its name.
-    truth : Images
-        The N originals.
-    gradients : dict of str to Tensor
-        Name → `(N, *parameter shape)`, as the clients send them.
+    The N originals belong to gradients `(N, *parameter shape)`, as the clients send them.
     """
 
     def __init__(
-        self,
-        model: nn.Sequential,
-        architecture: str,
-        truth: datasets.Images,
-        gradients: Gradients,
+        self, model: nn.Sequential, architecture: str, truth: datasets.Images, gradients: Gradients
     ):
         self.model = copy.deepcopy(model).double()
         self.targets = architectures.targets(architecture, truth.labels)
@@ -178,18 +151,9 @@ class Judge:
 class Trace:
     """Keeps, at growing times, the PSNR of the image that the attacker would hand over by then.
 
-    That is the image of the lowest objective so far, whichever start it comes from. Called as
-    the attacks call their `watch`; the truth stays here.
-
-    Parameters
-    ----------
-    truth : Tensor
-        The original, (1, C, H, W), in [0, 1].
-
-    Attributes
-    ----------
-    points : list of list of float
-        [CPU seconds since the start, PSNR in dB], in time's order.
+    That is the image of the lowest objective so far, whichever start it comes from. Called as the
+    attacks call their `watch`. The truth (1, C, H, W), in [0, 1], stays here; `points` are pairs of
+    CPU seconds since the start and PSNR in dB.
     """
 
     def __init__(self, truth: Tensor):
@@ -221,10 +185,10 @@ class Trace:
 
 
 def spread(indices: Sequence[int], seeds: Sequence[int], each: int, count: int) -> dict:
-    """Images of each seed: `count` of them from its own place on, round and round.
+    """Images of each seed: `count` of them in a row, starting again after the last one.
 
-    Seed number k begins with image k · `each`, so that the seeds share the images out among them
-    where the count is `each`, and all have all of them where it is their number.
+    Seed number k begins with image k · `each`. So the seeds partition the images where the count is
+    `each`, and every seed has all images where it is their number.
     """
     if not 0 < each <= count <= len(indices):
         raise ValueError(
@@ -253,14 +217,11 @@ def study(
 
     Parameters
     ----------
-    dataset, indices, architecture, activation, settings
-        As `compare` takes them; remaining options go there, too.
     seeds : sequence of int
         Of the models.
-    each : int
-        Images of each model that every attack gets, in the last dtype.
-    count : int
-        Images of each model that R-CONV (auto) and R-GAP get, in every dtype; these among them.
+    each, count : int
+        Images of each model that every attack gets, in the last dtype; and that R-CONV (auto) and
+        R-GAP get, in every dtype; the former are among them.
     dtypes : sequence of str
         In which the clients compute; the last one is that of the published optimisations, float32.
 
@@ -291,10 +252,7 @@ def try_variations(
     iterations: int = SMOOTH["iterations"],
     **options: Any,
 ) -> list[Record]:
-    """Inverting Gradients with each of `VARIATIONS`, on images that nothing is tested on.
-
-    Arguments are those of `compare`.
-    """
+    """`compare` with each of `VARIATIONS`, on images that nothing is tested on."""
     found = []
     for weight in VARIATIONS:
         settings = {INVERTING: {"iterations": iterations, "total_variation": weight}}

@@ -18,6 +18,7 @@ from scipy.special import log_ndtr
 from torch import Tensor
 
 from rconv.extras import extra
+from rconv.linalg.solution import aligned, root_mean_square
 from rconv.observe.observation import Gradients
 
 DELTA = 1e-5
@@ -27,13 +28,10 @@ DELTA = 1e-5
 def add_noise(
     gradients: Gradients, strength: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Gaussian noise on every entry, g + strength · rms(g) · ε.
-
-    `strength` is its standard deviation over the root mean square of the entry's own parameter.
-    """
+    """Gaussian noise on every entry, g + strength · rms(g) · ε, with the rms of its parameter."""
     return {
-        name: g + strength * _per_client(g.flatten(1).square().mean(dim=1).sqrt(), g) * normal
-        for (name, g), normal in zip(gradients.items(), _normals(gradients, generator), strict=True)
+        name: g + strength * aligned(root_mean_square(g), g) * _normal(g, generator)
+        for name, g in gradients.items()
     }
 
 
@@ -41,7 +39,7 @@ def clip(gradients: Gradients, bound: float) -> dict[str, Tensor]:
     """Scale each client's gradients to a norm of at most `bound`, C: g · min(1, C / ‖g‖)."""
     size = norms(gradients)
     factor = bound / size.clamp(min=bound)
-    return {name: g * _per_client(factor, g) for name, g in gradients.items()}
+    return {name: g * aligned(factor, g) for name, g in gradients.items()}
 
 
 def clip_and_noise(
@@ -61,10 +59,8 @@ def clip_and_noise(
     clipped = clip(gradients, bound)
     if summed:
         clipped = {name: g.sum(dim=0, keepdim=True) for name, g in clipped.items()}
-    return {
-        name: g + multiplier * bound * normal
-        for (name, g), normal in zip(clipped.items(), _normals(clipped, generator), strict=True)
-    }
+    std = multiplier * bound
+    return {name: g + std * _normal(g, generator) for name, g in clipped.items()}
 
 
 def prune(gradients: Gradients, share: float) -> dict[str, Tensor]:
@@ -105,9 +101,8 @@ def epsilon_of_release(multiplier: float, delta: float) -> float:
     def excess(epsilon: float) -> float:
         """Log of the δ that belongs to an ε, over the given one."""
         first, second = log_ndtr(mu / 2 - epsilon / mu), log_ndtr(-mu / 2 - epsilon / mu)
-        return (
-            first + math.log1p(-math.exp(min(epsilon + second - first, -1e-16))) - math.log(delta)
-        )
+        rest = math.log1p(-math.exp(min(epsilon + second - first, -1e-16)))
+        return first + rest - math.log(delta)
 
     most = mu**2 / 2 + mu * math.sqrt(2 * math.log(1 / delta))  # by the tail of the privacy loss
     return 0.0 if excess(0.0) <= 0 else float(brentq(excess, 0.0, most, rtol=1e-12))
@@ -142,12 +137,5 @@ def _check_mechanism(multiplier: float, delta: float) -> None:
         )
 
 
-def _normals(gradients: Gradients, generator: torch.Generator) -> list[Tensor]:
-    return [
-        torch.randn(g.shape, generator=generator, dtype=g.dtype).to(g) for g in gradients.values()
-    ]
-
-
-def _per_client(values: Tensor, like: Tensor) -> Tensor:
-    """(N,) values, shaped to multiply (N, …)."""
-    return values.reshape(-1, *[1] * (like.dim() - 1))
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like)

@@ -20,17 +20,7 @@ from rconv.observe.observation import per_sample_gradients
 
 @dataclass(frozen=True)
 class Experiment:
-    """What came out of `run`.
-
-    Parameters
-    ----------
-    truth : Images
-        The dataset's images, which the attack has not seen.
-    reconstruction : Reconstruction
-        The attack's answer.
-    records : list of dict
-        One per image, see `rconv.lab.records.score`.
-    """
+    """What came out of `run`: images, the attack's answer, and a record of each (see `score`)."""
 
     truth: datasets.Images
     reconstruction: Reconstruction
@@ -53,19 +43,11 @@ def run(
 ) -> Experiment:
     """Attack images of a dataset through an architecture, and measure.
 
-    Parameters
-    ----------
-    dataset, indices
-        As `rconv.data.datasets.load` takes them.
-    architecture, activation, seed, filters, initialisation
-        As `rconv.lab.architectures.build` takes them.
-    dtype : str
-        Of the clients' computation, one of `rconv.lab.architectures.DTYPES`; float16
-        rounds float32 gradients.
-    constraints, signs : str or sequence of str, bool
-        As `Attack` takes them.
-    batch : int, optional
-        As `attack_images` takes it.
+    `dataset` and `indices` are those of `rconv.data.datasets.load`; `architecture`, `activation`,
+    `seed`, `filters` and `initialisation` those of `rconv.lab.architectures.build`; `constraints`
+    and `signs` those of `Attack`. `dtype` is that of the clients' computation, one of
+    `rconv.lab.architectures.DTYPES`, where float16 rounds float32 gradients; for `batch` see
+    `attack_images`.
     """
     as_dtype(dtype)
     options = {"seed": seed, "filters": filters, "initialisation": initialisation}
@@ -89,15 +71,13 @@ def attack_images(
     progress: bool = False,
     on_result: Callable[[Experiment], None] | None = None,
 ) -> Experiment:
-    """Attack images through a model, and measure.
+    """Attack images through a model, and measure; see `run`.
 
     Parameters
     ----------
-    dtype, constraints, signs
-        As `run` takes them.
     batch : int, optional
-        Not 1: the images are one client's, which sends their mean gradient; what comes back is
-        put into their order. None lets the attack read the number from the gradient.
+        Not 1: the images are one client's, which sends their mean gradient; what comes back is put
+        into their order. None lets the attack read the number from the gradient.
     on_result : callable, optional
         Is called with each group of images as soon as it is finished, in their order; not for a
         batch, which is finished at once.

@@ -32,16 +32,10 @@ POLL = 0.05  # seconds between two looks at the processes, short beside their st
 
 @dataclass(frozen=True)
 class Round:
-    """What the server of one round has in its hands.
+    """What the server of one round has: weights by name.
 
-    Parameters
-    ----------
-    before : dict of str to Tensor
-        Name → weight that all clients start from, float32.
-    after : dict of str to Tensor
-        Name → `(client N, *weight shape)`: what they send.
-    average : dict of str to Tensor
-        Name → weight of the next round; with secure aggregation, all that the server learns.
+    All clients start from `before`, float32, and send `after`, `(client N, *weight shape)`.
+    `average` belongs to the next round; with secure aggregation it is all that the server learns.
     """
 
     before: Weights
@@ -76,7 +70,8 @@ def in_processes(
             np.savez(path, images=client.images.float().numpy(), labels=client.labels.numpy())
             commands[name] = [scripts / "client.py", address, path]
         _run_together(commands, folder, seconds)
-        return [_read(folder / f"{n}.npz", names, list(model.state_dict())) for n in _numbers(plan)]
+        numbers = range(1, len(plan) + 1)  # Flower counts rounds from 1
+        return [_read(folder / f"{n}.npz", names, list(model.state_dict())) for n in numbers]
 
 
 def in_one_process(model: nn.Module, clients: Sequence[Images], plan: Plan) -> list[Round]:
@@ -86,7 +81,7 @@ def in_one_process(model: nn.Module, clients: Sequence[Images], plan: Plan) -> l
     for task in plan:
         turn = range(seen, seen + int(task["images"]))
         sent = [_local(model, before, client, turn, task) for client in clients]
-        after = {name: torch.stack([own[name] for own in sent]) for name in before}
+        after = {name: torch.stack([weights[name] for weights in sent]) for name in before}
         average = {name: w.mean(dim=0) for name, w in after.items()}
         rounds.append(Round(before, after, average))
         before, seen = average, turn.stop
@@ -108,11 +103,6 @@ def _local(
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.data.sub_(gradient, alpha=task["rate"])
     return net.state_dict()
-
-
-def _numbers(plan: Plan) -> range:
-    """Flower counts rounds from 1."""
-    return range(1, len(plan) + 1)
 
 
 def _read(path: Path, clients: Sequence[str], names: Sequence[str]) -> Round:
@@ -149,20 +139,14 @@ def _run_together(commands: Mapping[str, Sequence], folder: Path, seconds: float
 
 def _wait(running: dict[str, subprocess.Popen], logs: Mapping[str, Path], deadline: float) -> None:
     """Until all have ended well; an error as soon as one has not, or at the deadline."""
-    while any(process.poll() is None for process in running.values()):
-        if time.monotonic() > deadline:
-            name = next(name for name, process in running.items() if process.poll() is None)
-            raise RuntimeError(f"the {name} is not done in time: {_end(logs[name])}")
-        _check(running, logs)
+    waiting = dict(running)
+    while waiting:
+        late = time.monotonic() > deadline
+        for name, process in list(waiting.items()):
+            if process.poll() == 0:
+                del waiting[name]
+            elif process.returncode or late:
+                end = logs[name].read_text(errors="replace")[-2000:]
+                how = "failed" if process.returncode else "is not done in time"
+                raise RuntimeError(f"the {name} {how}: {end}")
         time.sleep(POLL)
-    _check(running, logs)
-
-
-def _check(running: Mapping[str, subprocess.Popen], logs: Mapping[str, Path]) -> None:
-    for name, process in running.items():
-        if process.poll():
-            raise RuntimeError(f"the {name} failed: {_end(logs[name])}")
-
-
-def _end(log: Path) -> str:
-    return log.read_text(errors="replace")[-2000:]

@@ -23,15 +23,9 @@ MEDIAN_LEVEL = 0.9
 class Median:
     """A median over clusters, and where the true one lies.
 
-    Parameters
-    ----------
-    value, low, high : float
-        Median of the clusters' medians, and the interval around it. Minus infinity is a value as
-        any other: an image that is no number counts as the worst.
-    level : float
-        Confidence of the interval, 0 where there is one cluster only.
-    count, clusters : int
-        Values, and clusters that they come from.
+    `value` is the median of the clusters' medians, between `low` and `high` with the confidence
+    `level`, 0 for one cluster only. Minus infinity is a value as any other: an image that is NaN
+    counts as the worst. `count` values come from so many `clusters`.
     """
 
     value: float
@@ -54,19 +48,10 @@ def rate_interval(
     came out the same, the clusters say nothing about each other and :math:`n^* = k`: the images of
     one cluster then count as a single draw, which is the careful end.
 
-    Parameters
-    ----------
-    successes : sequence of int
-        Axis (cluster): successes in each.
-    totals : sequence of int
-        Axis (cluster): draws in each, at least one; with one draw per cluster and rates strictly
-        between 0 and 1 this is close to the interval of independent draws.
-
-    Returns
-    -------
-    tuple of float
-        Lower and upper limit, in [0, 1], around the pooled rate. With a single cluster whose draws
-        differ nothing is known of others: (0, 1).
+    Takes the successes and the draws of each cluster, at least one draw; with one draw per cluster
+    and rates strictly between 0 and 1 this is close to the interval of independent draws. Returns
+    the lower and upper limit, in [0, 1], around the pooled rate; of a single cluster whose draws
+    differ, (0, 1).
 
     References
     ----------
@@ -86,13 +71,9 @@ def rate_interval(
         effective = min(count, rate * (1 - rate) / spread) if spread else float(count)
         tail = (1 + level) / 2
         effective *= float(stdtrit(count - 1, tail) / stdtrit(clusters - 1, tail)) ** 2
-    return _clopper_pearson(rate * effective, effective, (1 - level) / 2)
-
-
-def _clopper_pearson(successes: float, total: float, tail: float) -> tuple[float, float]:
-    """Clopper and Pearson's interval (1934), for counts that need not be whole."""
-    low = betaincinv(successes, total - successes + 1, tail) if successes > 0 else 0.0
-    high = betaincinv(successes + 1, total - successes, 1 - tail) if successes < total else 1.0
+    won, tail = rate * effective, (1 - level) / 2
+    low = betaincinv(won, effective - won + 1, tail) if won > 0 else 0.0
+    high = betaincinv(won + 1, effective - won, 1 - tail) if won < effective else 1.0
     return float(low), float(high)
 
 

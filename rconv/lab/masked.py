@@ -23,19 +23,11 @@ def masked_attack(
 ) -> Reconstruction:
     """Reconstruct images from pruned gradients, whose zeros count as missing.
 
-    Parameters
-    ----------
-    model : Sequential
-        The shared model. Its first Linear has a bias and gives the logits of a cross-entropy.
-    gradients : mapping of str to Tensor
-        Name → `(N, *parameter shape)`, float64, 0 where an entry was pruned.
-
-    Returns
-    -------
-    Reconstruction
-        As `Attack` gives it: `gradient_residual` is over the entries that survived. Entries of the
-        first Linear's input of which no product survives are taken for the zeros that a ReLU
-        leaves; one that is not is an error of its size.
+    The model's first Linear has a bias and makes the logits of a cross-entropy. Gradients are `(N,
+    *parameter shape)`, float64, 0 where an entry was pruned. In the answer, as `Attack` gives it,
+    `gradient_residual` is over the entries that survived. Entries of the first Linear's input of
+    which no product survives are taken for the zeros that a ReLU leaves; one that is not is an
+    error of its size.
     """
     head = read(model, input_shape).required_chain("this attack", norms=False).head
     if not head.last or not head.has_bias or len(head.weight) < 2:

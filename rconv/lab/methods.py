@@ -41,15 +41,10 @@ Answer = tuple[Tensor, int]
 class Method:
     """One attack on one model.
 
-    Parameters
-    ----------
-    attack : callable
-        attack(gradients of one image, its label, watch) → `Answer`. Only attacks that assume the
-        label as known look at it, and only optimisations call `watch`.
-    settings : dict
-        What distinguishes it from its defaults.
-    preparation : float
-        CPU seconds for what depends on the model alone; no image's seconds contain it.
+    `attack` takes the gradients of one image, its label and a `Watch`, and returns an `Answer`.
+    Only attacks that assume the label as known look at it, and only optimisations call the watch.
+    `settings` distinguish it from its defaults; `preparation` are the CPU seconds for what depends
+    on the model alone, which no image's seconds contain.
     """
 
     attack: Callable[[Gradients, Tensor, Watch], Answer]

@@ -11,13 +11,7 @@ from rconv.attack.attack import Attack
 from rconv.data import datasets
 from rconv.data.datasets import Images
 from rconv.lab import architectures, defences
-from rconv.lab.defences import (
-    DELTA,
-    add_noise,
-    epsilon_of_release,
-    epsilon_of_training,
-    round_to,
-)
+from rconv.lab.defences import DELTA, epsilon_of_release, epsilon_of_training
 from rconv.lab.experiment import model_settings
 from rconv.lab.masked import masked_attack
 from rconv.lab.records import Record, score
@@ -44,22 +38,9 @@ HELD_OUT = 360
 class Defence:
     """What clients do before they send.
 
-    Parameters
-    ----------
-    name : str
-        Of the defence.
-    strength : float or str
-        How much of it.
-    send : callable
-        (gradients of the clients, generator) → what they send.
-    random : bool
-        Whether it draws from the generator.
-    noise : Noise, optional
-        What the attacker knows of the noise.
-    epsilon : float, optional
-        What one release has of differential privacy.
-    sum_noise : float
-        Standard deviation of noise that is added to the sum over the clients.
+    `send` takes the gradients of the clients and a generator, which it draws from if it is
+    `random`. The attacker knows of its noise what `noise` says; `epsilon` is that of one release.
+    `sum_noise` is the standard deviation of noise that is added to the sum over the clients.
     """
 
     name: str
@@ -80,11 +61,13 @@ def _plan(strengths: Strengths, clipping: Callable[[float], Defence]) -> list[De
     """All defences that are asked for."""
     makers: dict[str, Callable[[Any], Defence]] = {
         "noise": lambda s: Defence(
-            "noise", s, lambda g, r: add_noise(g, s, r), True, Noise(relative_std=s)
+            "noise", s, lambda g, r: defences.add_noise(g, s, r), True, Noise(relative_std=s)
         ),
         "clip": clipping,
         "prune": lambda s: Defence("prune", s, lambda g, _: defences.prune(g, s)),
-        "round": lambda t: Defence("round", t, lambda g, _: round_to(g, getattr(torch, t))),
+        "round": lambda t: Defence(
+            "round", t, lambda g, _: defences.round_to(g, getattr(torch, t))
+        ),
     }
     return [make(strength) for kind, make in makers.items() for strength in strengths.get(kind, ())]
 
@@ -103,10 +86,6 @@ def protect(
 
     Parameters
     ----------
-    dataset, indices : str, sequence of int
-        As `datasets.load` takes them.
-    architecture, filters : str, sequence of int
-        As `architectures.build` takes them.
     strengths : mapping of str to sequence
         Each client clips to half the smallest norm, so that every client clips. The attacker knows
         the size of the noise, and takes the zeros of pruning for measured.
@@ -212,26 +191,18 @@ def accuracies(
 ) -> list[Record]:
     """Train on Digits under each defence, from PyTorch's initialisation, and test.
 
-    Parameters
-    ----------
-    architecture, filters : str, sequence of int
-        As `architectures.build` takes them, with ReLU.
-    strengths : mapping of str to sequence
-        Each client defends its own gradient. With "clip" it clips to `BOUND`, and the sum over the
-        clients gets the noise. To the model it is the same whether a trusted party adds this noise
-        or each of `PARTICIPANTS` clients a share of σ / √PARTICIPANTS.
-    seeds : sequence of int
-        Initialisations, with clients and noise of their own.
-    steps : int
-        As `learn` takes it.
+    Each client defends its gradient. With "clip" it clips to `BOUND`, and the sum over the clients
+    gets the noise. To the model it is the same whether a trusted party adds this noise or each of
+    `PARTICIPANTS` clients a share of σ / √PARTICIPANTS. Seeds are those of the initialisation, the
+    clients and the noise.
 
     Returns
     -------
     list of dict
         One record per defence, strength and seed: the settings, "accuracy" on `HELD_OUT` images,
-        and for "clip" what it buys at `DELTA`: "epsilon" of the whole training, for those
-        who see the sums, and "epsilon_release" of one step of one client, for a server that sees
-        each client's share of the noise.
+        and for "clip" what it buys at `DELTA`: "epsilon" of the whole training, for those who see
+        the sums, and "epsilon_release" of one step of one client, for a server that sees each
+        client's share of the noise.
     """
     data = datasets.load("Digits")
     train, test = (data.select(part) for part in (slice(0, -HELD_OUT), slice(-HELD_OUT, None)))
@@ -244,7 +215,9 @@ def accuracies(
     for defence in plan:
         bought = {"epsilon": None, "epsilon_release": None}
         if defence.sum_noise:
-            bought = _bought(defence.strength, len(train), steps)
+            sigma, share = defence.strength, PARTICIPANTS / len(train)
+            bought["epsilon"] = epsilon_of_training(sigma, DELTA, share, steps)
+            bought["epsilon_release"] = epsilon_of_release(sigma / PARTICIPANTS**0.5, DELTA)
         for seed in seeds:
             model = architectures.build(architecture, 1, 10, "ReLU", seed=seed, **options).float()
             learn(model, train, defence.send, sum_noise=defence.sum_noise, steps=steps, seed=seed)
@@ -255,11 +228,3 @@ def accuracies(
             shared |= {"defence": defence.name, "strength": defence.strength, "steps": steps}
             records.append({**shared, "accuracy": float(right.double().mean())})
     return records
-
-
-def _bought(sigma: float, count: int, steps: int) -> Record:
-    """What a noise multiplier buys in a training on `count` images: both epsilons."""
-    return {
-        "epsilon": epsilon_of_training(sigma, DELTA, PARTICIPANTS / count, steps),
-        "epsilon_release": epsilon_of_release(sigma / PARTICIPANTS**0.5, DELTA),
-    }

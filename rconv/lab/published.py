@@ -29,19 +29,10 @@ ROW_BY_ROW = "row by row"
 class Cell:
     """What one published notebook shows.
 
-    Parameters
-    ----------
-    notebook : str
-        Its name in the paper's repository.
-    dataset, architecture : str
-        Keys of `rconv.data.datasets.CLASSES` and `rconv.lab.architectures.PUBLISHED`.
-    index : int or None
-        The training image that was attacked; None where it was each of the first 100.
-    mse, psnr : float or None
-        Published error on values in [0, 1], and published PSNR with a peak of 255, in dB; None
-        where the notebook shows pictures only.
-    images : int
-        How many of the first training images are attacked here.
+    `index` is the training image that was attacked; None where it was each of the first 100. `mse`
+    is the published error on values in [0, 1], `psnr` the published PSNR with a peak of 255, in dB;
+    None where the notebook shows pictures only. The first `images` training images are attacked
+    here.
     """
 
     notebook: str
@@ -94,10 +85,7 @@ def measure(cell: Cell, images: int | None = None) -> dict[str, Experiment]:
 
 
 def procedure(cell: Cell) -> Record:
-    """Attack a published image by the published procedure, row by row.
-
-    The quality is None where the procedure ended in an error.
-    """
+    """Attack a published image by the published procedure; no quality where that failed."""
     truth = datasets.load(cell.dataset, [cell.index or 0])
     model = shared_model(cell.dataset, cell.architecture)
     sent = client_gradients(model, cell.architecture, truth)
@@ -115,17 +103,11 @@ def procedure(cell: Cell) -> Record:
 class Judgement:
     """A published cell beside what was measured.
 
-    Parameters
-    ----------
-    row_by_row, ours : float or None
-        Error of the published image, by the published procedure and by `rconv` with the same
-        equations; None for a test of 100 images.
-    psnr_255, psnr : float or None
-        PSNR of `ours` with the peak as published, and with the peak 1 of the values, in dB.
-    factor : float or None
-        How many times smaller `ours` is than the published error.
-    succeeded, auto, images : int
-        Images below `rconv.lab.records.SUCCESS` with the cell's constraints, with auto, and all.
+    `row_by_row` and `ours` are errors of the published image, by the published procedure and by
+    `rconv` with the same equations, None for a test of 100 images; `psnr_255` and `psnr` are of
+    `ours` with the peak as published and with the peak 1 of the values, in dB; `ours` is so many
+    times smaller than the published error as `factor` says. `succeeded` of `images` are below
+    `rconv.lab.records.SUCCESS` with the cell's constraints, and `auto` of them with ours.
     """
 
     row_by_row: float | None

@@ -61,10 +61,9 @@ def score(
     -------
     list of dict
         JSON values: "dataset", "index", "label", the settings and `QUALITY`. Of a reconstruction
-        also what the attacker sees: "gradient_residual", "expected_error", "full_rank", "gap",
-        "unique", the verdict, "doubt", its reason, and "layers"; and beside the truth "right",
-        whether the PSNR is `SHOWN` or more, "error", relative to the image's size, and "false",
-        whether the verdict is.
+        also "gradient_residual", "expected_error", "full_rank", "gap", "unique", "diagnostic" and
+        "layers"; and beside the truth "right", whether the PSNR is `SHOWN` or more,
+        "error", relative to the image's size, and "false", whether the verdict is.
     """
     images = found if isinstance(found, Tensor) else found.images
     original = truth.images if isinstance(truth, Images) else truth
@@ -73,13 +72,13 @@ def score(
         quality = metrics.quality(images.cpu(), original.cpu(), data_range)
         measured = [{key: finite(quality[key][i]) for key in QUALITY} for i in range(len(images))]
     records = [
-        {"dataset": None, **_identity(found, truth, i, first), **settings, **own}
-        for i, own in enumerate(measured)
+        {"dataset": None, **_identity(found, truth, i, first), **settings, **measures}
+        for i, measures in enumerate(measured)
     ]
     if not isinstance(found, Tensor):
         judged = _judged(found, original, data_range)
-        for i, (record, own) in enumerate(zip(records, judged, strict=True)):
-            record |= own
+        for i, (record, entries) in enumerate(zip(records, judged, strict=True)):
+            record |= entries
             if layers:
                 record["layers"] = [_layer_record(layer, i) for layer in found.layers]
     return records
@@ -104,7 +103,7 @@ def _judged(found: Reconstruction, truth: Tensor | None, data_range: float) -> l
             "full_rank": bool(found.full_rank[i]),
             "gap": int(found.gap[i]),
             "unique": bool(found.unique[i]),
-            "doubt": found.diagnostics[i],
+            "diagnostic": found.diagnostics[i],
         }
         for i in range(len(found.images))
     ]
@@ -176,7 +175,7 @@ def summary(records: list[dict], most: int = 20) -> str:
     header = ("index", "label", "MSE", "PSNR dB", "SSIM", "gradient residual", "unique")
     shown = records
     if len(records) > most:
-        shown = [r for r in records if not r["unique"] or r["doubt"]][:most]
+        shown = [r for r in records if not r["unique"] or r["diagnostic"]][:most]
     rows = [
         (
             r["index"],
@@ -185,7 +184,7 @@ def summary(records: list[dict], most: int = 20) -> str:
             _format(r["psnr"], ".1f"),
             _format(r["ssim"], ".4f"),
             _format(r["gradient_residual"], ".1e"),
-            ("yes" if r["unique"] else "no") + (f": {r['doubt']}" if r["doubt"] else ""),
+            ("yes" if r["unique"] else "no") + (f": {r['diagnostic']}" if r["diagnostic"] else ""),
         )
         for r in shown
     ]

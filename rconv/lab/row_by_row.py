@@ -95,16 +95,10 @@ def attack_one(
 ) -> Tensor:
     """The published procedure on the gradients of one image.
 
-    Parameters
-    ----------
-    network : Network
-        Square convolutions with biases, then one fully connected layer with a bias. Where the
-        first activation has no inverse, the first layer takes gradient constraints too, as in
-        the published notebook with ReLU everywhere.
-    layer : callable, optional
-        Solves a layer from gradient constraints.
-    spent : Counter, optional
-        Seconds of the processor for each layer are added here.
+    The network has square convolutions with biases, then one fully connected layer with a bias.
+    Where the first activation has no inverse, the first layer takes gradient constraints too, as in
+    the published notebook with ReLU everywhere. `layer` solves a layer from gradient constraints;
+    the CPU seconds of each layer are added to `spent`.
     """
     head = network.head
     bias = gradients[f"{head.name}.bias"]

@@ -29,11 +29,9 @@ class Scenario:
         Images of each client's step, whose mean gradient is taken.
     clients : int
         Clients whose gradients are added before the server sees them (secure aggregation).
-    mode : str or None
-        "evaluation" or "training"; None leaves the model in its own.
-    dtype : str or None
-        In which the clients compute, one of `DTYPES`; float16 rounds float32 gradients. None is
-        the model's own.
+    mode, dtype : str or None
+        One of `MODES`, and of `DTYPES`, where float16 rounds float32 gradients; None is the model's
+        own.
     steps : int
         Local steps of SGD with `RATE`, whose gradients are added.
     noise : float
@@ -78,10 +76,7 @@ def matrix(base: Scenario) -> list[tuple[str, str, Scenario]]:
 
 
 def client_model(model: nn.Module, scenario: Scenario) -> nn.Module:
-    """A copy of the model in the dtype and in the mode of the clients, which the attacker sees.
-
-    The model itself where the scenario changes neither.
-    """
+    """A copy of the model in the dtype and mode of the clients, which the attacker sees too."""
     if not isinstance(model, nn.Module) or scenario.dtype is scenario.mode is None:
         return model
     client = copy.deepcopy(model)
@@ -98,21 +93,11 @@ def sent(
     loss: Loss | None = None,
     seed: int = 0,
 ) -> tuple[Gradients, Noise | None]:
-    """What the server receives.
+    """What the server receives of images (N, C, H, W): gradients, and what is known of their noise.
 
-    Parameters
-    ----------
-    images, labels : Tensor
-        (N, C, H, W) and (N,). With one image behind each gradient these are N clients.
-    scenario : Scenario
-        Else N is `scenario.together`.
-
-    Returns
-    -------
-    dict of str to Tensor
-        Name → (N, *parameter shape), or shaped as the parameter where all images are behind it.
-    Noise or None
-        What the attacker knows of its errors, beyond the rounding of its dtype.
+    With one image behind each gradient the images are N clients', and gradients have the shape `(N,
+    *parameter shape)`; else N is `scenario.together`, and they are shaped as the parameters. The
+    noise is None where only the dtype rounds.
     """
     s, noise = scenario, None
     if s.together > 1 and len(images) != s.together:
@@ -137,12 +122,12 @@ def _summed(
     client: nn.Module, images: Tensor, labels: Tensor, scenario: Scenario, loss: Loss | None
 ) -> Gradients:
     """The sum over clients of the gradient of each one's mean loss over its batch."""
-    own = copy.deepcopy(client)
-    names, parameters = zip(*own.named_parameters(), strict=True)
+    copied = copy.deepcopy(client)
+    names, parameters = zip(*copied.named_parameters(), strict=True)
     images = images.to(parameters[0])
     total: Sequence[Tensor] = [torch.zeros_like(p) for p in parameters]
     for x, y in zip(images.split(scenario.batch), labels.split(scenario.batch), strict=True):
-        value = client_losses(tensor_of(own(x)), y.to(x.device), loss).mean()
+        value = client_losses(tensor_of(copied(x)), y.to(x.device), loss).mean()
         total = [a + b for a, b in zip(total, torch.autograd.grad(value, parameters), strict=True)]
     return dict(zip(names, total, strict=True))
 

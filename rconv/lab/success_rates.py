@@ -45,15 +45,9 @@ def success_rates(
 ) -> list[Record]:
     """Attack the first images of a dataset through networks of several seeds and initialisations.
 
-    Parameters
-    ----------
-    dataset, architecture, activation
-        As `rconv.lab.experiment.run` takes them. Seeds are 0, 1, and so on.
-    samples : mapping
-        Method of `VARIANTS` → for each of `SENT`, how many seeds, and images per seed.
-    training : int
-        The networks are trained on the first so many images; the attacked ones are among them,
-        like those of a client that comes back to a model that it has helped to train.
+    Seeds are 0, 1, and so on; `samples` says how many, and how many images. The networks are
+    trained on the first `training` images; the attacked ones are among them, like those of a client
+    that comes back to a model that it has helped to train.
     """
     counts = _counts_per_cell(samples)
     truth = datasets.load(dataset, range(max(n for _, n in counts.values())))
@@ -113,15 +107,11 @@ def network(
 
 
 def judged(method: str, seen: Sent, truth: datasets.Images) -> list[Record]:
-    """Attack N clients, one image each, and compare with the truth.
+    """Attack N clients, one image each, by one of `VARIANTS`, and score the answers.
 
-    The method is one of `VARIANTS`; the truth has at least N images, those of the clients first.
-
-    Returns
-    -------
-    list of dict
-        One per image, as `rconv.lab.records.score` has it; of R-GAP, which has no verdict, the
-        quality alone; "refusal" where it refuses the network.
+    The truth has at least N images, those of the clients first. Returns one record per image, as
+    `rconv.lab.records.score` has it; of R-GAP, which has no verdict, the quality alone; "refusal"
+    where it refuses the network.
     """
     truth = truth.select(slice(len(next(iter(seen.gradients.values())))))
     shape = tuple(truth.images.shape[1:])
@@ -138,23 +128,16 @@ def judged(method: str, seen: Sent, truth: datasets.Images) -> list[Record]:
 
 
 def cell(settings: Record, by_seed: Sequence[Sequence[Record]]) -> Record:
-    """One cell of the table.
+    """One cell of the table, from records of `judged`, axes (seed, image), as JSON values:
 
-    Axes of `by_seed`: (seed, image), records as `judged` makes them.
-
-    Returns
-    -------
-    dict
-        JSON values: the settings, and
-
-        - "images", "successes": lists by seed;
-        - "unique", "false", "missed": the same of the verdict: so many images called unique; of
-          these wrong; and reconstructed without being called unique. None where the method has no
-          verdict;
-        - "psnr_median", "psnr_worst", "ssim_median", "gain_median": over all images, one that is
-          not finite counting as the worst; where an error is 0, as 400 dB;
-        - "reasons": why images failed, with counts;
-        - "refusal": why the method does not take the network, or None. Then "images" are 0.
+    - the settings;
+    - "images", "successes": lists by seed;
+    - "unique", "false", "missed": the same of the verdict: so many images called unique; of these
+      wrong; and reconstructed without being called unique. None where the method has no verdict;
+    - "psnr_median", "psnr_worst", "ssim_median", "gain_median": over all images, one that is not
+      finite counting as the worst; where an error is 0, as 400 dB;
+    - "reasons": why images failed, with counts;
+    - "refusal": why the method does not take the network, or None. Then "images" are 0.
     """
     every = [record for records in by_seed for record in records]
     refusal = next((r["refusal"] for r in every if "refusal" in r), None)
@@ -165,6 +148,10 @@ def cell(settings: Record, by_seed: Sequence[Sequence[Record]]) -> Record:
         return [sum(map(test, records)) for records in by_seed]
 
     judged_here = bool(every) and "unique" in every[0]
+    failed = [record.get("layers", []) for record in every if not won([record])]
+    # The first layer, from the head down, that is short of rank, or noise.
+    short = ((layer["name"] for layer in layers if open_directions(layer) > 0) for layers in failed)
+    reasons = [next(names, NOISE) for names in short]
     return {
         **settings,
         "images": count(lambda r: True),
@@ -173,15 +160,9 @@ def cell(settings: Record, by_seed: Sequence[Sequence[Record]]) -> Record:
         "false": count(lambda r: r["false"]) if judged_here else None,
         "missed": count(lambda r: won([r]) and not r["unique"]) if judged_here else None,
         **(_quality(every) if every else {}),
-        "reasons": dict(Counter(_reason(r) for r in every if not won([r])).most_common()),
+        "reasons": dict(Counter(reasons).most_common()),
         "refusal": refusal,
     }
-
-
-def _reason(record: Record) -> str:
-    """Why an image failed: the first layer, from the head down, that is short of rank, or noise."""
-    short = (layer["name"] for layer in record.get("layers", []) if open_directions(layer) > 0)
-    return next(short, NOISE)
 
 
 def rate(record: Record) -> tuple[float, float, float]:

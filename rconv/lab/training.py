@@ -22,32 +22,15 @@ CLIENTS_RATE = 1e-2
 
 
 def train(
-    model: nn.Sequential,
-    data: Images,
-    *,
-    epochs: int = EPOCHS,
-    batch: int = BATCH,
-    seed: int = 0,
+    model: nn.Sequential, data: Images, *, epochs: int = EPOCHS, batch: int = BATCH, seed: int = 0
 ) -> tuple[nn.Sequential, float]:
     """Train a copy of a classifier by Adam on cross-entropy, in float32.
 
-    Parameters
-    ----------
-    model : Sequential
-        A network with one logit per class, in any dtype; it stays as it is.
-    data : Images
-        Training images, all of them shown once an epoch.
-    seed : int
-        Decides the order of the images. The same seed gives the same weights, to the last bit, on
-        the same machine with the same number of threads.
-
-    Returns
-    -------
-    model : Sequential
-        The trained copy, in evaluation mode and in the dtype of the original; its weights are
-        float32 numbers.
-    accuracy : float
-        Share of `data` that it classifies correctly, in [0, 1].
+    The network has one logit per class, in any dtype, and stays as it is. All images are shown once
+    an epoch, in an order that the seed decides: the same seed gives the same weights, to the last
+    bit, on the same machine with the same number of threads. Returns the trained copy, in
+    evaluation mode and in the dtype of the original, its weights being float32 numbers; and the
+    share of the images that it classifies correctly, in [0, 1].
     """
     if epochs < 0 or batch < 1:
         raise ValueError(f"{epochs} epochs in batches of {batch}: give 0 or more, and 1 or more")

@@ -16,7 +16,6 @@ from rconv.attack.report import Reconstruction
 from rconv.audit import NOT_UNIQUE, TOO_LARGE
 from rconv.data.datasets import photographs
 from rconv.lab.experiment import as_dtype
-from rconv.lab.intervals import rate_interval
 from rconv.lab.metrics import flat, matched, psnr
 from rconv.lab.records import SHOWN, score
 from rconv.lab.scenarios import Scenario, client_model, sent
@@ -39,18 +38,15 @@ class Trial:
 
     Parameters
     ----------
-    source : str
-        Which images they are, in words.
-    dtype : str
-        Of the gradients that were sent.
+    source, dtype : str
+        Which images they are, in words; and of the gradients that were sent.
     truth : Tensor
         (N, C, H, W), float64, the images.
     reconstruction : Reconstruction
         The attack's answer, which does not know them.
-    psnr : Tensor
-        (N,), in dB, of the reconstructions, cut to the pixels' range, whose width is the peak.
-    flat : Tensor
-        (N,), in dB: the PSNR of a flat image of the truth's mean grey, which shows nothing.
+    psnr, flat : Tensor
+        (N,), in dB, of the reconstructions, clipped to the pixels' range, whose width is the peak;
+        and of a flat image of the truth's mean grey, which shows nothing.
     false : Tensor
         (N,), bool: called unique and wrong (`rconv.lab.records.score`). There must be none.
     """
@@ -69,17 +65,6 @@ class Trial:
         return self.reconstruction.unique
 
     @property
-    def share(self) -> tuple[float, float, float]:
-        """Share of images that are unique, and its 95 % interval for more images of their kind.
-
-        The interval of Clopper and Pearson (`rconv.lab.intervals`), each image a draw of its own:
-        the model is the one that is asked about.
-        """
-        unique = self.unique.int().tolist()
-        low, high = rate_interval(unique, [1] * len(unique))
-        return sum(unique) / len(unique), low, high
-
-    @property
     def recovered(self) -> Tensor:
         """(N,), bool: shown at `SHOWN` or more, or called the only one possible and right."""
         return (self.psnr >= SHOWN) | (self.unique & ~self.false.to(self.psnr.device))
@@ -95,11 +80,6 @@ class Trial:
         if self.recovered.any():
             return LEAKS
         return PARTLY if self.visible.any() else NOT_BY_THIS_ATTACK
-
-    @property
-    def clear(self) -> int:
-        """Images that are shown at 40 dB (`rconv.lab.records.SHOWN`) or more, unique or not."""
-        return int((self.psnr >= SHOWN).sum())
 
     @property
     def layers(self) -> list[tuple[str, int, float, float, float, int]]:
@@ -145,10 +125,7 @@ class Trial:
         return f"{text}; {seen} with less than half its error): not unique is not private"
 
     def beside(self, generic: str) -> str:
-        """Which says what, where the generic verdict and the trial differ; "" where they agree.
-
-        `generic` is `rconv.audit.overall` of the same model.
-        """
+        """How the verdict of `rconv.audit.overall` and the trial differ; "" where they agree."""
         if generic == TOO_LARGE:
             return "The rank is too large to compute; the verdict is that of the trial."
         if generic == NOT_UNIQUE and self.unique.any():
@@ -188,21 +165,18 @@ def trial(
     model : Sequential
         As `Attack` takes it, with the weights that are asked about. A trained model is asked with
         images and labels of its own kind: what it has learnt makes its gradients small.
-    images : Tensor, optional
-        (N, C, H, W), values in `value_range`; by default `photographs`.
-    labels : Tensor, optional
-        (N,), classes; needed with `images`. Photographs have classes 0, 1, 2, and so on.
-    value_range : tuple of float
-        Of the pixels, which the attacker knows.
+    images, labels : Tensor, optional
+        (N, C, H, W), values in `value_range`, which the attacker knows, and classes (N,); by
+        default `photographs` with the classes 0, 1, 2, and so on.
     dtype : str, optional
         In which the clients compute, one of `rconv.lab.architectures.DTYPES`; float16 rounds
         float32 gradients. By default the model's own.
     loss : Callable, optional
-        The clients' loss, unknown to the attacker. By default cross-entropy, or the
-        logistic loss for one logit, of which it is.
+        The clients' loss, unknown to the attacker. By default cross-entropy, or the logistic loss
+        for one logit, which the attacker expects.
     scenario : Scenario, optional
-        How the gradients come about, in place of `dtype`; by default one step on each image, in
-        the model's own mode.
+        How the gradients come about, in place of `dtype`; by default one step on each image, in the
+        model's own mode.
     """
     low, high = check_value_range(value_range)
     scenario = scenario or Scenario(dtype=dtype, mode=None)

@@ -124,20 +124,11 @@ def underdetermined(
     seeds: Sequence[int] = (architectures.SEED,),
     initialisation: str | None = None,
 ) -> list[Record]:
-    """Attack networks one of whose layers has fewer and fewer filters.
+    """Attack networks one of whose layers has fewer and fewer filters, in float64.
 
-    One record per network and image, as `attacked` makes them, with "width".
-
-    Parameters
-    ----------
-    dataset, indices, architecture, activation, initialisation
-        As `rconv.lab.experiment.run` takes them; clients compute in float64.
-    widths : sequence of int
-        Filters of the layer; the others keep the architecture's own.
-    layer : int
-        Index of the convolution, from the image on.
-    seeds : sequence of int
-        One network for each seed and width.
+    `widths` are the filters of the convolution number `layer`, from the image on; the others keep
+    those of the architecture. There is one network for each seed and width. Returns one record per
+    network and image, as `attacked` makes them, with "width".
     """
     usual = architectures.ARCHITECTURES[architecture].filters
     if not 0 <= layer < len(usual):
@@ -159,11 +150,11 @@ def underdetermined(
 def attacked(
     attack: Attack, sent: Gradients, truth: datasets.Images, n: int, shared: Record
 ) -> Record:
-    """One image, attacked and scored.
+    """Attack image n and score the answer.
 
-    Attacks image n. The record is that of `rconv.lab.records.score`, with "by_rank", whether
-    equations alone determine every layer, and PSNR in dB: "least" of the answer without what the
-    prior chose, "flat" of the image's own mean grey. "seconds" is CPU time of this process.
+    The record is that of `rconv.lab.records.score`, with "by_rank", whether equations alone
+    determine every layer, and PSNR in dB: "least" of the answer without what the prior chose,
+    "flat" of the image's mean grey. "seconds" is CPU time of this process.
     """
     start, one = time.process_time(), slice(n, n + 1)
     found = attack({name: g[one] for name, g in sent.items()})

@@ -11,14 +11,7 @@ from torch import Tensor
 
 from rconv.linalg.operator import Entries, Matrix, shared
 from rconv.linalg.refine import refine
-from rconv.linalg.solution import (
-    CONDITION_LIMIT,
-    DIRECT,
-    Solution,
-    Spectrum,
-    rank_floor,
-    relative,
-)
+from rconv.linalg.solution import CONDITION_LIMIT, DIRECT, Solution, Spectrum, rank_floor, relative
 from rconv.linalg.system import Rows, System
 
 MOST = 2**25
@@ -44,19 +37,17 @@ def solve_columns(system: System, tolerance: Tensor) -> Solution:
 def _of_parts(system: System, parts: list[tuple[System, Tensor]], tolerance: Tensor) -> Solution:
     """Parts whose columns share their matrices."""
     # Equal errors need no weights; others weigh the rows of each part for themselves.
-    each = [part if _equal(part) else part.whitened() for part, _ in parts]
+    each = []
+    for part, _ in parts:
+        numbers = (1, len(part.blocks[0].rhs))
+        equal = len(part.blocks) == 1 and part.blocks[0].std.numel() in numbers
+        each.append(part if equal else part.whitened())
     solved = [least_squares(part, tolerance) for part in each]
     sizes = [part.rhs.flatten(1).norm(dim=1) for part in each]
     value = system.blocks[0].rhs.new_zeros(len(sizes[0]), system.unknowns)
     for solution, (_, index) in zip(solved, parts, strict=True):
         value[:, index.to(value.device)] = solution.value
     return replace(independent(solved, sizes), value=value[..., None])
-
-
-def _equal(system: System) -> bool:
-    """Whether all rows are of one kind and have one error."""
-    block, numbers = system.blocks[0], (1, len(system.blocks[0].rhs))
-    return len(system.blocks) == 1 and block.std.numel() in numbers
 
 
 def _column_by_column(system: System, tolerance: Tensor) -> Solution:
@@ -68,10 +59,10 @@ def _column_by_column(system: System, tolerance: Tensor) -> Solution:
         return _entries_alone(system, entries)
     for part, index in system.parts():
         for cut in torch.arange(index.shape[1]).split(max(1, MOST // index.shape[0] ** 2)):
-            own = columns_of(part, entries, index, cut)
-            found = least_squares(own, tolerance)
+            columns = columns_of(part, entries, index, cut)
+            found = least_squares(columns, tolerance)
             value[index[:, cut].to(value.device)] = found.value[..., 0].mT
-            sizes.append(own.rhs.flatten(1).norm(dim=1))
+            sizes.append(columns.rhs.flatten(1).norm(dim=1))
             solved.append(found)
     each = [one for found in solved for one in found.split()]
     return replace(independent(each, list(torch.cat(sizes)[:, None])), value=value[None, :, None])
@@ -82,15 +73,15 @@ def _entries_alone(system: System, entries: list[Rows]) -> Solution:
     like = system.blocks[0].rhs
     value, known, std = (like.new_zeros(system.unknowns) for _ in range(3))
     for block in entries:
-        weight, own = (v.expand(block.rhs.shape).flatten() for v in (block.weight, block.std))
+        weight, spread = (v.expand(block.rhs.shape).flatten() for v in (block.weight, block.std))
         known = (weight > 0).to(like)
         value = torch.where(weight > 0, block.rhs.flatten(), 0.0)
-        std = torch.where(weight > 0, own / weight.clamp(min=1e-300), 0.0)
+        std = torch.where(weight > 0, spread / weight.clamp(min=1e-300), 0.0)
     size = value.norm().clamp(min=1e-300)
     error = (std.norm() / size)[None].clamp(max=1.0)
     one, rank = torch.ones_like(error), known.sum()[None].long()
-    error, condition = (torch.where(rank > 0, own, own.new_tensor(other))
-                        for own, other in ((error, 1.0), (one, torch.inf)))  # fmt: skip
+    error, condition = (torch.where(rank > 0, field, field.new_tensor(other))
+                        for field, other in ((error, 1.0), (one, torch.inf)))  # fmt: skip
     fields = rank, condition, one, 0 * one, error, torch.zeros_like(rank)
     return Solution(value[None, :, None], *fields, ("entries",), (DIRECT,))
 
@@ -111,8 +102,8 @@ def columns_of(part: System, entries: list[Rows], index: Tensor, cut: Tensor) ->
     )
     place = index[:, cut].mT
     for b in entries:
-        own = (v.expand(b.rhs.shape).flatten()[place][..., None] for v in (b.rhs, b.std, b.weight))
-        blocks += (Rows(Entries((len(index), 1)), *own),)
+        each = (v.expand(b.rhs.shape).flatten()[place][..., None] for v in (b.rhs, b.std, b.weight))
+        blocks += (Rows(Entries((len(index), 1)), *each),)
     return System(blocks, len(index))
 
 

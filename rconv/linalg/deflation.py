@@ -33,17 +33,11 @@ MOST = 3_000
 class _Strong:
     """A system's solution in the strong directions of its parts, and the weak directions.
 
-    Parameters
-    ----------
-    value, error : Tensor
-        (n,), without any weak direction, and its standard deviation.
-    places, directions : Tensor
-        (r, p): of each weak direction the unknowns that it moves, and how; of norm 1. Places beyond
-        a shorter direction are repeated with the entry 0.
-    sizes, rhs : Tensor
-        (r,): singular values, and what the parts say of the directions: size · z = rhs.
-    condition : float
-        Ratio of the largest singular value to the smallest strong one.
+    `value` and `error`, (n,), are without any weak direction, the error as a standard deviation. Of
+    each weak direction, `places` and `directions`, (r, p), are the unknowns that it moves, and how,
+    of norm 1; places beyond a shorter direction are repeated with the entry 0. `sizes` and `rhs`,
+    (r,), are what the parts say of the directions: size · z = rhs. `condition` is the ratio of the
+    largest singular value to the smallest strong one.
     """
 
     value: Tensor
@@ -119,24 +113,24 @@ def solve_strong(system: System) -> _Strong | None:
     for part, index in system.parts():
         alike = not entries and all(shared(b.weight) for b in part.blocks)
         columns = torch.arange(index.shape[1])
-        own = columns_of(part, entries, index, columns)
-        gram = own.select([0]).gram() if alike else own.gram()
-        parts.append((own, index.mT.to(gram.device), *torch.linalg.eigh(gram)))
+        separate = columns_of(part, entries, index, columns)
+        gram = separate.select([0]).gram() if alike else separate.gram()
+        parts.append((separate, index.mT.to(gram.device), *torch.linalg.eigh(gram)))
     if not parts:
         return None
     largest = max(float(values.max()) for _, _, values, _ in parts)
     found = [_strong_part(*part, STRONG**2 * largest) for part in parts]
     value = system.rhs.new_zeros(system.unknowns)
     error = torch.zeros_like(value)
-    for (_, index, _, _), own in zip(parts, found, strict=True):
-        value[index], error[index] = own.value, own.error
-    width = max(own.directions.shape[1] for own in found)
+    for (_, index, _, _), part in zip(parts, found, strict=True):
+        value[index], error[index] = part.value, part.error
+    width = max(part.directions.shape[1] for part in found)
     places, directions = (
-        torch.cat([pad(part, (0, width - part.shape[1])) for part in own])
-        for own in zip(*((own.places, own.directions) for own in found), strict=True)
+        torch.cat([pad(part, (0, width - part.shape[1])) for part in several])
+        for several in zip(*((part.places, part.directions) for part in found), strict=True)
     )
-    sizes, rhs = (torch.cat([getattr(own, name) for own in found]) for name in ("sizes", "rhs"))
-    least = min(own.condition for own in found)
+    sizes, rhs = (torch.cat([getattr(part, name) for part in found]) for name in ("sizes", "rhs"))
+    least = min(part.condition for part in found)
     return _Strong(value, error, places, directions, sizes, rhs, (largest / least) ** 0.5)
 
 

@@ -37,18 +37,9 @@ ROUTINES = {torch.float32: "spotrf", torch.float64: "dpotrf"}
 
 @dataclass(frozen=True)
 class _Inverse:
-    """An inverse of AᵀA, or its pseudoinverse.
+    """An inverse of AᵀA, or its pseudoinverse: a map (n, k) → (n, k), float64, of so high a `rank`.
 
-    Parameters
-    ----------
-    apply : callable
-        (n, k) → (n, k), float64.
-    rank : int
-        Directions that it knows.
-    spectrum : Spectrum
-        Of A, N = 1.
-    method : str
-        Name of the factorisation.
+    The spectrum is that of A, N = 1; `method` names the factorisation.
     """
 
     apply: Callable[[Tensor], Tensor]

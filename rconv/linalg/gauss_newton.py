@@ -45,10 +45,7 @@ not halve the residual, is rest."""
 class Change:
     """A change of the unknown, x = C y, that makes equations better conditioned.
 
-    Parameters
-    ----------
-    forward, backward : callable
-        C and its transpose, (n,) → (n,).
+    `forward` and `backward` are C and its transpose, (n,) → (n,).
     """
 
     forward: Callable[[Tensor], Tensor]
@@ -62,22 +59,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Stationary:
-    """Where an iteration came to rest.
+    """Where an iteration came to rest: its value (n,) after so many steps.
 
-    Parameters
-    ----------
-    value : Tensor
-        (n,).
-    system : System
-        Linearised there; its right-hand side is the residual.
-    change : Change
-        The preconditioner there.
-    residual : float
-        Norm of the weighted residual.
-    steps : int
-        That were taken.
-    converged : bool
-        Whether the last steps were rounding.
+    There are the `system`, whose right-hand side is the residual, and the preconditioner;
+    `residual` is the norm of the weighted residual. It has `converged` if the last steps were
+    rounding.
     """
 
     value: Tensor
@@ -131,10 +117,9 @@ def linear_step(
     accuracy: float = ACCURACY,
     iterations: int = ITERATIONS,
 ) -> Tensor:
-    """Damped least squares of one system, (n,).
+    """Damped least squares of one system, N = k = 1, for a right-hand side (1, m, 1): (n,).
 
-    The system has N = k = 1, the right-hand side the shape (1, m, 1). The damping acts on y of the
-    `Change`.
+    The damping acts on y of the `Change`.
     """
     like, n = system.rhs, system.unknowns
 
@@ -183,7 +168,7 @@ def determined(found: Stationary, *, enough: bool) -> Solution:
     opened = min(math.ceil(left**2), len(x)) if left > SEEN else 0
     std, size = system.std, x.norm().clamp(min=1e-300)
     shifts = [run(random(std) * std, COARSE) for _ in range(PROBES)]
-    weak = max(shifts, key=lambda own: float(own.norm()))
+    weak = max(shifts, key=lambda shift: float(shift.norm()))
     # A residual above the noise is an error of the equations, too.
     beyond = max(1.0, found.residual / max(float(std.norm()), 1e-300))
     error = (beyond * weak.norm() / size).clamp(min=NEGLIGIBLE)
@@ -236,7 +221,9 @@ def levenberg_marquardt(
         column = derivative.norm(dim=0)
         for _ in range(RAISES):
             rows = torch.cat([derivative, torch.diag(damping**0.5 * column)])
-            trial = _least_squares(rows, torch.cat([-f, torch.zeros_like(x)]))
+            rhs = torch.cat([-f, torch.zeros_like(x)])[:, None]
+            # By QR, so that no digit is lost to a normal matrix; NaN where the rank is short.
+            trial = torch.linalg.lstsq(rows, rhs).solution[:, 0]
             new = function(x + trial)
             if float(new[0].norm()) < size:
                 step = trial
@@ -250,8 +237,3 @@ def levenberg_marquardt(
         if float(step.norm()) <= NEGLIGIBLE * float(x.norm()) or (slow and size <= good):
             break
     return x, float(f.norm())
-
-
-def _least_squares(rows: Tensor, rhs: Tensor) -> Tensor:
-    """By QR, so that no digit is lost to a normal matrix; NaN where the rank is short."""
-    return torch.linalg.lstsq(rows, rhs[:, None]).solution[:, 0]

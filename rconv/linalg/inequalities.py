@@ -71,16 +71,11 @@ UNBOUNDED = 3  # linprog's status
 
 @dataclass(frozen=True)
 class Forced:
-    """What a set of inequalities forces.
+    """What a set of m inequalities forces.
 
-    Parameters
-    ----------
-    active : np.ndarray
-        (m,), bool: these hold with equality at every point that satisfies all of them.
-    left : int
-        Directions that are still open.
-    margin : float
-        That of the last program: negative where nothing satisfies all inequalities.
+    Those that are `active`, (m,), hold with equality at every point that satisfies all of them; so
+    many directions are `left` open. `margin` is that of the last program, negative where nothing
+    satisfies all inequalities.
     """
 
     active: np.ndarray

@@ -87,19 +87,14 @@ def _sizes(x: Tensor, samples: int) -> Tensor:
 
 
 class Runs:
-    """LSMR for right-hand sides of one system.
-
-    Parameters
-    ----------
-    system : System
-        The equations.
-    """
+    """LSMR for right-hand sides of one system."""
 
     def __init__(self, system: System):
         self.system, self.inverse, self._like = system, preconditioner(system), system.rhs
         shape = system.rhs.shape[1], system.count
-        products = self._numpy(self._product), self._numpy(self._adjoint)
-        self._operator = LinearOperator(shape, *products, dtype=np.float64)
+        product = self._numpy(lambda y: system.apply(self.inverse(y)))
+        adjoint = self._numpy(lambda rows: self.inverse(system.adjoint(rows)))
+        self._operator = LinearOperator(shape, product, adjoint, dtype=np.float64)
 
     def __call__(self, rhs: Tensor, accuracy: float = ACCURACY) -> tuple[Tensor, int]:
         """x for rows (1, m, 1), and the iterations it took."""
@@ -128,12 +123,6 @@ class Runs:
             rows = rhs.flatten().cpu().numpy()
             found = lsmr(operator, rows, 0.0, accuracy, accuracy, 0.0, ITERATIONS)
         return torch.from_numpy(found[0]).to(self._like).reshape(1, -1, 1), found[2]
-
-    def _product(self, y: Tensor) -> Tensor:
-        return self.system.apply(self.inverse(y))
-
-    def _adjoint(self, rows: Tensor) -> Tensor:
-        return self.inverse(self.system.adjoint(rows))
 
     def _numpy(self, function: Callable[[Tensor], Tensor]) -> Callable[[np.ndarray], np.ndarray]:
         def applied(v: np.ndarray) -> np.ndarray:
@@ -172,14 +161,8 @@ that matters, and where there are no weight rows it is all there is of α."""
 class _Block:
     """Rows of one part of a system, taken apart into what they see.
 
-    Parameters
-    ----------
-    index : Tensor, int64
-        (p, k), places of its unknowns: k columns share the rows.
-    directions : Tensor
-        (p, r), orthonormal: what the rows see.
-    sizes : Tensor
-        (r,), the eigenvalues of GᵀG, ascending.
+    k columns share the rows: `index` (p, k) are the places of the unknowns. `directions` (p, r) are
+    orthonormal, what the rows see; `sizes` (r,) the eigenvalues of GᵀG, ascending.
     """
 
     index: Tensor
@@ -207,16 +190,9 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Shrunk:
-    """P⁻¹ less one on one part: symmetric, one matrix or two.
+    """P⁻¹ less one on one part, whose unknowns have the places `index` (p, k).
 
-    Parameters
-    ----------
-    index : Tensor, int64
-        (p, k), places of the unknowns.
-    first : Tensor
-        (p, p), or (r, p).
-    second : Tensor or None
-        (p, r).
+    Symmetric, one matrix (p, p), or the product of two, (r, p) first and (p, r) second.
     """
 
     index: Tensor

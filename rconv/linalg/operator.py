@@ -15,13 +15,9 @@ from torch import Tensor
 class Operator(Protocol):
     """Rows A x of the unknowns of N systems.
 
-    Attributes
-    ----------
-    couples : bool
-        Whether a row meets several channels of the unknown. Rows of operators that do not fall
-        into independent `parts`.
-    columns : bool
-        Whether the last axis of the rows holds columns that share one matrix.
+    Unless it `couples`, no row meets several channels of the unknown, and rows fall into
+    independent `parts`. Where it has `columns`, the last axis of the rows holds columns that share
+    one matrix.
     """
 
     couples: bool
@@ -47,14 +43,9 @@ class Operator(Protocol):
 class Part:
     """Rows and unknowns of an operator that meet nothing outside of the part.
 
-    Parameters
-    ----------
-    index : Tensor, int64
-        (p, k), each unknown's place among the n.
-    make : callable
-        Makes its matrix, (N, m, p), which k columns of unknowns share.
-    take : callable
-        What belongs to the part of values shaped as the rows: (N, m, k), or (N, m, 1).
+    `index` (p, k) is each unknown's place among the n. `make` makes the matrix, (N, m, p), which k
+    columns of unknowns share; `take` takes what belongs to the part of values shaped as the rows,
+    as (N, m, k) or (N, m, 1).
     """
 
     index: Tensor
@@ -64,13 +55,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix that is written out.
-
-    Parameters
-    ----------
-    values : Tensor
-        A, (N, m, n), or (1, m, n) where all systems share it; float64. Rows are (N, m, k).
-    """
+    """A matrix A (N, m, n), or (1, m, n) for all systems, written out; rows are (N, m, k)."""
 
     values: Tensor
     couples = True
@@ -100,13 +85,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Entries:
-    """The entries of the unknown themselves; a weight of 0 marks one that is not known.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Of the unknown of one system. Rows are (N, *shape).
-    """
+    """Entries of the unknown, as rows `(N, *shape)`; a weight of 0 marks an unknown one."""
 
     shape: tuple[int, ...]
     couples = False

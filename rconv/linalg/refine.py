@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rconv.linalg.solution import CONVERGED, STALLED, relative
+from rconv.linalg.solution import CONVERGED, STALLED, aligned, relative
 
 LIMIT = 30
 """Corrections at most. Each one divides the error by at least two, or refinement stops; 30 of
@@ -38,7 +38,7 @@ def refine(
         active = active & (size <= last / 2)
         if not active.any():
             break
-        value = torch.where(active.reshape(-1, *[1] * (value.dim() - 1)), value + step, value)
+        value = torch.where(aligned(active, value), value + step, value)
         count = count + active
         converged = converged | (active & (size * (size / last) <= ROUNDING))
         active = active & ~converged

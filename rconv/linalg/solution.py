@@ -71,7 +71,7 @@ class Solution:
         return [self.select([i]) for i in range(len(self.rank))]
 
     def per_sample(self, samples: int) -> "Solution":
-        """A joint solution of B samples each, one entry for every sample, (N·B,).
+        """One entry for every sample of a joint solution of B samples each, (N·B,).
 
         What is open in the joint system may be open in each of its samples.
         """
@@ -83,9 +83,9 @@ class Solution:
         growth = root_mean_square(self.value).repeat_interleave(samples) / sizes
         rank = (value.shape[1] - (joint - self.rank)).clamp(min=0)
         same = {f.name: getattr(self, f.name) for f in fields(Solution)}
-        for name, own in same.items():
+        for name, field in same.items():
             each = [i for i in range(count) for _ in range(samples)]
-            same[name] = index(own, each)
+            same[name] = index(field, each)
         same |= {"value": value, "rank": rank.repeat_interleave(samples)}
         same["amplification"] = same["amplification"] * growth
         return Solution(**(same | {"error": same["error"] * growth}))
@@ -119,6 +119,11 @@ def root_mean_square(tensor: Tensor) -> Tensor:
     return tensor.flatten(1).square().mean(dim=1).sqrt()
 
 
+def aligned(values: Tensor, like: Tensor) -> Tensor:
+    """Values per leading index, (N,), shaped to broadcast to `like`, (N, …)."""
+    return values.reshape(-1, *[1] * (like.dim() - 1))
+
+
 def largest_of_noise(deviation: Tensor, rows: int, columns: int) -> Tensor:
     """Largest singular value that errors have in a matrix, independent and of one size σ.
 
@@ -130,13 +135,7 @@ def largest_of_noise(deviation: Tensor, rows: int, columns: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What the singular values of A say of a solution, for N matrices.
-
-    Parameters
-    ----------
-    condition, inverse_square : Tensor
-        (N,), largest over smallest, and the mean of 1 / σ².
-    """
+    """Largest over smallest singular value, and mean of 1 / σ², of N matrices: (N,) each."""
 
     condition: Tensor
     inverse_square: Tensor

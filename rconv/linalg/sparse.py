@@ -22,18 +22,10 @@ the noise counts as knowing none beyond these, and says a rank that is too large
 
 
 class SparseFactor:
-    """A sparse system factored once, for many right-hand sides.
+    """A sparse system (m, n), m ≥ n, factored once, for many right-hand sides.
 
-    Parameters
-    ----------
-    matrix : scipy.sparse.csr_matrix
-        (m, n) with m ≥ n. Square systems are factored themselves, tall ones by their normal
-        equations; both are refined against `matrix`.
-
-    Attributes
-    ----------
-    spectrum : Spectrum or None
-        Of `matrix`; None where it is singular.
+    Square systems are factored themselves, tall ones by their normal equations; both are refined
+    against the matrix. `spectrum` is None where it is singular.
     """
 
     def __init__(self, matrix: sparse.csr_matrix):
@@ -156,7 +148,5 @@ class SparseFactor:
 
         like = torch.empty(1, self.matrix.shape[1], dtype=torch.float64)
         return Spectrum.estimate(
-            columns(lambda v: self.matrix.T @ (self.matrix @ v)),
-            columns(self._inverse_gram),
-            like,
+            columns(lambda v: self.matrix.T @ (self.matrix @ v)), columns(self._inverse_gram), like
         )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rconv.linalg.operator import Entries, Matrix, Operator, Part, select, shared, weighted
+from rconv.linalg.solution import aligned
 
 UNKNOWN = torch.zeros((), dtype=torch.float64)
 """A standard deviation of which nothing is known."""
@@ -24,17 +25,9 @@ condition limit of 1e7 leaves room for no more than this beside the equations' o
 class Rows:
     """One block of equations: weight · A x = weight · rhs, up to errors.
 
-    Parameters
-    ----------
-    operator : Operator
-        A.
-    rhs : Tensor
-        In the natural shape of the operator's rows, (N, ...), float64.
-    std : Tensor
-        Standard deviation of the errors of `rhs`, times the weight; broadcasts to `rhs`. Zero where
-        nothing is known of them.
-    weight : Tensor
-        Broadcasts to `rhs`; 0 for an equation that is not observed.
+    The right-hand side has the natural shape of the operator's rows, (N, ...), to which the others
+    broadcast: `std`, the standard deviation of its errors times the weight, zero where nothing is
+    known of them; and `weight`, 0 for an equation that is not observed.
     """
 
     operator: Operator
@@ -73,7 +66,7 @@ class Rows:
             norms = norms[..., :1]
         counts = (norms > 0).flatten(1).sum(dim=1)
         mean = norms.flatten(1).sum(dim=1) / counts.clamp(min=1)
-        return torch.where(mean > 0, mean, 1.0).reshape(-1, *[1] * (self.rhs.dim() - 1))
+        return aligned(torch.where(mean > 0, mean, 1.0), self.rhs)
 
     def row_std(self) -> Tensor:
         """`std` row by row: of columns that share their weights, the root mean square."""
@@ -86,7 +79,7 @@ class Rows:
         std, used = torch.broadcast_tensors(self.row_std(), self.weight != 0)
         least = torch.where(used, std, torch.inf).reshape(*std.shape, *[1] * (std.dim() == 0))
         least = least.flatten(1).amin(dim=1) if least.dim() > 1 else least
-        least = least.reshape(-1, *[1] * (self.rhs.dim() - 1))
+        least = aligned(least, self.rhs)
         return least / self.mean_norm() if self.used else torch.full_like(least, torch.inf)
 
     def select(self, where: Tensor | list[int]) -> "Rows":
@@ -99,18 +92,9 @@ class Rows:
 class System:
     """The equations of the unknowns x, (N, n, k), of N systems that share nothing.
 
-    A joint system of several samples is one system whose unknown holds all of them.
-
-    Parameters
-    ----------
-    blocks : tuple of Rows
-        The equations.
-    unknowns : int
-        n, before some are fixed.
-    bounds : tuple of float
-        What x is known to lie between.
-    fixed : Tensor or None
-        (n,), the values of unknowns that are known exactly, NaN for the others. N = 1 then.
+    A joint system of several samples is one system whose unknown holds all of them. n counts the
+    `unknowns` before some are `fixed`: values (n,) that are known exactly, NaN for the others,
+    where N = 1. All x lie between `bounds`.
     """
 
     blocks: tuple[Rows, ...]
@@ -167,7 +151,7 @@ class System:
         """Aᵀ r: (N, m, k) → (N, n, k)."""
         sizes = [b.rhs[0].numel() // self.columns for b in self.blocks]
         pairs = zip(self.blocks, rows.split(sizes, dim=1), strict=True)
-        parts = [block.adjoint(own) for block, own in pairs if block.used]
+        parts = [block.adjoint(part) for block, part in pairs if block.used]
         back = sum(parts[1:], parts[0]) if parts else rows.new_zeros(1, self.unknowns, 1)
         return back if self.fixed is None else back[:, self.free]
 
@@ -208,8 +192,8 @@ class System:
         for block in self.blocks:
             if block.used:
                 size = block.mean_norm()
-                least_std = least.reshape(-1, *[1] * (block.rhs.dim() - 1))
-                block = block.scaled(row_weights(block.row_std() / size, least_std) / size)
+                weights = row_weights(block.row_std() / size, aligned(least, block.rhs))
+                block = block.scaled(weights / size)
             blocks.append(block)
         return replace(self, blocks=tuple(blocks))
 
@@ -239,7 +223,7 @@ class System:
         channel, are left out: see `rconv.linalg.columns`.
         """
         blocks = [b for b in self.used if not isinstance(b.operator, Entries)]
-        return [_joined(blocks, own) for own in self._parts()]
+        return [_joined(blocks, parts) for parts in self._parts()]
 
     @property
     def column_size(self) -> int:
@@ -248,9 +232,9 @@ class System:
 
     def _parts(self) -> list[tuple[Part, ...]]:
         """The parts of every block of rows that meet one channel each."""
-        own = [b.operator for b in self.used if not b.operator.couples]
-        own = [operator for operator in own if not isinstance(operator, Entries)]
-        return list(zip(*(o.parts(alone=len(own) == 1) for o in own), strict=True))
+        operators = [b.operator for b in self.used if not b.operator.couples]
+        operators = [operator for operator in operators if not isinstance(operator, Entries)]
+        return list(zip(*(o.parts(alone=len(operators) == 1) for o in operators), strict=True))
 
     def _apply(self, x: Tensor) -> Tensor:
         return torch.cat([block.apply(x) for block in self.blocks], dim=1)
@@ -261,8 +245,8 @@ def _joined(blocks: list[Rows], parts: tuple[Part, ...]) -> tuple[System, Tensor
     rows = []
     for block, part in zip(blocks, parts, strict=True):
         std, weight = (
-            own if own.dim() == 0 else part.take(own.expand(*block.rhs.shape[:-1], own.shape[-1]))
-            for own in (block.std, block.weight)
+            v if v.dim() == 0 else part.take(v.expand(*block.rhs.shape[:-1], v.shape[-1]))
+            for v in (block.std, block.weight)
         )
         rows.append(Rows(Matrix(part.make()), part.take(block.rhs), std, weight))
     return System(tuple(rows), len(parts[0].index)), parts[0].index

@@ -148,24 +148,11 @@ def _unplus(beta: float, threshold: float, y: Tensor) -> Tensor:
 def input_noise(activation: Activation, y: Tensor, margin: float | Tensor) -> tuple[Tensor, Tensor]:
     """Input of the activation where the output determines it, and the weight of each entry.
 
-    An error δ of y is an error δ / a'(o) of o, so that a'(o) is the weight of the equation
-    "o equals this value" in a least-squares fit. Saturated outputs carry next to nothing, and
-    outputs within `margin` of the range's ends, or beyond them, nothing at all.
-
-    Parameters
-    ----------
-    y : Tensor
-        Its output, any shape.
-    margin : float or Tensor
-        Distance from the ends of the range below which an output is not inverted; broadcasts
-        to y.
-
-    Returns
-    -------
-    o : Tensor
-        The input, finite everywhere, meaningful where the weight is positive; shaped as y.
-    weight : Tensor
-        a'(o) in [0, ∞), zero where y does not determine o; shaped as y.
+    An error δ of y is an error δ / a'(o) of o, so that a'(o) is the weight of the equation "o
+    equals this value" in a least-squares fit. Saturated outputs carry next to nothing, and outputs
+    within `margin` (which broadcasts to y) of the range's ends, or beyond them, nothing at all.
+    Returns o, finite everywhere and meaningful where the weight is positive, and the weight a'(o)
+    in [0, ∞), zero where y does not determine o; both shaped as y.
     """
     inside = (y > activation.low + margin) & (y < activation.high - margin)
     bounded = torch.where(inside, y, _inner_value(activation))

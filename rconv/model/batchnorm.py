@@ -12,30 +12,13 @@ from rconv.model.wrappers import shared_copy
 
 
 def affine_of(name: str, norm: nn.BatchNorm2d, channels: int) -> Affine:
-    """Read one BatchNorm.
+    """Read one BatchNorm of C channels: y = γ (x - μ) / σ + β as a scale and a shift, in float64.
 
-    Parameters
-    ----------
-    name : str
-        Its name in the model.
-    norm : BatchNorm2d
-        The module.
-    channels : int
-        C of its input.
-
-    Returns
-    -------
-    Affine
-        y = γ (x - μ) / σ + β as a scale and a shift, in float64.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If it normalises by the batch, or does not fit its input.
+    Raises UnsupportedModelError if it normalises by the batch, or does not fit its input.
     """
     if norm.training or norm.running_mean is None:
         raise UnsupportedModelError(
-            f"{name}: BatchNorm2d normalises by the batch, which the gradients do not tell; "
+            f"{name}: BatchNorm2d normalises by the batch, which the gradients do not reveal; "
             "call model.eval() on both sides first, and keep track_running_stats"
         )
     if norm.num_features != channels:
@@ -56,11 +39,11 @@ def affine_of(name: str, norm: nn.BatchNorm2d, channels: int) -> Affine:
 
 
 def without_statistics(model: nn.Module) -> nn.Module:
-    """The model, or a copy if it has norms in train mode that keep running statistics.
+    """The model, or a copy if it has norms in training mode that keep running statistics.
 
-    Those of the copy keep none. They use those of the batch and compute the same; only the update
-    is left out, which would change the model, and which `torch.func` cannot do image by image.
-    All parameters are shared with the model.
+    The norms of the copy keep none. They use the statistics of the batch and compute the same; only
+    the update is left out, which would change the model, and which `torch.func` cannot do image by
+    image. All parameters are shared with the model.
     """
 
     def keeps(module: nn.Module) -> bool:
@@ -69,34 +52,16 @@ def without_statistics(model: nn.Module) -> nn.Module:
 
     if not any(map(keeps, model.modules())):
         return model
-    own = shared_copy(model)
-    for module in filter(keeps, own.modules()):
+    copied = shared_copy(model)
+    for module in filter(keeps, copied.modules()):
         module.running_mean = module.running_var = module.num_batches_tracked = None
-    return own
+    return copied
 
 
 def folded(stage: Stage, name: str, norm: Affine) -> Stage:
-    """The convolution and the BatchNorm behind it as one convolution.
-
-    Parameters
-    ----------
-    stage : Stage
-        The convolution.
-    name : str
-        The BatchNorm's name in the model.
-    norm : Affine
-        What it computes.
-
-    Returns
-    -------
-    Stage
-    """
+    """The convolution and the BatchNorm of this name behind it as one convolution."""
     bias = torch.zeros_like(norm.shift) if stage.bias is None else stage.bias
     weight: Tensor = stage.weight * norm.scale[:, None, None, None]
     return replace(
-        stage,
-        weight=weight,
-        bias=bias * norm.scale + norm.shift,
-        scale=norm.scale,
-        norm=name,
+        stage, weight=weight, bias=bias * norm.scale + norm.shift, scale=norm.scale, norm=name
     )

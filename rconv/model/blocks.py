@@ -35,13 +35,7 @@ BLOCKED = (*NORMS, *POOLS, *CURVES)
 
 
 class Fused(nn.ModuleList):
-    """The layers of a block, the convolution first.
-
-    Parameters
-    ----------
-    steps : list of Operation
-        One after the other.
-    """
+    """The layers of a block, the convolution first, from their steps."""
 
     def __init__(self, steps: list[Operation]):
         super().__init__(step.what for step in steps)
@@ -52,10 +46,7 @@ class Fused(nn.ModuleList):
 class Block(Stage):
     """A convolution and what follows it up to a known map, as one function of its input.
 
-    Parameters
-    ----------
-    layers : tuple of (str, Module)
-        Name and module of what follows the convolution, in float64.
+    `layers` are names and modules of what follows the convolution, in float64.
     """
 
     layers: tuple[tuple[str, nn.Module], ...] = ()
@@ -70,8 +61,8 @@ class Block(Stage):
     @property
     def unpooled(self) -> Stage:
         """Of a block that ends in max pooling, what stands below it, as one convolution."""
-        own = (self.name, self.weight, self.bias, self.activation, self.geometry)
-        stage = Stage(*own, groups=self.groups)
+        parts = (self.name, self.weight, self.bias, self.activation, self.geometry)
+        stage = Stage(*parts, groups=self.groups)
         for name, norm in self.layers[:-1]:
             stage = folded(stage, name, affine_of(name, norm, len(self.weight)))
         return stage
@@ -85,8 +76,8 @@ class Block(Stage):
     @property
     def parameters(self) -> list[str]:
         """Names that its parameters can have."""
-        own = [f"{self.name}.weight", f"{self.name}.bias"]
-        return own + [f"{name}.{key}" for name, m in self.layers for key, _ in m.named_parameters()]
+        layers = [f"{name}.{key}" for name, m in self.layers for key, _ in m.named_parameters()]
+        return [f"{self.name}.weight", f"{self.name}.bias", *layers]
 
     @property
     def statistics(self) -> dict[str, float]:
@@ -114,16 +105,8 @@ class Block(Stage):
     def run(
         self, parameters: Mapping[str, Tensor], x: Tensor, seen: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """Its output for other parameters.
-
-        Parameters
-        ----------
-        parameters : mapping of str to Tensor
-            All of them, by name.
-        x : Tensor
-            (B, C, H, W).
-        seen : dict of str to Tensor, optional
-            Is filled with the input of each layer that follows the convolution.
+        """Its output for other parameters, from x (B, C, H, W); `seen` collects the input of each
+        layer.
         """
         return self.after(parameters, self.convolved(parameters, x), seen)
 
@@ -140,37 +123,23 @@ class Block(Stage):
         for name, module in self.layers:
             if seen is not None:
                 seen[name] = x
-            own = {key: parameters[f"{name}.{key}"] for key, _ in module.named_parameters()}
-            x = functional_call(module, own, (x,))
+            values = {key: parameters[f"{name}.{key}"] for key, _ in module.named_parameters()}
+            x = functional_call(module, values, (x,))
         return x
 
 
 def block_of(stage: Stage, fused: Fused) -> Block:
-    """A convolution that was read, with what follows it.
-
-    Parameters
-    ----------
-    stage : Stage
-        The first of the layers.
-    fused : Fused
-        All of them.
-    """
+    """A convolution that was read, the first of the layers, with those that follow it."""
     layers = tuple(
         (name, copy.deepcopy(without_statistics(module)).double())
         for name, module in list(zip(fused.names, fused, strict=True))[1:]
     )
-    own = (stage.name, stage.weight, stage.bias, stage.activation, stage.geometry)
-    return Block(*own, groups=stage.groups, layers=layers)
+    parts = (stage.name, stage.weight, stage.bias, stage.activation, stage.geometry)
+    return Block(*parts, groups=stage.groups, layers=layers)
 
 
 def output_shape(block: Block) -> tuple[int, int, int]:
-    """(D, H', W') of a block's output.
-
-    Raises
-    ------
-    UnsupportedModelError
-        If it cannot be computed for one image.
-    """
+    """(D, H', W') of a block's output; UnsupportedModelError if one image cannot be computed."""
     try:
         shape = block.evaluate(torch.zeros(1, *block.geometry.input, dtype=torch.float64)).shape
     except (RuntimeError, ValueError) as error:
@@ -208,32 +177,24 @@ def is_blocked(module: object) -> bool:
 def with_blocks(steps: list[Operation]) -> list[Operation]:
     """The steps, each layer that cannot be passed alone joined with the convolution below it.
 
-    Parameters
-    ----------
-    steps : list of Operation
-        All steps.
-
-    Returns
-    -------
-    list of Operation
-        With new indices; a block has the name of its convolution.
+    A block has the name of its convolution, and steps have new indices.
     """
     uses = Counter(j for step in steps for j in step.inputs)
     steps = _pooled_first(steps, uses)
     chains: dict[int, list[int]] = {}
-    for i, own in enumerate(steps):
-        chain = _down_to_convolution(steps, i, uses) if is_blocked(own.what) else None
+    for i, step in enumerate(steps):
+        chain = _down_to_convolution(steps, i, uses) if is_blocked(step.what) else None
         if chain is not None:
             chains[chain[0]] = chain
     last = {chain[-1]: chain for chain in chains.values()}
     inner = {i for chain in chains.values() for i in chain[:-1]}
     found: list[Operation] = []
     place: dict[int, int] = {}
-    for i, own in enumerate(steps):
+    for i, step in enumerate(steps):
         if i in inner:
             continue
-        first = steps[last[i][0]] if i in last else own
-        what = Fused([steps[j] for j in last[i]]) if i in last else own.what
+        first = steps[last[i][0]] if i in last else step
+        what = Fused([steps[j] for j in last[i]]) if i in last else step.what
         place[i] = len(found)
         inputs = tuple(place[j] for j in first.inputs)
         found.append(Operation(first.name, what, inputs, first.line))
@@ -243,14 +204,14 @@ def with_blocks(steps: list[Operation]) -> list[Operation]:
 def _pooled_first(steps: list[Operation], uses: Mapping[int, int]) -> list[Operation]:
     """The steps, max pooling moved below activations: they never decrease, so the order is free."""
     found = list(steps)
-    for i, own in enumerate(steps):
+    for i in range(len(steps)):
         while type(found[i].what) is nn.MaxPool2d and len(found[i].inputs) == 1:
             (j,) = found[i].inputs
             if type(found[j].what) not in ACTIVATIONS or uses[j] != 1 or not _increases(found[j]):
                 break
-            own, below = found[i], found[j]
-            found[i] = Operation(below.name, below.what, own.inputs, below.line)
-            found[j] = Operation(own.name, own.what, below.inputs, own.line)
+            above, below = found[i], found[j]
+            found[i] = Operation(below.name, below.what, above.inputs, below.line)
+            found[j] = Operation(above.name, above.what, below.inputs, above.line)
             i = j
     return found
 

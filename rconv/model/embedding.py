@@ -17,7 +17,7 @@ from rconv.model.functions import SUMS
 from rconv.model.graph import before, graph_of, sees, values_of
 from rconv.model.heads import ConvEntry, Embedding
 from rconv.model.nodes import Network, UnsupportedModelError, solve_order
-from rconv.model.operations import Operation, leading_to, logits_of, refuse_ways_around
+from rconv.model.operations import Operation, leading_to, logits_of, refuse_bypasses
 
 
 class _NoEmbeddingError(UnsupportedModelError):
@@ -38,7 +38,7 @@ def embedding_of(model: nn.Module, shape: tuple[int, int, int]) -> tuple[str, Em
     for total in (node for node in sums if not node.kwargs):
         for tokens, added in (total.args, total.args[::-1]):
             try:
-                found = finder.told_by(total, tokens, added)
+                found = finder.embedding_in(total, tokens, added)
             except UnsupportedModelError as error:
                 reasons.append(error)
                 continue
@@ -60,7 +60,7 @@ class _Finder:
         self.images = torch.zeros(1, *shape, dtype=example.dtype, device=example.device)
         self.generator = torch.Generator().manual_seed(0)
 
-    def told_by(
+    def embedding_in(
         self, total: fx.Node, tokens: object, added: object
     ) -> tuple[str, Embedding] | None:
         """What a sum of the two shows; None where it is not one of an output and something else."""
@@ -70,8 +70,9 @@ class _Finder:
         if convolution is None or sees(added, self.image):
             return None
         line = total.meta["line"]
-        layers = any(self._has_weights(own) for own in self._between(convolution, tokens))
-        moved = None if layers else self._moved(tokens, convolution)
+        moved = (
+            None if self._meets_weights(convolution, tokens) else self._moved(tokens, convolution)
+        )
         output = None if moved is None else self._run(convolution)
         counts = None if moved is None else moved[moved >= 0].bincount(minlength=output.numel())
         if counts is None or (counts != 1).any():
@@ -90,7 +91,7 @@ class _Finder:
             index = self._own_entries(name, added, moved, shape)
             if index is None:
                 continue
-            self._refuse_ways_around(total, convolution, name)
+            self._refuse_bypasses(total, convolution, name)
             return convolution.target, Embedding(name, index.reshape(output.shape[1:]))
         raise UnsupportedModelError(
             f"{' and '.join(parameters)}: is not added entry by entry to the outputs of "
@@ -113,33 +114,31 @@ class _Finder:
             return None
         return index
 
-    def _refuse_ways_around(self, total: fx.Node, convolution: fx.Node, name: str) -> None:
+    def _refuse_bypasses(self, total: fx.Node, convolution: fx.Node, name: str) -> None:
         """Refuse an output or a parameter that reaches the loss other than through their sum."""
         around = before(self.nodes, self.nodes[-1], without=total)
         for what, users in ((convolution.target, [convolution]), (name, self._users(name, around))):
             if not set(users).isdisjoint(around):
                 raise UnsupportedModelError(
-                    f"{what}: reaches the loss by a way around the sum with the position "
+                    f"{what}: reaches the loss by a path around the sum with the position "
                     "embedding, so that its gradient is not this sum's alone; use it there only "
                     f"({total.meta['line']})"
                 )
 
-    def _between(self, convolution: fx.Node, tokens: fx.Node) -> list[fx.Node]:
-        """The steps from a convolution's output to what is made of it."""
-        found = {convolution}
+    def _meets_weights(self, convolution: fx.Node, tokens: fx.Node) -> bool:
+        """Whether a layer with parameters stands between a convolution and what is made of it."""
+        above = {convolution}
         for node in self.nodes:
-            if not found.isdisjoint(node.all_input_nodes):
-                found.add(node)
-        return [node for node in before(self.nodes, tokens) if node in found - {convolution}]
-
-    def _has_weights(self, node: fx.Node) -> bool:
-        """Whether a step is a layer with parameters."""
-        layer = self.model.get_submodule(node.target) if node.op == "call_module" else nn.Identity()
-        return next(layer.parameters(), None) is not None
+            if not above.isdisjoint(node.all_input_nodes):
+                above.add(node)
+        steps = above.intersection(before(self.nodes, tokens)) - {convolution}
+        layers = [self.model.get_submodule(n.target) for n in steps if n.op == "call_module"]
+        return any(next(layer.parameters(), None) is not None for layer in layers)
 
     def _convolution(self, node: fx.Node) -> fx.Node | None:
         """The last convolution that a map is made of."""
-        found = [step for step in before(self.nodes, node) if _is_convolution(self.model, step)]
+        layers = [step for step in before(self.nodes, node) if step.op == "call_module"]
+        found = [n for n in layers if type(self.model.get_submodule(n.target)) is nn.Conv2d]
         return found[-1] if found else None
 
     def _parameters(self, node: fx.Node) -> list[str]:
@@ -152,12 +151,12 @@ class _Finder:
         parameter, found = self.model.get_parameter(name), []
         for node in nodes:
             if node.op == "get_attr":
-                own: Iterable = values_of(self.model, [node], self.images).values()
+                held: Iterable = values_of(self.model, [node], self.images).values()
             elif node.op == "call_module":
-                own = self.model.get_submodule(node.target).parameters()
+                held = self.model.get_submodule(node.target).parameters()
             else:
                 continue
-            if any(one is parameter for one in own):
+            if any(one is parameter for one in held):
                 found.append(node)
         return found
 
@@ -187,10 +186,6 @@ class _Finder:
         index = torch.where(first[order][place] == here, order[place], -1)
         same = torch.where(index >= 0, second[index], here)
         return index if (index >= 0).any() and torch.equal(same, there) else None
-
-
-def _is_convolution(model: nn.Module, node: fx.Node) -> bool:
-    return node.op == "call_module" and type(model.get_submodule(node.target)) is nn.Conv2d
 
 
 def entered(
@@ -234,7 +229,7 @@ def network_below(
     nodes, _ = build(steps, sorted(inside), shape)
     behind = leading_to(steps, len(steps) - 1) - inside
     # Nothing stands below the image that would need its derivative.
-    refuse_ways_around(steps, behind, inside - {0, end}, entry.name)
+    refuse_bypasses(steps, behind, inside - {0, end}, entry.name)
     network = Network.of(nodes, entry)
     solve_order(network)  # or a refusal
     return network
@@ -245,7 +240,7 @@ def _logits(model: nn.Module, steps: list[Operation]) -> str:
     logits = logits_of(steps)
     if logits is None or model.get_submodule(logits).bias is None:
         raise UnsupportedModelError(
-            "the model does not end in a Linear with a bias, whose gradient would tell the "
+            "the model does not end in a Linear with a bias, whose gradient would be the "
             "derivative of the loss by the logits"
         )
     if not model.get_submodule(logits).weight.any():

@@ -12,40 +12,32 @@ from torch import Tensor, nn
 
 from rconv.model.agreement import refuse_other_values
 from rconv.model.batchnorm import without_statistics
-from rconv.model.blocks import Fused, with_blocks
+from rconv.model.blocks import Fused
 from rconv.model.embedding import network_below
 from rconv.model.graph import first_line
 from rconv.model.heads import ConvEntry
 from rconv.model.nodes import SUM, Network, UnsupportedModelError
 from rconv.model.operations import Operation, leading_to, logits_of
-from rconv.model.read import check_input_shape, refuse_mixed, steps_of
+from rconv.model.read import refuse_mixed
 from rconv.model.wrappers import InFloat64, shapes_alone, shared_copy, tensor_of, without_values
 
 
 def entry_networks(
-    model: nn.Module, input_shape: Sequence[int], reason: str, most: int, *, blocks: bool = False
+    model: nn.Module, steps: list[Operation], shape: tuple[int, int, int], reason: str, most: int
 ) -> tuple[list[Network], list[UnsupportedModelError]]:
     """Networks that end at a convolution, or at a sum that its output is a term of.
 
-    Shapes alone rule out most convolutions; the model is run for those that are left. Returns the
+    Shapes alone rule out most convolutions; the model is run for those that are left. Steps and
+    shape are those of `rconv.model.read.read_steps`; `reason` says why that refuses them, `most` is
+    the largest rank of a convolution's gradient that its input can be solved from. Returns the
     networks, the topmost convolution first, and the reasons against other convolutions.
-
-    Parameters
-    ----------
-    most : int
-        The largest rank of a convolution's gradient that its input can be solved from.
-    blocks : bool
-        Whether layers that cannot be passed alone are joined to blocks.
     """
-    shape = check_input_shape(input_shape)
-    steps = steps_of(model, shape)
-    if blocks:
-        steps = with_blocks(steps)
-        if not any(type(step.what) is Fused and _convolution(step) for step in steps):
-            return [], []
-    own = without_statistics(model)
-    shapes, result = _shapes(own, shape)
-    entry = ConvEntry("", None, _logits(own, steps, result), reason)
+    joined = [step for step in steps if type(step.what) is Fused]
+    if joined and not any(map(_convolution, joined)):
+        return [], []
+    client = without_statistics(model)
+    shapes, result = _shapes(client, shape)
+    entry = ConvEntry("", None, _logits(client, steps, result), reason)
     found: list[Network] = []
     refusals: list[UnsupportedModelError] = []
     for i in sorted(leading_to(steps, len(steps) - 1), reverse=True):
@@ -56,13 +48,13 @@ def entry_networks(
             if convolution.groups > 1:
                 raise UnsupportedModelError(f"{steps[i].name}: its groups have a gradient each")
             _refuse_few_rows(steps[i].name, convolution, shapes[steps[i].name], most)
-            found.append(_entered(own, steps, i, shape, entry, found))
+            found.append(_entered(client, steps, i, shape, entry, found))
         except UnsupportedModelError as error:
             refusals.append(error)
     if not found:
         return found, refusals
     try:
-        reached = cotangent_subspace(own, [network.head.name for network in found], shape)
+        reached = cotangent_subspace(client, [network.head.name for network in found], shape)
     except Exception as error:  # whatever the model's own code raises
         raise UnsupportedModelError(f"cannot be run on one image: {first_line(error)}") from None
     heads = (replace(network.head, subspace=reached[network.head.name]) for network in found)
@@ -84,7 +76,7 @@ def _entered(
             network = network_below(steps, shape, replace(entry, name=steps[i].name), end)
             refuse_mixed(network)
             names = {stage.name for stage in network.stages}
-            if not any(names <= {stage.name for stage in own.stages} for own in confirmed):
+            if not any(names <= {stage.name for stage in other.stages} for other in confirmed):
                 refuse_other_values(model, network)
         except UnsupportedModelError as error:
             reasons.append(error)
@@ -102,14 +94,14 @@ def _shapes(
     def look(name: str, args: tuple[torch.Tensor]) -> None:
         found[name] = args[0].shape
 
-    own = without_values(model)
-    dtype = next(own.parameters(), torch.empty(0)).dtype
-    for name, module in own.named_modules():
+    shaped = without_values(model)
+    dtype = next(shaped.parameters(), torch.empty(0)).dtype
+    for name, module in shaped.named_modules():
         if type(module) is nn.Conv2d:
             module.register_forward_pre_hook(lambda _, args, n=name: look(n, args))
     try:
         with shapes_alone():
-            return found, tensor_of(own(torch.zeros(2, *shape, dtype=dtype))).shape
+            return found, tensor_of(shaped(torch.zeros(2, *shape, dtype=dtype))).shape
     except Exception as error:  # whatever the model's own code raises
         raise UnsupportedModelError(f"has no fixed shapes: {first_line(error)}") from None
 
@@ -118,7 +110,7 @@ def _convolution(step: Operation) -> nn.Conv2d | None:
     """The convolution of a step that the model may be entered by, alone or below a norm."""
     if type(step.what) is nn.Conv2d:
         return step.what
-    if type(step.what) is Fused and [type(own) for own in step.what][1:] == [nn.BatchNorm2d]:
+    if type(step.what) is Fused and [type(layer) for layer in step.what][1:] == [nn.BatchNorm2d]:
         convolution, norm = step.what
         return convolution if norm.affine and bool((norm.weight != 0).all()) else None
     return None
@@ -187,14 +179,10 @@ def cotangent_subspace(
 ) -> dict[str, Tensor]:
     """Combinations of positions that ∂ℓ/∂O of convolutions can be made of.
 
-    The model comes from `without_statistics`; one image has the shape (C, H, W).
-
-    Returns
-    -------
-    dict of str to Tensor
-        Name → Q, (L, m), orthonormal columns; every filter's row of Ō, (D, L), is a combination
-        of them. No columns where nothing of the output reaches the result; not all columns where
-        there are more than filters.
+    The model comes from `without_statistics`; one image has the shape (C, H, W). Returns name → Q,
+    (L, m), orthonormal columns; every filter's row of Ō, (D, L), is a combination of them. No
+    columns where nothing of the output reaches the result; not all columns where there are more
+    than filters.
     """
     model, generator = shared_copy(model), torch.Generator().manual_seed(0)
     found: dict[str, Tensor] = {}
@@ -205,13 +193,13 @@ def cotangent_subspace(
             found[name] = torch.cat([found[name], rows]) if name in found else rows
         drawn += 1
         if drawn >= PASSES:
-            wanted = [n for n in wanted if not _is_enough(found[n], len(found[n]) // drawn)]
+            wanted = [
+                name
+                for name in wanted
+                if len(rows := found[name]) < ENOUGH * rows.shape[1]
+                and _basis(rows).shape[1] <= len(rows) // drawn  # the filters
+            ]
     return {name: _basis(rows) for name, rows in found.items()}
-
-
-def _is_enough(rows: Tensor, filters: int) -> bool:
-    """Whether there are enough derivatives, or more combinations already than there are filters."""
-    return len(rows) >= ENOUGH * rows.shape[1] or _basis(rows).shape[1] > filters
 
 
 def _basis(rows: Tensor) -> Tensor:
@@ -247,10 +235,10 @@ def _derivatives(
         with torch.enable_grad(), InFloat64():
             result = tensor_of(model(image.requires_grad_()))
             wanted = list(outputs.values())
-            own = torch.autograd.grad(result, wanted, random(result), materialize_grads=True)
+            found = torch.autograd.grad(result, wanted, random(result), materialize_grads=True)
     finally:
         for handle in handles:
             handle.remove()
-    rows = (each[0].flatten(1) for each in own)
+    rows = (each[0].flatten(1) for each in found)
     each = zip(outputs, rows, strict=True)
     return {name: row / row.norm().clamp(min=1e-300) for name, row in each}

@@ -38,19 +38,10 @@ CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 def read_function(
     node: fx.Node, values: dict[fx.Node, Any]
 ) -> tuple[nn.Module | str, list[fx.Node]] | str:
-    """Read one call.
+    """Read one call of a function or of a tensor's method.
 
-    Parameters
-    ----------
-    node : Node
-        A call of a function or of a tensor's method.
-    values : dict of Node to object
-        What every step gave on a batch.
-
-    Returns
-    -------
-    tuple of (Module or str, list of Node) or str
-        What it computes, as `Operation` takes it, and of what; or why it cannot be read.
+    `values` are what every step gave on a batch. Returns what it computes, as `Operation` takes it,
+    and of what; or why it cannot be read.
     """
     called = node.target
     if called in SHAPES:

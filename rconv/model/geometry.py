@@ -13,14 +13,7 @@ from rconv.model.activations import Activation
 class Geometry:
     """Shapes of one convolution.
 
-    Parameters
-    ----------
-    input : tuple of int
-        (C, H, W).
-    output : tuple of int
-        (D, Ho, Wo).
-    kernel, stride, padding, dilation : tuple of int
-        (rows, columns) each.
+    `input` is (C, H, W), `output` (D, Ho, Wo); the others are (rows, columns) each.
     """
 
     input: tuple[int, int, int]

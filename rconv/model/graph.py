@@ -1,4 +1,4 @@
-"""A model written as code, run with symbols (`torch.fx`) and, step by step, on images."""
+"""A model written as code: run once with symbols (`torch.fx`) and, step by step, on images."""
 
 import inspect
 import linecache
@@ -13,11 +13,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from rconv.model.functions import read_function
 from rconv.model.nodes import UnsupportedModelError
-from rconv.model.operations import is_layer
-from rconv.model.wrappers import tensor_of
+from rconv.model.operations import Operation, dependencies, is_layer
+from rconv.model.wrappers import shapes_alone, tensor_of, without_values
 
 _PACKAGE = os.path.dirname(torch.__file__)
+
+BATCH = 3
+"""Images that the model is run on, to see shapes: a number that no layer is likely to have."""
 
 
 class _Tracer(fx.Tracer):
@@ -44,7 +48,7 @@ def graph_of(model: nn.Module) -> list[fx.Node]:
     named = [a for a in arguments if a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
     if image is None or image.kind is image.VAR_POSITIONAL or len(named) > len(fixed):
         raise UnsupportedModelError(
-            f"{name_of(model)}: forward must take images and nothing else; "
+            f"{type(model).__name__}: forward must take images and nothing else; "
             "wrap it in a module whose forward does"
         )
     try:
@@ -53,7 +57,7 @@ def graph_of(model: nn.Module) -> list[fx.Node]:
         line = _line_where(error)
         place = f" ({line})" if line else ""
         raise UnsupportedModelError(
-            f"{name_of(model)} cannot be traced: {first_line(error)}{place}"
+            f"{type(model).__name__} cannot be traced: {first_line(error)}{place}"
         ) from None
     end = next(node for node in graph.nodes if node.op == "output")
     end.args = (_returned(model, end.args[0]),)
@@ -69,24 +73,13 @@ def before(
 
     `without` leaves out one step, with what only it depends on.
     """
-    waiting, found = [end], {without}
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting.extend(node.all_input_nodes)
-    return [node for node in nodes if node in found and node is not without]
+    found = dependencies(end, lambda node: node.all_input_nodes, lambda node: node is without)
+    return [node for node in nodes if node in found]
 
 
 def sees(node: fx.Node, image: fx.Node) -> bool:
     """Whether a step depends on what the image shows, and not on its shape alone."""
-    waiting, found = [node], set()
-    while waiting:
-        step = waiting.pop()
-        if step not in found and not _is_shape(step):
-            found.add(step)
-            waiting.extend(step.all_input_nodes)
-    return image in found
+    return image in dependencies(node, lambda step: step.all_input_nodes, _is_shape)
 
 
 def _is_shape(node: fx.Node) -> bool:
@@ -151,7 +144,9 @@ def _returned(model: nn.Module, output: Any) -> fx.Node:
         output = tensor_of(output)
     found = tensor_of(output)
     if found is None:
-        raise UnsupportedModelError(f"{name_of(model)} returns no tensor that depends on images")
+        raise UnsupportedModelError(
+            f"{type(model).__name__} returns no tensor that depends on images"
+        )
     return found
 
 
@@ -185,6 +180,78 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def name_of(model: nn.Module) -> str:
-    """Of its class."""
-    return type(model).__name__
+def traced(model: nn.Module, shape: tuple[int, int, int]) -> list[Operation]:
+    """The steps of a model's forward pass.
+
+    The image comes first, the output last. Raises UnsupportedModelError if the model cannot be
+    traced, with the line, or takes no images of the shape (C, H, W).
+    """
+    needed = graph_of(model)
+    values = _values(model, needed, shape)
+    operations: list[Operation] = []
+    place: dict[fx.Node, int] = {}
+    for node in needed:
+        if node.op == "output":
+            operations.append(Operation("the output", nn.Identity(), (place[node.args[0]],)))
+        elif node.op == "placeholder" and not place:
+            place[node] = 0
+            operations.append(Operation("the image", None, ()))
+        elif _holds_tensors(values[node]):
+            operation = _operation(model, node, values, place)
+            place[node] = len(operations)
+            operations.append(operation)
+    return operations
+
+
+def _values(
+    model: nn.Module, nodes: list[fx.Node], shape: tuple[int, int, int]
+) -> dict[fx.Node, Any]:
+    """What every step gives on a batch: shapes alone, or values where shapes depend on these."""
+    example = next(model.parameters(), torch.empty(0))
+    try:
+        with shapes_alone():
+            batch = torch.zeros(BATCH, *shape, dtype=example.dtype)
+            return values_of(without_values(model), nodes, batch)
+    except Exception:  # whatever the model's own code does with tensors without values
+        batch = torch.zeros(BATCH, *shape, dtype=example.dtype, device=example.device)
+    try:
+        return values_of(model, nodes, batch)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes no image of the shape {shape}: {first_line(error)}"
+        ) from None
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(map(_holds_tensors, value))
+    return torch.is_tensor(value)
+
+
+def _operation(
+    model: nn.Module, node: fx.Node, values: dict[fx.Node, Any], place: dict[fx.Node, int]
+) -> Operation:
+    line = node.meta.get("line", "")
+    if node.op == "call_module":
+        name, found = node.target, (model.get_submodule(node.target), node.all_input_nodes)
+    elif node.op == "get_attr":
+        name, found = node.target, "a tensor of the model itself is no map that the attack knows"
+    else:
+        name, found = _path(node), read_function(node, values)
+    if isinstance(found, str):
+        what, sources = found, [taken for taken in node.all_input_nodes if taken in place]
+    else:
+        what, sources = found
+    if any(source not in place for source in sources):
+        what = "takes something that is made of no image"
+        sources = [taken for taken in node.all_input_nodes if taken in place]
+    return Operation(name, what, tuple(place[source] for source in sources), line)
+
+
+def _path(node: fx.Node) -> str:
+    """The step's own name behind that of the module whose forward it stands in."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    inside = stack[-1] if stack else ("", None)
+    path, kind = inside if isinstance(inside, tuple) else ("", inside)
+    kind = getattr(kind, "__name__", "")
+    return f"{path}: {kind}'s {node.name}" if path else node.name

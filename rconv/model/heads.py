@@ -10,16 +10,9 @@ from torch import Tensor, nn
 class Hidden:
     """A ReLU or LeakyReLU behind the first Linear, and the network above it.
 
-    Parameters
-    ----------
-    slope : float
-        Derivative of the activation where its input is negative: 0 for ReLU.
-    name : str
-        The second Linear, which takes the activation's output.
-    weight, bias : Tensor, float64
-        V (K₂, m) and c (K₂,) of the second Linear.
-    rest : tuple of Linear or activation
-        What follows it up to the logits, in float64; nothing where it makes the logits.
+    `slope` is the derivative of the activation where its input is negative, 0 for ReLU. The second
+    Linear has this `name` and, in float64, V (K₂, m) and c (K₂,). `rest` is what follows it up to
+    the logits, in float64; nothing where it makes the logits.
     """
 
     slope: float
@@ -49,12 +42,8 @@ class Head:
 
     Parameters
     ----------
-    name : str
-        The Linear's name.
     weight : Tensor, float64
         Axes (output K, input n).
-    has_bias : bool
-        Whether it has one.
     last : bool
         Whether the loss follows directly.
     logits : str or None
@@ -79,16 +68,11 @@ class Head:
 
 @dataclass(frozen=True)
 class Embedding:
-    """A learned term that is added to a convolution's output, with its own entry at each place.
+    """A learned term that is added to a convolution's output, with a separate entry at each place.
 
-    Its gradient so holds the derivative Ō of the loss by the output, entry for entry.
-
-    Parameters
-    ----------
-    name : str
-        The parameter's name.
-    index : Tensor, int64
-        (D, Ho, Wo), of each output the entry of the flattened parameter that is added to it.
+    So the gradient of this parameter holds the derivative Ō of the loss by the output, entry for
+    entry: `index`, (D, Ho, Wo), int64, is the entry of the flattened parameter that is added to
+    each output.
     """
 
     name: str
@@ -103,8 +87,6 @@ class ConvEntry:
 
     Parameters
     ----------
-    name : str
-        The convolution's name.
     embedding : Embedding or None
         What determines the derivative of the loss by its output; None where its own gradients must.
     logits : str or None

@@ -13,22 +13,19 @@ from rconv.model.heads import ConvEntry, Head
 
 SUM, CONCATENATION = "sum", "concatenation"
 
+CHAIN = (
+    "use a convolution with a stride for pooling, ReLU for other activations, and model.eval() for "
+    "BatchNorm"
+)
+"""The remedy for methods that solve no layers together."""
+
 
 class UnsupportedModelError(ValueError):
     """The attack does not apply to this model; the message names the layer, why, and what helps.
 
-    Parameters
-    ----------
-    message : str
-        "layer: reason; remedy", or a sentence about the whole model.
-    reasons : sequence of (str, str), optional
-        All that stands in the way, as layer and reason; by default what the message says. The
-        layer is "" where a reason is about the whole model.
-
-    Attributes
-    ----------
-    reasons : tuple of (str, str)
-        The same.
+    It is "layer: reason; remedy", or a sentence about the whole model. `reasons` are all that
+    stands in the way, as layer and reason; by default what the message says. The layer is "" where
+    a reason is about the whole model.
     """
 
     def __init__(self, message: str, reasons: Sequence[tuple[str, str]] = ()):
@@ -40,13 +37,7 @@ class UnsupportedModelError(ValueError):
 
 @dataclass(frozen=True)
 class Affine:
-    """A BatchNorm in evaluation that stands alone: each channel times a number, plus another.
-
-    Parameters
-    ----------
-    scale, shift : Tensor, float64
-        Axis (channel C).
-    """
+    """A BatchNorm in evaluation that stands alone: scale and shift of each channel, (C,)."""
 
     scale: Tensor
     shift: Tensor
@@ -56,17 +47,9 @@ class Affine:
 class Node:
     """One map of the network, (C, H, W) for each image, and how it is made of others.
 
-    Parameters
-    ----------
-    name : str
-        What a message calls it.
-    does : Stage, Activation, Affine or str or None
-        A convolution (without its activation), an elementwise function, SUM, CONCATENATION along
-        the channels; None for the image.
-    inputs : tuple of int
-        Indices of the nodes that it is made of.
-    shape : tuple of int
-        (C, H, W).
+    `does` is a convolution (without its activation), an elementwise function, SUM, CONCATENATION
+    along the channels, or None for the image; `inputs` are the indices of the nodes that it takes.
+    A message calls it by its `name`.
     """
 
     name: str
@@ -89,16 +72,10 @@ class Node:
 class Network:
     """A model as the attack reads it.
 
-    Parameters
-    ----------
-    stages : tuple of Stage
-        The convolutions in the order of the forward pass; none where the model starts with its
-        Linear.
-    head : Head or ConvEntry
-        What follows them: the first Linear, or a part that is not read.
-    nodes : tuple of Node
-        From the image to the input of the head, or to the convolution that is entered, each after
-        those it is made of.
+    `stages` are the convolutions in the order of the forward pass; none where the model starts with
+    its Linear. `head` is what follows them: the first Linear, or a part that is not read. `nodes`
+    reach from the image to the input of the head, or to the convolution that is entered, each after
+    those that it takes.
     """
 
     stages: tuple[Stage, ...]
@@ -185,7 +162,7 @@ class Network:
         """Whether layers are solved for together with the convolution below them."""
         return not all(stage.linear for stage in self.stages)
 
-    def refuse_blocks(self, method: str, *, grouped: bool = False) -> None:
+    def refuse_blocks(self, method: str, *, grouped: bool = False, remedy: str = CHAIN) -> None:
         """Refuse layers that are solved for together, and groups, for methods without them."""
         found = next((stage for stage in self.stages if stage.groups > 1 and not grouped), None)
         if found is not None:
@@ -194,8 +171,7 @@ class Network:
         if block is not None:
             layer, module = block.layers[-1]
             raise UnsupportedModelError(
-                f"{layer}: {method} does not know {type(module).__name__}; use a convolution with "
-                "a stride for pooling, ReLU for other activations, and model.eval() for BatchNorm"
+                f"{layer}: {method} does not know {type(module).__name__}; {remedy}"
             )
 
     def evaluate(self, images: Tensor) -> Tensor:
@@ -239,7 +215,7 @@ def solve_order(network: Network) -> tuple[int, ...]:
         order.append(max(able))
         waiting.remove(max(able))
     if len(order) > 1 and not any(network.fed_by(0)):
-        raise UnsupportedModelError("no convolution takes the image itself: nothing tells it")
+        raise UnsupportedModelError("no convolution takes the image itself: nothing determines it")
     return tuple(order)
 
 

@@ -2,11 +2,12 @@
 
 A Sequential computes its layers one after the other, and a layer of PyTorch's own class computes
 what its class says, unless something intervenes. Whatever can is refused here, by name. What is
-no Sequential is traced, see `rconv.model.tracing`.
+no Sequential is traced, see `rconv.model.graph`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,17 +29,10 @@ READ = (
 class Operation:
     """One step of a forward pass.
 
-    Parameters
-    ----------
-    name : str
-        Of the layer, or of the step where it is none.
-    what : Module or str or None
-        The module that computes it, of PyTorch's own class or unknown; SUM or CONCATENATION;
-        None for the image. Any other text says why it is not known.
-    inputs : tuple of int
-        The steps that it takes, as indices into the list of all.
-    line : str
-        Where it stands in the model's code, "" where it is a layer of a Sequential.
+    `what` is the module that computes it, of PyTorch's own class or unknown; SUM or CONCATENATION;
+    None for the image; any other text says why it is not known. `inputs` are the steps that it
+    takes, as indices into the list of all. `line` is where it stands in the model's code, "" for a
+    layer of a Sequential.
     """
 
     name: str
@@ -75,16 +69,20 @@ def without_passed(operations: list[Operation]) -> list[Operation]:
     return left
 
 
-def leading_to(operations: list[Operation], end: int) -> set[int]:
-    """Indices of the steps that step `end` depends on, itself included."""
-    found: set[int] = set()
-    waiting = [end]
+def dependencies(end: Any, inputs: Callable, ends: Callable = lambda step: False) -> set:
+    """What a step depends on, itself included; not through steps of which `ends` is true."""
+    found, waiting = set(), [end]
     while waiting:
         step = waiting.pop()
-        if step not in found:
+        if step not in found and not ends(step):
             found.add(step)
-            waiting.extend(operations[step].inputs)
+            waiting.extend(inputs(step))
     return found
+
+
+def leading_to(operations: list[Operation], end: int) -> set[int]:
+    """Indices of the steps that step `end` depends on, itself included."""
+    return dependencies(end, lambda i: operations[i].inputs)
 
 
 def refuse_shared_parameters(operations: list[Operation]) -> None:
@@ -101,9 +99,7 @@ def refuse_shared_parameters(operations: list[Operation]) -> None:
                 )
 
 
-def refuse_ways_around(
-    steps: list[Operation], behind: set[int], inside: set[int], end: str
-) -> None:
+def refuse_bypasses(steps: list[Operation], behind: set[int], inside: set[int], end: str) -> None:
     """Refuse a map that reaches the loss other than through where the network ends.
 
     `behind` are the steps that are not read, `inside` those that are.
@@ -112,7 +108,7 @@ def refuse_ways_around(
         for j in steps[i].inputs:
             if j in inside:
                 raise steps[i].refusal(
-                    f"takes {steps[j].name}, which so reaches the loss by a way around {end}: "
+                    f"takes {steps[j].name}, which so reaches the loss by a path around {end}: "
                     "its derivative is not known"
                 )
 
@@ -200,8 +196,8 @@ def _refuse_intervention(name: str, module: nn.Module) -> None:
     for attribute, what in _HOOKS.items():
         for hook in getattr(module, attribute).values():
             raise UnsupportedModelError(
-                f"{name}: {kind} has a {what} ({_name_of(hook)}), which can change what is "
-                "computed; remove it on both sides first"
+                f"{name}: {kind} has a {what} ({getattr(hook, '__name__', type(hook).__name__)}), "
+                "which can change what is computed; remove it on both sides first"
             )
     for key, parameter in module.named_parameters(recurse=False):
         if any(getattr(parameter, attribute, None) for attribute in _PARAMETER_HOOKS):
@@ -213,7 +209,3 @@ def _refuse_intervention(name: str, module: nn.Module) -> None:
             f"{name}: {kind} is active, its random mask is not in the gradients; "
             "call model.eval() on both sides first"
         )
-
-
-def _name_of(hook: object) -> str:
-    return getattr(hook, "__name__", type(hook).__name__)

@@ -9,9 +9,10 @@ from torch import nn
 
 from rconv.model.agreement import refuse_other_values
 from rconv.model.batchnorm import without_statistics
-from rconv.model.blocks import Block, Fused, with_blocks
+from rconv.model.blocks import Block, Fused
 from rconv.model.build import build
 from rconv.model.embedding import entered
+from rconv.model.graph import traced
 from rconv.model.heads import Head, Hidden
 from rconv.model.nodes import Network, UnsupportedModelError, solve_order
 from rconv.model.operations import (
@@ -20,11 +21,10 @@ from rconv.model.operations import (
     leading_to,
     logits_of,
     of_layers,
+    refuse_bypasses,
     refuse_shared_parameters,
-    refuse_ways_around,
     without_passed,
 )
-from rconv.model.tracing import traced
 from rconv.model.weights import check_own_parameters, check_weights, copy_of
 
 SEARCHED = 4_096
@@ -46,64 +46,37 @@ def read(model: nn.Module, input_shape: Sequence[int]) -> Network:
     input_shape : sequence of int
         (C, H, W) of one image.
 
-    Returns
-    -------
-    Network
-        Convolutions in the order of the forward pass, and the head or the entry; weights are
-        copies in float64.
-
     Raises
     ------
     UnsupportedModelError
-        At a layer or step that the attack cannot pass, by name and with the reason, where no
-        entry below it is known either.
+        At a layer or step that the attack cannot pass, by name and with the reason, where no entry
+        below it is known either.
     """
     shape = check_input_shape(input_shape)
-    steps = steps_of(model, shape)
+    return read_steps(model, steps_of(model, shape), shape)
+
+
+def read_steps(model: nn.Module, steps: list[Operation], shape: tuple[int, int, int]) -> Network:
+    """`read`, from the steps that `steps_of` has found, or from those that `with_blocks` makes."""
+    joined = any(type(step.what) is Fused for step in steps)
     try:
         network = _up_to_the_head(steps, shape)
-        if layers_of(model) is None:
+        refuse_mixed(network)
+        if joined or layers_of(model) is None:
             refuse_other_values(model, network)
     except UnsupportedModelError as error:
+        if joined:
+            raise
         network = entered(model, steps, shape, error)
     return network
 
 
-def read_with_blocks(model: nn.Module, input_shape: Sequence[int]) -> Network:
-    """Read a model up to its first Linear, layers that cannot be passed alone joined to blocks."""
-    shape = check_input_shape(input_shape)
-    network = _up_to_the_head(with_blocks(steps_of(model, shape)), shape)
-    refuse_mixed(network)
-    refuse_other_values(model, network)
-    return network
-
-
-def joins_blocks(model: nn.Module, input_shape: Sequence[int]) -> bool:
-    """Whether reading with blocks joins any layer of a model to its convolution."""
-    try:
-        steps = with_blocks(steps_of(model, check_input_shape(input_shape)))
-    except UnsupportedModelError:
-        return False
-    return any(type(step.what) is Fused for step in steps)
-
-
 def refuse_mixed(network: Network) -> None:
-    """Refuse a map that is taken by a block and by a convolution that is none.
-
-    Parameters
-    ----------
-    network : Network
-        What was read.
-
-    Raises
-    ------
-    UnsupportedModelError
-        Naming both.
-    """
+    """Refuse a map that is taken by a block and by a convolution that is none."""
     for i, node in enumerate(network.nodes):
         stages = [stage for _, stage in network.fed_by(i)]
-        plain = next((own for own in stages if own.linear), None)
-        block = next((own for own in stages if not own.linear), None)
+        plain = next((stage for stage in stages if stage.linear), None)
+        block = next((stage for stage in stages if not stage.linear), None)
         if plain is not None and block is not None:
             raise UnsupportedModelError(
                 f"{plain.name}: takes {node.name} beside {block.name}, which "
@@ -155,7 +128,7 @@ def _up_to_the_head(steps: list[Operation], shape: tuple[int, int, int]) -> Netw
         )
     if not flat:
         raise steps[first].refusal("no Flatten stands before the first Linear")
-    refuse_ways_around(
+    refuse_bypasses(
         steps, needed - inside - {first}, inside, f"{steps[first].name}, the first Linear"
     )
     network = Network.of(nodes, _head(steps, first, nodes[-1].shape))
@@ -177,20 +150,20 @@ def check_input_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _head(steps: list[Operation], first: int, shape: tuple[int, int, int]) -> Head:
-    own, linear = steps[first], steps[first].what
+    step, linear = steps[first], steps[first].what
     if linear.in_features != math.prod(shape):
-        raise own.refusal(
+        raise step.refusal(
             f"takes {linear.in_features} features, but its input has the shape {shape}"
         )
-    check_own_parameters(own.name, linear, (linear.out_features, linear.in_features))
+    check_own_parameters(step.name, linear, (linear.out_features, linear.in_features))
     last = len(steps) - 1
     if linear.bias is None and last != first:
-        raise own.refusal(
+        raise step.refusal(
             "has no bias and is not the last layer, so that the scale of its input is not in the "
             "gradients"
         )
     return Head(
-        own.name,
+        step.name,
         copy_of(linear.weight),
         linear.bias is not None,
         last=last == first,
@@ -213,7 +186,7 @@ def hidden_after(steps: Sequence[Operation], first: int) -> Hidden | None:
         above.pop()
     if not chain or len(above) < 2 or type(above[0]) not in (nn.ReLU, nn.LeakyReLU):
         return None
-    if not all(type(own) is nn.Linear or type(own) in ELEMENTWISE for own in above):
+    if not all(type(layer) is nn.Linear or type(layer) in ELEMENTWISE for layer in above):
         return None
     if type(above[1]) is not nn.Linear or above[1].bias is None or type(above[-1]) is not nn.Linear:
         return None

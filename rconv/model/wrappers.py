@@ -41,7 +41,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     inside = {
         id(module): _inside(module) for module in model.modules() if _inside(module) is not None
     }
-    return shared_copy(model, {i: unwrapped(own) for i, own in inside.items()}) if inside else model
+    return shared_copy(model, {i: unwrapped(m) for i, m in inside.items()}) if inside else model
 
 
 def _inside(module: nn.Module) -> nn.Module | None:
@@ -137,9 +137,9 @@ def without_values(model: nn.Module) -> nn.Module:
     """
     copied = shared_copy(model)
     for module in copied.modules():
-        for own in (module._parameters, module._buffers):
-            for name, value in own.items():
-                own[name] = value if value is None else torch.empty_like(value, device="meta")
+        for tensors in (module._parameters, module._buffers):
+            for name, value in tensors.items():
+                tensors[name] = value if value is None else torch.empty_like(value, device="meta")
     return copied
 
 

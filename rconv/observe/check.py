@@ -30,8 +30,8 @@ def check_gradients(
     Parameters
     ----------
     gradients : mapping or sequence of Tensor
-        Name → tensor shaped as the parameter, or with a leading axis N; or the tensors alone in
-        the order of ``model.parameters()``, as `torch.autograd.grad` returns them.
+        Name → tensor shaped as the parameter, or with a leading axis N; or the tensors alone in the
+        order of ``model.parameters()``, as `torch.autograd.grad` returns them.
     exact : collection of str, optional
         Names of those that equations are made of, all by default; others may stay float32.
     partial : bool

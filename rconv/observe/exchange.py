@@ -13,7 +13,7 @@ from rconv.files import replacing
 from rconv.model.weights import check_weights
 from rconv.observe.check import DTYPES
 from rconv.observe.observation import Gradients
-from rconv.observe.steps import STATISTICS
+from rconv.observe.update import BUFFERS
 
 
 def write_tensors(path: str | PathLike, tensors: Gradients) -> None:
@@ -40,7 +40,7 @@ def read_tensors(path: str | PathLike) -> dict[str, Tensor]:
             "safetensors.torch.save_file, other formats are not accepted"
         ) from None
     for name, tensor in tensors.items():
-        counter = name.rpartition(".")[2] in STATISTICS  # BatchNorm's, of whole numbers
+        counter = name.rpartition(".")[2] in BUFFERS  # BatchNorm's, of whole numbers
         if tensor.dtype not in DTYPES and not counter:
             kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
             raise ValueError(f"{path}: {name} is {tensor.dtype}, not one of {kinds}")

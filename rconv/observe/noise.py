@@ -8,7 +8,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from rconv.linalg.solution import root_mean_square
+from rconv.linalg.solution import aligned, root_mean_square
 from rconv.model.blocks import is_statistic
 
 ARITHMETIC = torch.finfo(torch.float64).eps / 2
@@ -62,31 +62,23 @@ class Noise:
 
         Standard deviations with an axis N become those of these images; others stay as they are.
         """
-        own = {
-            name: torch.as_tensor(deviation, dtype=torch.float64)
-            for name, deviation in self.std.items()
-            if name in gradients
-        }
-        for name, deviation in own.items():
-            if deviation.dim() == gradients[name].dim() and len(deviation) > 1:
-                own[name] = deviation[index]
-        return replace(self, std=own)
+        chosen = {}
+        for name in self.std.keys() & gradients.keys():
+            std = torch.as_tensor(self.std[name], dtype=torch.float64)
+            each = std.dim() == gradients[name].dim() and len(std) > 1
+            chosen[name] = std[index] if each else std
+        return replace(self, std=chosen)
 
     def entry_std(self, name: str, gradient: Tensor, unit: Tensor | None = None) -> Tensor:
         """Standard deviation of each entry's error, shaped as the gradient and in its unit.
 
         `unit` (N,) is what the gradients were divided by; 1 if it is not given.
         """
-        shape = (-1, *[1] * (gradient.dim() - 1))
         unit = gradient.new_ones(len(gradient)) if unit is None else unit
-        mean_square = gradient.flatten(1).square().mean(dim=1)
-        variance = self.relative**2 * gradient.square()
-        variance += self.relative_std**2 * mean_square.reshape(shape)
-        variance += (self.absolute / unit.reshape(shape)) ** 2
-        if name in self.std:
-            own = self._declared_std(name, gradient)
-            variance = variance + (own / unit.reshape(shape)) ** 2
-        return variance.sqrt()
+        unit, size = aligned(unit, gradient), aligned(root_mean_square(gradient), gradient)
+        variance = (self.relative * gradient).square() + (self.relative_std * size).square()
+        variance = variance + (self.absolute / unit).square()
+        return (variance + (self._declared_std(name, gradient) / unit).square()).sqrt()
 
     def row_std(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor | None:
         """Standard deviation of each entry's error as the equations weigh it.
@@ -95,21 +87,12 @@ class Noise:
         the size of their terms, which a small result does not determine. What `std` says is
         each entry's own. None where one number, the level, says it all.
         """
-        own = self._declared_std(name, gradient)
-        if own.numel() <= 1:
+        declared = self._declared_std(name, gradient)
+        if declared.numel() <= 1:
             return None
-        shape = (-1, *[1] * (gradient.dim() - 1))
         others = replace(self, std={}).total_relative_std(name, gradient, unit)
-        common = (others * root_mean_square(gradient)).reshape(shape)
-        return torch.hypot(common, own / unit.reshape(shape)).expand_as(gradient)
-
-    def full_row_std(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor:
-        """`row_std`, written out where one number says it all."""
-        own = self.row_std(name, gradient, unit)
-        if own is not None:
-            return own
-        common = self.total_relative_std(name, gradient, unit) * root_mean_square(gradient)
-        return common.reshape(-1, *[1] * (gradient.dim() - 1)).expand_as(gradient)
+        common = aligned(others * root_mean_square(gradient), gradient)
+        return torch.hypot(common, declared / aligned(unit, gradient)).expand_as(gradient)
 
     def total_relative_std(self, name: str, gradient: Tensor, unit: Tensor) -> Tensor:
         """Relative error of one parameter's gradient, both as root mean squares.
@@ -122,21 +105,21 @@ class Noise:
         least = math.hypot(max(self.relative, ARITHMETIC), self.relative_std)
         absolute = self.absolute / unit
         if name in self.std:
-            shape = (-1, *[1] * (gradient.dim() - 1))
-            own = self._declared_std(name, gradient) / unit.reshape(shape)
-            absolute = torch.hypot(absolute, root_mean_square(own.expand_as(gradient)))
+            declared = self._declared_std(name, gradient) / aligned(unit, gradient)
+            absolute = torch.hypot(absolute, root_mean_square(declared.expand_as(gradient)))
         # Zeros are taken as they are: nothing shows how much of them was rounded away.
         return torch.hypot(absolute / size, absolute.new_tensor(least)).clamp(max=1.0)
 
     def observed(self, name: str, gradient: Tensor) -> Tensor | None:
         """Which entries are observed, shaped as `gradient`; None where all are."""
-        own = torch.as_tensor(self.std.get(name, 0.0), dtype=torch.float64).to(gradient)
-        return None if own.isfinite().all() else own.isfinite().expand_as(gradient)
+        std = torch.as_tensor(self.std.get(name, 0.0), dtype=torch.float64)
+        finite = std.to(gradient).isfinite()
+        return None if finite.all() else finite.expand_as(gradient)
 
     def _declared_std(self, name: str, gradient: Tensor) -> Tensor:
         """What `std` says of a parameter; 0 for nothing, and for what is not observed."""
-        own = torch.as_tensor(self.std.get(name, 0.0), dtype=torch.float64).to(gradient)
-        return own.nan_to_num(posinf=0.0)
+        declared = torch.as_tensor(self.std.get(name, 0.0), dtype=torch.float64).to(gradient)
+        return declared.nan_to_num(posinf=0.0)
 
 
 @dataclass(frozen=True)
@@ -144,16 +127,8 @@ class Observed:
     """What an attacker has of N clients: their gradients, and what is known of the errors.
 
     Gradients of 1e-200, as of a saturated softmax, are sound, but have no square: equations are
-    made of gradients that are divided by their largest entry.
-
-    Parameters
-    ----------
-    gradients : mapping of str to Tensor
-        Name → (N, *parameter shape), divided by `unit`; float64 where equations are made of them.
-    noise : Noise
-        Of the gradients as they were sent.
-    unit : Tensor
-        (N,).
+    made of gradients `(N, *parameter shape)` that are divided by their largest entry, the `unit`
+    (N,); these are float64. `noise` is that of the gradients as they were sent.
     """
 
     gradients: Mapping[str, Tensor]
@@ -181,13 +156,9 @@ class Observed:
 
     def divided(self, unit: Tensor) -> "Observed":
         """The gradients, but not running statistics, divided once more, by (N,)."""
-
-        def own(gradient: Tensor) -> Tensor:
-            return gradient / unit.to(gradient.dtype).reshape(-1, *[1] * (gradient.dim() - 1))
-
         gradients = {
-            name: gradient if is_statistic(name) else own(gradient)
-            for name, gradient in self.gradients.items()
+            name: g if is_statistic(name) else g / aligned(unit.to(g.dtype), g)
+            for name, g in self.gradients.items()
         }
         return Observed(gradients, self.noise, self.unit * unit)
 
@@ -204,8 +175,12 @@ class Observed:
         return self.noise.row_std(name, self.gradients[name], self.unit)
 
     def every_std(self, name: str) -> Tensor:
-        """`Noise.full_row_std` of one parameter."""
-        return self.noise.full_row_std(name, self.gradients[name], self.unit)
+        """The same, written out where one number says it all."""
+        std, gradient = self.std(name), self.gradients[name]
+        if std is not None:
+            return std
+        common = self.relative_std(name) * root_mean_square(gradient)
+        return aligned(common, gradient).expand_as(gradient)
 
     def seen(self, name: str) -> Tensor | None:
         """`Noise.observed` of one parameter."""
@@ -214,7 +189,6 @@ class Observed:
 
 def largest_entry(gradients: Mapping[str, Tensor]) -> Tensor:
     """(N,): size of the largest entry of each client's gradients, 1 where all are zero."""
-    own = [g for name, g in gradients.items() if not is_statistic(name)]
-    sizes = torch.stack([g.flatten(1).abs().amax(dim=1).double() for g in own])
-    unit = sizes.amax(dim=0)
+    chosen = [g for name, g in gradients.items() if not is_statistic(name)]
+    unit = torch.stack([g.flatten(1).abs().amax(dim=1).double() for g in chosen]).amax(dim=0)
     return torch.where(unit > 0, unit, 1.0)

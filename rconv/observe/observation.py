@@ -28,10 +28,9 @@ def per_sample_gradients(
     ----------
     model : Module
         The shared model; its dtype and device are those of the computation.
-    images : Tensor
-        Axes (image N, channel C, row, column), converted to the model's dtype and device.
-    targets : Tensor
-        Axis (image N): class numbers, or 0 and 1 where the model has one logit.
+    images, targets : Tensor
+        (N, C, H, W), converted to the model's dtype and device; and class numbers (N,), or 0 and 1
+        where the model has one logit.
     loss : Callable, optional
         The clients' loss, `Loss`. By default cross-entropy, or the logistic loss for one logit.
 
@@ -43,8 +42,8 @@ def per_sample_gradients(
     Raises
     ------
     ValueError
-        If there is no image, none that the model takes, not one target for each, or no class of
-        a target's number.
+        If there is no image, none that the model takes, not one target for each, or no class of a
+        target's number.
     """
     model = unwrapped(model)
     parameters = {name: ordinary(p.detach()) for name, p in model.named_parameters()}

@@ -110,7 +110,7 @@ def worst(records: Sequence[Record], count: int) -> list[Record]:
 def explain(record: Record) -> str:
     """Why this image came out as it did, in one sentence, from its own record."""
     if not record.get("layers"):
-        return record["doubt"] or "full rank in every layer"
+        return record["diagnostic"] or "full rank in every layer"
     short = [layer for layer in record["layers"] if open_directions(layer) > 0]
     if not short:
         condition = max(value(layer["condition"], math.inf) for layer in record["layers"])
@@ -134,7 +134,7 @@ def _failures(records: Sequence[Record]) -> list[list[Record]]:
     Diagnostics are compared without their numbers, which differ from image to image.
     """
     lost = (r for r in records if not won([r]))
-    kinds = grouped(lost, lambda r: (setting(r), _kind(r["doubt"])))
+    kinds = grouped(lost, lambda r: (setting(r), _kind(r["diagnostic"])))
     return sorted(kinds.values(), key=len, reverse=True)
 
 
@@ -201,7 +201,7 @@ FAILURES = Table(
         "constraints": lambda group: str(group[0]["constraints"]),
         "dtype": first("dtype"),
         "images": len,
-        "why": lambda group: _kind(group[0]["doubt"]),
+        "why": lambda group: _kind(group[0]["diagnostic"]),
     },
 )
 """One row per setting and reason, with the number of images that failed."""

@@ -159,8 +159,8 @@ CHANGED = {
         lambda m, x: nn.functional.leaky_relu_(x) + m.pos_embed[:, 1:], None, "more than steps"
     ),
     "cut": (lambda m, x: x[:, 1:] + m.pos_embed[:, 2:], None, r"more than steps that move"),
-    "another way": (beside, None, r"patch_embed\.proj: reaches the loss by a way around"),
-    "used twice": (twice, None, r"pos_embed: reaches the loss by a way around"),
+    "another way": (beside, None, r"patch_embed\.proj: reaches the loss by a path around"),
+    "used twice": (twice, None, r"pos_embed: reaches the loss by a path around"),
     "none": (lambda m, x: x, None, "no position embedding is added"),
 }  # fmt: skip
 

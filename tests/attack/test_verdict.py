@@ -15,9 +15,13 @@ from rconv.attack.verdict import image_size
 from rconv.data.datasets import load
 from rconv.lab.architectures import build
 from rconv.lab.channels import brighter, grainy, pair, several_steps, shifted
-from rconv.lab.false_positives import attack_random_networks
+from rconv.lab.false_positives import (
+    attack_random_networks,
+    random_images,
+    residual_network,
+    wide_network,
+)
 from rconv.lab.metrics import psnr
-from rconv.lab.random_networks import random_images, residual_network, wide_network
 from rconv.observe.noise import Noise
 from rconv.observe.observation import per_sample_gradients
 
@@ -239,7 +243,7 @@ def test_an_average_that_one_logit_cannot_tell_is_not_called_unique():
 def test_a_scale_that_the_loss_fits_badly_is_not_called_unique():
     """Two local steps of a network without biases: the image is right up to its scale only."""
     (record,) = attack_random_networks(range(88, 89), "two local steps")
-    assert not record["unique"] and record["error"] > 0.5 and record["doubt"]
+    assert not record["unique"] and record["error"] > 0.5 and record["diagnostic"]
 
 
 def test_a_wrong_scale_that_every_layer_fits_is_not_called_unique():

@@ -487,7 +487,7 @@ def test_gradients_of_zeros_have_no_label(here, capsys):
     code, out, _ = answered(f"{SMALL} --gradients zeros --json zeros.json", capsys)
     (record,) = json.loads((here / "zeros.json").read_text())
     assert code == 0 and record["label"] is None and not record["unique"]
-    assert out.splitlines()[1].split()[:2] == ["0", "-"] and "zero" in record["doubt"]
+    assert out.splitlines()[1].split()[:2] == ["0", "-"] and "zero" in record["diagnostic"]
 
 
 def test_the_package_has_its_names_without_importing_them():

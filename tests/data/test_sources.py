@@ -88,11 +88,7 @@ def cifar_files(monkeypatch, folder, name, count=6):
 
 @pytest.mark.parametrize(
     ("name", "labels"),
-    [
-        ("MNIST", [5, 0, 4, 1, 9]),
-        ("CIFAR10", [6, 9, 9, 4, 1]),
-        ("CIFAR100", [19, 29, 0, 11, 1]),
-    ],
+    [("MNIST", [5, 0, 4, 1, 9]), ("CIFAR10", [6, 9, 9, 4, 1]), ("CIFAR100", [19, 29, 0, 11, 1])],
 )
 def test_the_real_first_images(name, labels):
     if not list(REAL.glob(f"{name}-train-first*.npz")):

@@ -6,11 +6,7 @@ import torch
 from hypothesis import given, settings
 from small import SEEDS, convolve, geometries, normal
 
-from rconv.equations.conv_gradient import (
-    ConvGradient,
-    gradient_matrix,
-    gradient_rhs,
-)
+from rconv.equations.conv_gradient import ConvGradient, gradient_matrix, gradient_rhs
 from rconv.equations.conv_output import add_weight_gram, weight_matrix
 from rconv.equations.windows import residue_classes, window_index
 from rconv.model.geometry import Geometry

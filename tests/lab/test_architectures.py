@@ -6,13 +6,7 @@ import pytest
 import torch
 
 from rconv.lab import architectures
-from rconv.lab.architectures import (
-    ACTIVATIONS,
-    ARCHITECTURES,
-    activation_names,
-    build,
-    targets,
-)
+from rconv.lab.architectures import ACTIVATIONS, ARCHITECTURES, activation_names, build, targets
 from rconv.model.read import read
 
 LENET, CNN6 = (16, 8, 8, 8), (17, 9, 9, 9, 5, 5)

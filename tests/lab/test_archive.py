@@ -162,9 +162,9 @@ def test_fresh_results_stand_before_kept_ones(kept, tmp_path, monkeypatch):
     assert list(found) == [("Photos", "lenet"), ("Photos", "lenet_o")]
     assert found["Photos", "lenet_o"] == [{"mse": 0.5}]
     assert found["Photos", "lenet"][0]["mse"] < SUCCESS
-    told = pages.origin("experiment")
-    assert "built this page: Photos with `lenet_o`" in told
-    assert "version 1.2.3 with `make paper`" in told and told.endswith("Photos with `lenet`.")
+    origin = pages.origin("experiment")
+    assert "built this page: Photos with `lenet_o`" in origin
+    assert "version 1.2.3 with `make paper`" in origin and origin.endswith("Photos with `lenet`.")
 
 
 def test_a_point_without_a_page_is_no_link(tmp_path, monkeypatch):

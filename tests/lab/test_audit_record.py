@@ -146,12 +146,10 @@ CODES = {
 
 
 @pytest.mark.parametrize("arguments, code", CODES.values(), ids=CODES)
-def test_exit_codes_of_the_process(arguments, code, folder):
+def test_exit_codes(arguments, code, folder, capsys):
     """Also the files that each leaves: a report of an unsupported model, none of wrong usage."""
-    command = [sys.executable, "-m", "rconv", "audit", *OWN, *arguments, "--time-limit", "0"]
-    command += ["--json", "a.json", "--html", "a.html"]
-    run = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    assert run.returncode == code, run.stderr
+    files = ["--json", "a.json", "--html", "a.html"]
+    assert main(["audit", *OWN, *arguments, "--time-limit", "0", *files]) == code
     written = code != 2
     assert [(folder / name).exists() for name in ("a.json", "a.html")] == [written] * 2
     if written:
@@ -160,7 +158,15 @@ def test_exit_codes_of_the_process(arguments, code, folder):
         risk = named.get(arguments[1].partition(":")[2], LEAKS)
         assert record["verdict"]["risk"] == (NOT_BY_THIS_ATTACK if "--noise" in arguments else risk)
         assert (record["refusal"] is not None) == (code == 4)
-        assert record["verdict"]["risk"] in run.stdout
+        assert record["verdict"]["risk"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("case", ["leaks, threshold", "not supported"])
+def test_the_process_ends_with_the_exit_code(case, folder):
+    arguments, code = CODES[case]
+    command = [sys.executable, "-m", "rconv", "audit", *OWN, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert run.returncode == code, run.stderr
 
 
 def test_settings_come_from_pyproject_and_the_command_line_wins(folder):

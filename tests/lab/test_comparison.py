@@ -103,16 +103,16 @@ def judge(sigmoid):
 
 def test_the_truth_explains_the_gradients_and_an_attack_that_gives_another_image_does_not(judge):
     truth, label = judge.truth.images, judge.targets
-    right = Method(lambda own, told, watch: (truth[1:], int(label[1])), {})
+    right = Method(lambda sent, known, watch: (truth[1:], int(label[1])), {})
     _, record = judge(right, 1)
     assert record["mse"] == 0 and record["gradient_residual"] < 1e-12
-    wrong = Method(lambda own, told, watch: (truth[:1], int(label[1])), {})
+    wrong = Method(lambda sent, known, watch: (truth[:1], int(label[1])), {})
     assert judge(wrong, 1)[1]["gradient_residual"] > EXPLAINED
 
 
 def test_a_wrong_label_explains_nothing_however_good_the_image(judge):
     right = int(judge.targets[0])
-    lied = Method(lambda own, told, watch: (judge.truth.images[:1], (right + 1) % 10), {})
+    lied = Method(lambda sent, known, watch: (judge.truth.images[:1], (right + 1) % 10), {})
     _, record = judge(lied, 0)
     assert record["mse"] == 0 and record["gradient_residual"] > EXPLAINED
 

@@ -26,8 +26,7 @@ def test_run_measures_what_it_says():
 
 
 @pytest.mark.parametrize(
-    "setting, value",
-    [("seed", 3), ("filters", (14, 18, 12, 4)), ("initialisation", "default")],
+    "setting, value", [("seed", 3), ("filters", (14, 18, 12, 4)), ("initialisation", "default")]
 )
 def test_settings_reach_model_and_record(setting, value):
     (record,) = run("Digits", [0], **{setting: value}).records
@@ -95,7 +94,7 @@ def test_a_record_has_the_verdict_and_its_reason():
     assert good["unique"] and good["full_rank"] and good["gap"] == 0
     (cat,) = run("Photos", [1], seed=2, constraints="paper").records  # a filter is dead
     assert not cat["unique"] and not cat["full_rank"] and cat["gap"] > 0
-    assert cat["doubt"] and not good["doubt"]
+    assert cat["diagnostic"] and not good["diagnostic"]
 
 
 def test_summary_shows_the_images_that_are_not_unique():
@@ -107,10 +106,10 @@ def test_summary_shows_the_images_that_are_not_unique():
         "ssim": 1.0,
         "gradient_residual": 1e-12,
         "unique": True,
-        "doubt": "",
+        "diagnostic": "",
         "seconds": 0.5,
     }
-    bad = {**good, "index": 7, "mse": 1.0, "unique": False, "doubt": "conv1 has rank 3 of 9"}
+    bad = {**good, "index": 7, "mse": 1.0, "unique": False, "diagnostic": "conv1 has rank 3 of 9"}
     text = summary([good] * 29 + [bad])
     lines = text.splitlines()
     assert len(lines) == 3 and lines[1].split()[0] == "7"
@@ -123,7 +122,7 @@ def test_summary_shows_the_images_that_are_not_unique():
 
 def test_summary_has_a_dash_for_what_is_not_known():
     record = {"index": 14, "label": 1, "mse": None, "psnr": None, "ssim": None, "unique": False}
-    record |= {"gradient_residual": None, "doubt": "no", "seconds": 0.5}
+    record |= {"gradient_residual": None, "diagnostic": "no", "seconds": 0.5}
     line = summary([record]).splitlines()[1]
     assert line.split()[:6] == ["14", "1", "-", "-", "-", "-"]
 

@@ -38,7 +38,7 @@ def test_impossible_shares_are_refused(each, count):
 def records():
     """Two models, one image each for all, one more for two closed forms."""
     found = comparison.study(
-        "Digits", [0, 1], "lenet_main", "LeakyReLU", seeds=[0, 1], each=1, count=2, settings=FEW
+        "Digits", [0, 1], "dlg_lenet", seeds=[0, 1], each=1, count=2, settings=FEW
     )
     return [r for result in found for r in result.records]
 

@@ -111,8 +111,8 @@ def test_the_attacker_of_updates_knows_their_precision(seen):
     for rate, key in zip(channels.RATES, channels.SENT[2:], strict=True):
         after = sgd_step(single, seen["float32"].gradients, rate)
         gradients, noise = gradients_from_update(before, after, rate)
-        for name, told in noise.std.items():
-            assert torch.equal(seen[key].noise.std[name], told)
+        for name, std in noise.std.items():
+            assert torch.equal(seen[key].noise.std[name], std)
         assert torch.equal(seen[key].gradients["fc.weight"], gradients["fc.weight"])
 
 

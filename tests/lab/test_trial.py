@@ -11,9 +11,8 @@ from rconv.attack.attack import Attack
 from rconv.audit import HYBRID, NOT_UNIQUE, TOO_LARGE, audit, overall
 from rconv.data import datasets
 from rconv.data.datasets import SIZES, photographs
-from rconv.lab.intervals import rate_interval
 from rconv.lab.metrics import gain, psnr
-from rconv.lab.records import score
+from rconv.lab.records import SHOWN, score
 from rconv.lab.trial import VISIBLE, trial
 from rconv.model.read import UnsupportedModelError
 
@@ -51,7 +50,7 @@ def test_it_is_the_attack_measured_against_the_truth(dtype):
     shown = alone.clamp(0, 1)
     assert torch.equal(found.psnr, psnr(shown, images, data_range=1.0))
     assert (found.psnr - found.flat - gain(shown, images)).abs().max() < 1e-9
-    assert found.unique.all() and found.share[0] == 1 and found.clear == 3
+    assert found.unique.all() and (found.psnr >= SHOWN).all()
     assert not found.false.any() and found.verdict.startswith("3 of 3 images")
     assert f"median {found.psnr.median():.0f} dB, worst {found.psnr.min():.0f}" in found.verdict
     assert next(model.parameters()).dtype == torch.float64, "the model is changed"
@@ -80,7 +79,6 @@ def test_the_median_of_an_even_number_lies_between():
 
 def test_not_unique_is_not_private(shown):
     assert not shown.unique.any() and (shown.psnr - shown.flat > 2 * VISIBLE).any()
-    assert shown.share[0] == 0
     assert (
         shown.verdict.startswith("0 of 4 images") and "; all are shown at median" in shown.verdict
     )
@@ -110,14 +108,7 @@ def test_both_kinds_are_told_apart():
     assert found.unique.tolist() == [False, True, True, True]
     assert found.verdict.startswith("3 of 4 images") and "; the other is shown at" in found.verdict
     assert f"(median {found.psnr[1:].median():.0f} dB, " in found.verdict
-    assert found.share == (0.75, *rate_interval([0, 1, 1, 1], [1] * 4))
     assert "image 0: the gradients are zero" in found.beside("leaks")
-
-
-def test_the_interval_of_a_few_successes_is_wide():
-    """Clopper and Pearson's: four successes of four are not surprising at 40 %."""
-    rate, low, high = trial(network(), SHAPE).share
-    assert (rate, high) == (1, 1) and low == pytest.approx(0.025**0.25)
 
 
 def test_a_wrong_image_that_is_called_unique_is_shouted_out():
@@ -163,7 +154,7 @@ def test_photographs_fill_the_range():
 def test_dead_filters_break_what_the_shapes_promise():
     model = dead(network(nn.ReLU, filters=(6, 8)))
     generic = overall(audit(model, SHAPE))
-    found = trial(model, SHAPE, count=2)
+    found = trial(model, SHAPE, count=1)
     assert generic == "leaks" and not found.unique.any()
     text = found.beside(generic)
     assert text.startswith("Rank and trial differ. The rank for random data says 'leaks'")
@@ -171,7 +162,7 @@ def test_dead_filters_break_what_the_shapes_promise():
 
 
 def test_signs_give_more_than_the_shapes_promise():
-    """A dark image with one bright pixel is told by far fewer equations than it has pixels."""
+    """A dark image with one bright pixel needs far fewer equations than it has pixels."""
     model, images = short(5), torch.zeros(2, 3, 8, 8, dtype=torch.float64)
     images[:, :, 3, 4] = 1.0
     found = trial(model, (3, 8, 8), images, torch.tensor([0, 1]))

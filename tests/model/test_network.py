@@ -68,11 +68,7 @@ def test_names_activations_and_shapes_of_nested_sequentials():
     assert [stage.name for stage in network.stages] == ["0.0", "0.2.0"]
     assert [stage.activation.name for stage in network.stages] == ["Sigmoid", "Identity"]
     assert [stage.geometry.output for stage in network.stages] == [(4, 8, 8), (5, 4, 4)]
-    assert (network.head.name, network.head.last, network.head.logits) == (
-        "1.1",
-        False,
-        "1.3",
-    )
+    assert (network.head.name, network.head.last, network.head.logits) == ("1.1", False, "1.3")
     assert network.input_shape == (3, 8, 8)
 
 

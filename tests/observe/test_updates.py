@@ -11,10 +11,9 @@ from torch import nn
 from rconv.attack.attack import Attack
 from rconv.lab import architectures
 from rconv.lab.channels import several_steps, sgd_step
-from rconv.lab.random_networks import random_images, random_network
+from rconv.lab.false_positives import random_images, random_network
 from rconv.observe.observation import per_sample_gradients
-from rconv.observe.steps import half_spacing
-from rconv.observe.update import gradients_from_update
+from rconv.observe.update import gradients_from_update, half_spacing
 
 RATES = (0.1, 0.01, 0.001)
 
@@ -57,7 +56,7 @@ def test_every_entrys_error_is_within_its_deviation(client, rate):
         allowed = math.sqrt(3) * spread * (1 + 1e-6) + 2**-23 * g.abs()
         assert (error <= allowed).all(), name
         errors.append((error / spread).flatten())
-    # Uniform within the bound: its deviation is what is told.
+    # Uniform within the bound: its deviation is what is stated.
     assert torch.cat(errors).square().mean().sqrt().item() == pytest.approx(1, abs=0.15)
 
 
@@ -83,8 +82,8 @@ def test_powers_of_two_are_read_exactly():
     read, noise = gradients_from_update({"weight": weight}, sent, 2.0**-3)
     assert torch.equal(read["weight"], gradient.double())
     # Half the spacing of the numbers in [1/2, 1) is 2^-25: over the rate.
-    told = noise.std["weight"]
-    assert torch.allclose(told, torch.full((1, 2, 2), 2.0**-25 * 2**3 / math.sqrt(3)).double())
+    known = noise.std["weight"]
+    assert torch.allclose(known, torch.full((1, 2, 2), 2.0**-25 * 2**3 / math.sqrt(3)).double())
 
 
 def test_a_parameter_that_has_not_moved_tells_nothing():
@@ -143,7 +142,7 @@ def stepped(model, gradients, optimiser, rate, **settings):
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_the_first_step_of_sgd_is_undone_within_the_noise(settings, dtype):
-    told = {key: value for key, value in settings.items() if key != "dampening"}
+    known = {key: value for key, value in settings.items() if key != "dampening"}
     ratios = []
     for seed in range(6):
         model, shape = random_network(seed)
@@ -153,7 +152,7 @@ def test_the_first_step_of_sgd_is_undone_within_the_noise(settings, dtype):
         }
         rate = 10.0 ** -(1 + seed % 3)
         sent = stepped(model, gradients, torch.optim.SGD, rate, **settings)
-        read, noise = gradients_from_update(model.state_dict(), sent, rate, **told)
+        read, noise = gradients_from_update(model.state_dict(), sent, rate, **known)
         for name, g in gradients.items():
             spread = noise.entry_std(name, read[name][None])[0]
             ratio = ((read[name] - g.double()).abs() / spread).flatten()

@@ -61,8 +61,7 @@ def test_show_image_refuses_what_is_no_image(ax, shape):
 
 
 @pytest.mark.parametrize(
-    ("error", "exponent"),
-    [(3e-9, 8), (0.1, 1), (0.9, 0), (1.0, 0), (25.0, -2), (1e-310, 300)],
+    ("error", "exponent"), [(3e-9, 8), (0.1, 1), (0.9, 0), (1.0, 0), (25.0, -2), (1e-310, 300)]
 )
 def test_show_error_magnifies_by_the_power_of_ten_in_the_title(ax, error, exponent):
     reference = torch.zeros(3, 4, 4, dtype=torch.float64)

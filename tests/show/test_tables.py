@@ -27,7 +27,7 @@ def record(mse, rank=64, **changes):
         "ssim": 1.0,
         "gain": 40.0,
         "unique": rank == 64,
-        "doubt": "" if rank == 64 else f"conv1 has rank {rank} of 64",
+        "diagnostic": "" if rank == 64 else f"conv1 has rank {rank} of 64",
         "seconds": 0.005,
         "layers": [layer],
         **changes,
@@ -50,7 +50,7 @@ def test_an_image_attacked_through_several_networks_is_one_draw():
 
 def test_failures_are_counted_by_setting_and_reason():
     noise = "the noise may have grown to 3e-02 of the image"
-    records = [record(1e-20), record(1e-3, 50), record(None, 40), record(1e-2, doubt=noise)]
+    records = [record(1e-20), record(1e-3, 50), record(None, 40), record(1e-2, diagnostic=noise)]
     assert tables.FAILURES.rows(records) == [
         ("ReLU", "paper", "float64", 2, "conv1 is rank-deficient"),
         ("ReLU", "paper", "float64", 1, "the noise may have grown to … of the image"),
@@ -76,7 +76,7 @@ def test_explanations_name_the_layer(rank, words):
     assert words in tables.explain(record(1.0, rank))
 
 
-def test_a_record_without_layers_is_explained_by_its_doubt():
+def test_a_record_without_layers_is_explained_by_its_diagnostic():
     assert tables.explain(record(1.0, 50, layers=None)) == "conv1 has rank 50 of 64"
     assert tables.explain(record(1e-9, layers=None)) == "full rank in every layer"
 

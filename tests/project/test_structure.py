@@ -1,4 +1,4 @@
-"""The house: wings that import one way, small parts, types, and one dialect of docstrings."""
+"""The structure: subpackages that import one way, short functions, types, NumPy's docstrings."""
 
 import ast
 import graphlib
@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "rconv"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-FLOORS = (
+LEVELS = (
     {"files", "lazy", "extras"},
     {"linalg", "model", "data"},
     {"observe", "equations"},
@@ -23,19 +23,19 @@ FLOORS = (
     {"cli", "adapters"},
     {"rconv", "__main__"},  # the public face, and `python -m rconv`
 )
-FLOOR = {wing: floor for floor, wings in enumerate(FLOORS) for wing in wings}
-NEEDS_NO_IMAGES = {wing for wing in FLOOR if FLOOR[wing] < FLOOR["lab"]} - {"data"}
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+NEEDS_NO_IMAGES = {name for name in LEVEL if LEVEL[name] < LEVEL["lab"]} - {"data"}
 
 
 def name_of(path):
-    """`attack.head` for rconv/attack/head.py, `attack` for the wing, `rconv` for the face."""
+    """`attack.head` for rconv/attack/head.py, `attack` for its folder, `rconv` for the package."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__") or "rconv"
 
 
 SOURCES = {name_of(path): path.read_text(encoding="utf-8") for path in FILES}
 TREES = {module: ast.parse(source) for module, source in SOURCES.items()}
-WINGS = sorted(
+SUBPACKAGES = sorted(
     name_of(path) for path in FILES if path.stem == "__init__" and path.parent != PACKAGE
 )
 
@@ -59,16 +59,16 @@ def imports(module, tree):
 
 def known(name):
     """The module that `rconv.attack.head.Head`, say, is in."""
-    own = name.removeprefix("rconv").removeprefix(".") or "rconv"
-    while own not in TREES:
-        own = own.rpartition(".")[0] or "rconv"
-    return own
+    module = name.removeprefix("rconv").removeprefix(".") or "rconv"
+    while module not in TREES:
+        module = module.rpartition(".")[0] or "rconv"
+    return module
 
 
 ARROWS = {module: set(imports(module, tree)) for module, tree in TREES.items()}
 
 
-def wing(module):
+def subpackage(module):
     return module.split(".")[0]
 
 
@@ -84,8 +84,8 @@ def late():
     assert found == {"files", "audit", "rconv", "linalg.dense", "attack.head"}
 
 
-def test_every_wing_has_its_floor():
-    assert {wing(module) for module in TREES} == set(FLOOR)
+def test_every_subpackage_has_a_level():
+    assert {subpackage(module) for module in TREES} == set(LEVEL)
 
 
 @each_module
@@ -93,26 +93,27 @@ def test_imports_run_down(module):
     wrong = {
         other
         for other in ARROWS[module]
-        if wing(other) != wing(module) and FLOOR[wing(other)] >= FLOOR[wing(module)]
+        if subpackage(other) != subpackage(module)
+        and LEVEL[subpackage(other)] >= LEVEL[subpackage(module)]
     }
     assert not wrong
 
 
 @each_module
 def test_only_the_lab_and_what_is_above_it_sees_images(module):
-    if wing(module) == "data":
-        assert {wing(other) for other in ARROWS[module]} <= {"data", "extras", "files"}
-    if wing(module) in NEEDS_NO_IMAGES:
-        assert not {other for other in ARROWS[module] if wing(other) == "data"}
+    if subpackage(module) == "data":
+        assert {subpackage(other) for other in ARROWS[module]} <= {"data", "extras", "files"}
+    if subpackage(module) in NEEDS_NO_IMAGES:
+        assert not {other for other in ARROWS[module] if subpackage(other) == "data"}
 
 
 def test_there_are_no_circles():
     tuple(graphlib.TopologicalSorter(ARROWS).static_order())
 
 
-@pytest.mark.parametrize("wing", WINGS)
-def test_a_wing_says_what_lives_there_and_what_does_not(wing):
-    text = ast.get_docstring(TREES[wing]) or ""
+@pytest.mark.parametrize("name", SUBPACKAGES)
+def test_a_subpackage_says_what_belongs_there_and_what_does_not(name):
+    text = ast.get_docstring(TREES[name]) or ""
     assert len(re.findall(r"\.(?:\s|$)", text)) >= 2, "two sentences at least"
     assert re.search(r"\b(no|not|nothing|neither|never|only|is in|are in)\b", text, re.I)
 
@@ -229,7 +230,7 @@ def documented(tree):
         ("x", False),
     ],
 )
-def test_the_private_dialect_is_told_apart(entry, right):
+def test_what_is_no_entry_is_recognised(entry, right):
     assert (not misformed(f"Says.\n\nParameters\n----------\n{entry}\n")) is right
 
 
