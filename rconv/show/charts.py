@@ -1,7 +1,7 @@
 """Draw what records say of many images; functions take Axes, draw on them and return them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rconv.extras import extra
@@ -9,7 +9,17 @@ from rconv.lab.channels import SENT
 from rconv.lab.records import SUCCESS, Record, value
 from rconv.lab.success_rates import INITIAL_WEIGHTS, rate
 from rconv.show.comparison_tables import STARTS, find
-from rconv.show.figures import BLUE, GREEN, INK, MAP_COLOURS, NOT_A_NUMBER, ORANGE, PAPER, TITLE
+from rconv.show.figures import (
+    BLUE,
+    GREEN,
+    INK,
+    MAP_COLOURS,
+    METHODS,
+    NOT_A_NUMBER,
+    ORANGE,
+    PAPER,
+    TITLE,
+)
 
 with extra():
     import matplotlib as mpl
@@ -20,6 +30,46 @@ BAR = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
 
 EXACT = 100.0
 """PSNR in dB beyond which figures make no difference."""
+
+
+def name_lines(ax: Axes) -> Axes:
+    """Write each line's label at its right end, in its colour, in place of a legend."""
+    lines = [line for line in ax.lines if not line.get_label().startswith("_")]
+    ends = {line: line.get_xydata()[-1] for line in lines}
+    gap, places = 11 * ax.figure.dpi / 72, []
+    for line in sorted(lines, key=lambda line: ax.transData.transform(ends[line])[1]):
+        place = ax.transData.transform(ends[line])[1]
+        places.append(max(place, places[-1] + gap) if places else place)
+        shift = (places[-1] - place) * 72 / ax.figure.dpi
+        look = {"color": line.get_color(), "fontsize": TITLE, "va": "center"}
+        ax.annotate(line.get_label(), ends[line], (6, shift), textcoords="offset points", **look)
+    return ax
+
+
+def show_dots(
+    ax: Axes, rows: Mapping[str, Mapping[str, Sequence[float]]], limit: float | None = None
+) -> Axes:
+    """Draw a long table: a line for each row, on it a dot for each method, in its colour.
+
+    Name of a row → name of a dot → its value, or (value, low, high) with a bar from low to high.
+    `limit` is the largest value that is drawn. What is not finite has no dot.
+    """
+    for place, dots in enumerate(rows.values()):
+        ax.axhline(place, color="0.85", linewidth=0.6, zorder=0)
+        for number, (name, given) in enumerate(dots.items()):
+            colour = METHODS.get(name, f"C{number}")
+            value, low, high = (
+                min(v, math.inf if limit is None else limit) for v in (given * 3)[:3]
+            )
+            height = place + 0.16 * (number - (len(dots) - 1) / 2)
+            ax.plot([low, high], [height] * 2, color=colour, linewidth=1.2)
+            ax.plot(value, height, "osd^vP"[number % 6], color=colour, markersize=4, label=name)
+    ax.set_yticks(range(len(rows)), rows, fontsize=TITLE)
+    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.tick_params(axis="y", length=0)
+    named = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    ax.figure.legend(named.values(), named, loc="outside upper center", ncols=3)
+    return ax
 
 
 def show_psnr(ax: Axes, records: Sequence[Record], label: str | None = None, **style: Any) -> Axes:
@@ -70,9 +120,9 @@ def show_sweep(ax: Axes, records: Sequence[Record], title: str | None = None) ->
     images, lines shares of the unknowns, and each kind of constraints has a colour.
     """
     for number, kind in enumerate(dict.fromkeys(r["constraints"] for r in records)):
+        colour = METHODS[kind]
         chosen = [r for r in records if r["constraints"] == kind]
         widths = [r["width"] for r in chosen]
-        colour = (ORANGE, BLUE)[number % 2]
         rank = [r["rank"] / r["unknowns"] for r in chosen]
         success = [r["successes"] / r["images"] for r in chosen]
         ax.plot(widths, rank, "--", color=colour, linewidth=1, label=f"{kind}: rank")
@@ -90,7 +140,7 @@ def show_progress(ax: Axes, records: Sequence[Record], title: str | None = None)
     (CPU seconds with the preparation, PSNR in dB), a single one for attacks in closed form.
     """
     for number, method in enumerate(dict.fromkeys(r["method"] for r in records)):
-        look = {"color": f"C{number}", "linewidth": 0.8, "alpha": 0.8}
+        look = {"color": METHODS[method], "linewidth": 0.8, "alpha": 0.8}
         label = method
         for curve in (r["curve"] for r in records if r["method"] == method and r["curve"]):
             seconds, decibels = zip(*curve, strict=True)
