@@ -37,6 +37,7 @@ def name_lines(ax: Axes) -> Axes:
     lines = [line for line in ax.lines if not line.get_label().startswith("_")]
     ends = {line: line.get_xydata()[-1] for line in lines}
     gap, places = 11 * ax.figure.dpi / 72, []
+    ax.autoscale_view()
     for line in sorted(lines, key=lambda line: ax.transData.transform(ends[line])[1]):
         place = ax.transData.transform(ends[line])[1]
         places.append(max(place, places[-1] + gap) if places else place)

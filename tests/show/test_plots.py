@@ -197,7 +197,7 @@ def test_names_at_the_ends_of_lines_do_not_overlap(ax):
     name_lines(ax)
     assert [text.get_text() for text in ax.texts] == ["a", "b"]
     below, above = (text.xyann[1] for text in ax.texts)
-    assert above - below >= 11
+    assert above - below == pytest.approx(11)
 
 
 def test_dots_have_the_colour_of_their_method_and_stay_below_the_limit(ax):
