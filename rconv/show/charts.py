@@ -8,7 +8,7 @@ from rconv.extras import extra
 from rconv.lab.channels import SENT
 from rconv.lab.records import SUCCESS, Record, value
 from rconv.lab.success_rates import INITIAL_WEIGHTS, rate
-from rconv.show.comparison_tables import STARTS, find
+from rconv.show.comparison_tables import STARTS, Defended, find
 from rconv.show.figures import (
     BLUE,
     GREEN,
@@ -197,6 +197,23 @@ def show_widths(ax: Axes, records: Sequence[Record]) -> Axes:
     ax.set(xlabel="filters", ylabel="PSNR (dB)")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(fontsize=9)
+    return ax
+
+
+def show_gain(ax: Axes, groups: Sequence[Defended]) -> Axes:
+    """Draw the gain over a flat image against a defence's strength, a colour for each attacker.
+
+    The groups are those of `rconv.show.comparison_tables.by_defence`. Lines are medians over the
+    images, triangles the best image.
+    """
+    for kind in dict.fromkeys(g.attacker for g in groups):
+        own = [g for g in groups if g.attacker == kind]
+        strengths, look = [g.strength for g in own], {"color": METHODS[kind]}
+        ax.plot(strengths, [g.median("gain").value for g in own], "o-", label=kind, **look)
+        ax.plot(strengths, [g.best("gain") for g in own], "^:", label=f"{kind}, best", **look)
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.set(xscale="log", ylabel="gain (dB)")
+    ax.legend()
     return ax
 
 
