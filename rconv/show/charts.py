@@ -69,7 +69,8 @@ def show_dots(
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
     named = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    ax.figure.legend(named.values(), named, loc="outside upper center", ncols=3)
+    columns = 3 if max(map(len, named)) < 10 else 2
+    ax.figure.legend(named.values(), named, loc="outside upper center", ncols=columns)
     return ax
 
 

@@ -147,7 +147,7 @@ def _laid_out(figure: Figure, width: float) -> tuple[list[tuple[list[Artist], Bb
 
 def _crowded(figure: Figure) -> float:
     """Inches that the names on a vertical axis need, one below the other."""
-    return max(0.17 * len(ax.get_yticks()) for ax in figure.axes)
+    return max(0.5 + 0.19 * len(ax.get_yticks()) for ax in figure.axes)
 
 
 def _drawn(figure: Figure, panels: Sequence[tuple[list[Artist], Bbox]]) -> str:
