@@ -33,11 +33,12 @@ EXACT = 100.0
 
 
 def name_lines(ax: Axes) -> Axes:
-    """Write each line's label at its right end, in its colour, in place of a legend."""
+    """Write each line's label where it ends or leaves the plot, in place of a legend."""
     lines = [line for line in ax.lines if not line.get_label().startswith("_")]
-    ends = {line: line.get_xydata()[-1] for line in lines}
-    gap, places = 11 * ax.figure.dpi / 72, []
     ax.autoscale_view()
+    seen = ax.viewLim
+    ends = {line: [xy for xy in line.get_xydata() if seen.contains(*xy)][-1] for line in lines}
+    gap, places = 11 * ax.figure.dpi / 72, []
     for line in sorted(lines, key=lambda line: ax.transData.transform(ends[line])[1]):
         place = ax.transData.transform(ends[line])[1]
         places.append(max(place, places[-1] + gap) if places else place)

@@ -200,6 +200,13 @@ def test_names_at_the_ends_of_lines_do_not_overlap(ax):
     assert above - below == pytest.approx(11)
 
 
+def test_a_line_is_named_where_it_leaves_the_plot(ax):
+    ax.plot([0, 1, 2, 3], [0, 1, 2, 99], label="a")
+    ax.set_ylim(0, 2.5)
+    name_lines(ax)
+    assert [*ax.texts[0].xy] == [2, 2]
+
+
 def test_dots_have_the_colour_of_their_method_and_stay_below_the_limit(ax):
     show_dots(ax, {"x": {"paper": (1.0,), "auto": (20.0, 5.0, math.inf)}}, limit=10)
     dots = {line.get_label(): line for line in ax.lines if line.get_label() in METHODS}
