@@ -49,29 +49,29 @@ def name_lines(ax: Axes) -> Axes:
 
 
 def show_dots(
-    ax: Axes, rows: Mapping[str, Mapping[str, Sequence[float]]], limit: float | None = None
+    ax: Axes, rows: Mapping[str, Mapping[str, Sequence[float]]], limit: float = math.inf
 ) -> Axes:
     """Draw a long table: a line for each row, on it a dot for each method, in its colour.
 
-    Name of a row → name of a dot → its value, or (value, low, high) with a bar from low to high.
+    Name of a row → name of a dot → (value,), or (value, low, high) with a bar from low to high.
     `limit` is the largest value that is drawn. What is not finite has no dot.
     """
-    for place, dots in enumerate(rows.values()):
-        ax.axhline(place, color="0.85", linewidth=0.6, zorder=0)
-        for number, (name, given) in enumerate(dots.items()):
-            colour = METHODS.get(name, f"C{number}")
-            value, low, high = (
-                min(v, math.inf if limit is None else limit) for v in (given * 3)[:3]
-            )
-            height = place + 0.16 * (number - (len(dots) - 1) / 2)
-            ax.plot([low, high], [height] * 2, color=colour, linewidth=1.2)
-            ax.plot(value, height, "osd^vP"[number % 6], color=colour, markersize=4, label=name)
+    methods = dict.fromkeys(name for dots in rows.values() for name in dots)
+    for number, name in enumerate(methods):
+        own = [(place, dots[name]) for place, dots in enumerate(rows.values()) if name in dots]
+        heights = [place + 0.16 * (number - (len(methods) - 1) / 2) for place, _ in own]
+        drawn = [[min(v, limit) for v in (*given, *given, *given)[:3]] for _, given in own]
+        drawn = [[v if math.isfinite(v) else math.nan for v in line] for line in drawn]
+        values, low, high = zip(*drawn, strict=True)
+        look = {"color": METHODS.get(name, f"C{number}")}
+        ax.hlines(heights, low, high, linewidth=1.2, **look)
+        ax.plot(values, heights, "osd^vP"[number % 6], markersize=4, label=name, **look)
     ax.set_yticks(range(len(rows)), rows, fontsize=TITLE)
-    ax.set_ylim(len(rows) - 0.4, -0.6)
+    ax.set(ylim=(len(rows) - 0.4, -0.6), axisbelow=True)
+    ax.grid(axis="y", color="0.85", linewidth=0.6)
     ax.tick_params(axis="y", length=0)
-    named = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    columns = 3 if max(map(len, named)) < 10 else 2
-    ax.figure.legend(named.values(), named, loc="outside upper center", ncols=columns)
+    columns = 3 if max(map(len, methods)) < 10 else 2
+    ax.figure.legend(loc="outside upper center", ncols=columns)
     return ax
 
 
