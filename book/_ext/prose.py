@@ -3,6 +3,7 @@
 A page writes the caption as the paragraph behind a cell, or a table, which begins with *Figure.*
 or *Table.*, so that Jupyter shows it too. Here it becomes a caption with a number, below what it
 speaks of. Drawings inside the page, which are no `<img>`, take over the cell's `mystnb.image.alt`.
+A table of more than `LONG` rows is folded behind its caption, except on the pages of the grid.
 Terms of the glossary show their first sentence under the pointer.
 Numbers that the text quotes with a format are written as Python does by MyST-NB; those that a
 notebook glues as text, and those of tables, have their powers of ten already.
@@ -19,6 +20,9 @@ NUMBERS = Path(__file__).parents[2] / "rconv" / "show" / "numbers.py"
 scientific = run_path(str(NUMBERS))["scientific"]
 
 GLOSSARY = "book/glossary"
+
+LONG = 12
+"""Rows that a table shows without being opened."""
 
 DRAWN = '<div class="rconv-figure" role="img"'
 
@@ -38,6 +42,8 @@ def number(app, doctree):
             content = spoken_of(paragraph)
             if content is not None:  # a page of kept records may have nothing to show
                 wrap(doctree, content, paragraph, KINDS[first.astext()])
+                if app.env.docname.startswith("notebooks/"):
+                    fold(content)
 
 
 def spoken_of(paragraph):
@@ -70,6 +76,18 @@ def wrap(doctree, content, paragraph, kind):
     paragraph.parent.remove(paragraph)
     content.replace_self(figure)
     figure += [content, caption]
+
+
+def fold(content):
+    """Show a long table on demand only."""
+    bodies = list(content.findall(nodes.tbody))
+    rows = max((len(body.children) for body in bodies), default=0)
+    if rows > LONG:
+        figure, opening = content.parent, "<details class='rconv-long'><summary>"
+        opening += f"Show the table ({rows} rows)</summary>"
+        place = figure.index(content)
+        figure.insert(place + 1, nodes.raw("", "</details>", format="html"))
+        figure.insert(place, nodes.raw("", opening, format="html"))
 
 
 def describe(app, doctree, docname):

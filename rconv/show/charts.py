@@ -1,15 +1,25 @@
 """Draw what records say of many images; functions take Axes, draw on them and return them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rconv.extras import extra
 from rconv.lab.channels import SENT
 from rconv.lab.records import SUCCESS, Record, value
 from rconv.lab.success_rates import INITIAL_WEIGHTS, rate
-from rconv.show.comparison_tables import STARTS, find
-from rconv.show.figures import BLUE, GREEN, INK, MAP_COLOURS, NOT_A_NUMBER, ORANGE, PAPER, TITLE
+from rconv.show.comparison_tables import STARTS, Defended, find
+from rconv.show.figures import (
+    BLUE,
+    GREEN,
+    INK,
+    MAP_COLOURS,
+    METHODS,
+    NOT_A_NUMBER,
+    ORANGE,
+    PAPER,
+    TITLE,
+)
 
 with extra():
     import matplotlib as mpl
@@ -20,6 +30,49 @@ BAR = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
 
 EXACT = 100.0
 """PSNR in dB beyond which figures make no difference."""
+
+
+def name_lines(ax: Axes) -> Axes:
+    """Write each line's label where it ends or leaves the plot, in place of a legend."""
+    lines = [line for line in ax.lines if not line.get_label().startswith("_")]
+    ax.autoscale_view()
+    seen = ax.viewLim
+    ends = {line: [xy for xy in line.get_xydata() if seen.contains(*xy)][-1] for line in lines}
+    gap, places = 11 * ax.figure.dpi / 72, []
+    for line in sorted(lines, key=lambda line: ax.transData.transform(ends[line])[1]):
+        place = ax.transData.transform(ends[line])[1]
+        places.append(max(place, places[-1] + gap) if places else place)
+        shift = (places[-1] - place) * 72 / ax.figure.dpi
+        look = {"color": line.get_color(), "fontsize": TITLE, "va": "center"}
+        ax.annotate(line.get_label(), ends[line], (6, shift), textcoords="offset points", **look)
+    return ax
+
+
+def show_dots(
+    ax: Axes, rows: Mapping[str, Mapping[str, Sequence[float]]], limit: float = math.inf
+) -> Axes:
+    """Draw a long table: a line for each row, on it a dot for each method, in its colour.
+
+    Name of a row → name of a dot → (value,), or (value, low, high) with a bar from low to high.
+    `limit` is the largest value that is drawn. What is not finite has no dot.
+    """
+    methods = dict.fromkeys(name for dots in rows.values() for name in dots)
+    for number, name in enumerate(methods):
+        own = [(place, dots[name]) for place, dots in enumerate(rows.values()) if name in dots]
+        heights = [place + 0.16 * (number - (len(methods) - 1) / 2) for place, _ in own]
+        drawn = [[min(v, limit) for v in (*given, *given, *given)[:3]] for _, given in own]
+        drawn = [[v if math.isfinite(v) else math.nan for v in line] for line in drawn]
+        values, low, high = zip(*drawn, strict=True)
+        look = {"color": METHODS.get(name, f"C{number}")}
+        ax.hlines(heights, low, high, linewidth=1.2, **look)
+        ax.plot(values, heights, "osd^vP"[number % 6], markersize=4, label=name, **look)
+    ax.set_yticks(range(len(rows)), rows, fontsize=TITLE)
+    ax.set(ylim=(len(rows) - 0.4, -0.6), axisbelow=True)
+    ax.grid(axis="y", color="0.85", linewidth=0.6)
+    ax.tick_params(axis="y", length=0)
+    columns = 3 if max(map(len, methods)) < 10 else 2
+    ax.figure.legend(loc="outside upper center", ncols=columns)
+    return ax
 
 
 def show_psnr(ax: Axes, records: Sequence[Record], label: str | None = None, **style: Any) -> Axes:
@@ -70,9 +123,9 @@ def show_sweep(ax: Axes, records: Sequence[Record], title: str | None = None) ->
     images, lines shares of the unknowns, and each kind of constraints has a colour.
     """
     for number, kind in enumerate(dict.fromkeys(r["constraints"] for r in records)):
+        colour = METHODS[kind]
         chosen = [r for r in records if r["constraints"] == kind]
         widths = [r["width"] for r in chosen]
-        colour = (ORANGE, BLUE)[number % 2]
         rank = [r["rank"] / r["unknowns"] for r in chosen]
         success = [r["successes"] / r["images"] for r in chosen]
         ax.plot(widths, rank, "--", color=colour, linewidth=1, label=f"{kind}: rank")
@@ -90,7 +143,7 @@ def show_progress(ax: Axes, records: Sequence[Record], title: str | None = None)
     (CPU seconds with the preparation, PSNR in dB), a single one for attacks in closed form.
     """
     for number, method in enumerate(dict.fromkeys(r["method"] for r in records)):
-        look = {"color": f"C{number}", "linewidth": 0.8, "alpha": 0.8}
+        look = {"color": METHODS[method], "linewidth": 0.8, "alpha": 0.8}
         label = method
         for curve in (r["curve"] for r in records if r["method"] == method and r["curve"]):
             seconds, decibels = zip(*curve, strict=True)
@@ -146,6 +199,23 @@ def show_widths(ax: Axes, records: Sequence[Record]) -> Axes:
     ax.set(xlabel="filters", ylabel="PSNR (dB)")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.legend(fontsize=9)
+    return ax
+
+
+def show_gain(ax: Axes, groups: Sequence[Defended]) -> Axes:
+    """Draw the gain over a flat image against a defence's strength, a colour for each attacker.
+
+    The groups are those of `rconv.show.comparison_tables.by_defence`. Lines are medians over the
+    images, triangles the best image.
+    """
+    for kind in dict.fromkeys(g.attacker for g in groups):
+        own = [g for g in groups if g.attacker == kind]
+        strengths, look = [g.strength for g in own], {"color": METHODS[kind]}
+        ax.plot(strengths, [g.median("gain").value for g in own], "o-", label=kind, **look)
+        ax.plot(strengths, [g.best("gain") for g in own], "^:", label=f"{kind}, best", **look)
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.set(xscale="log", ylabel="gain (dB)")
+    ax.legend()
     return ax
 
 

@@ -16,6 +16,7 @@ import torch
 
 from rconv.extras import extra
 from rconv.files import replacing
+from rconv.show.numbers import RAISED
 
 with extra():
     import matplotlib as mpl
@@ -23,18 +24,30 @@ with extra():
     from matplotlib.backend_bases import FigureCanvasBase
     from matplotlib.figure import Figure
 
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+PINK, YELLOW, SKY = "#CC79A7", "#E69F00", "#56B4E9"
+"""Of Okabe and Ito, which the colour-blind distinguish too."""
+
 STYLE = {
     **{"font.size": 10, "axes.titlesize": 10, "legend.fontsize": 9},
     **{"xtick.labelsize": 9, "ytick.labelsize": 9},
     **{"figure.facecolor": "white", "text.color": "black", "axes.labelcolor": "black"},
     **{"image.interpolation": "none", "image.composite_image": False, "svg.image_inline": True},
     **{"svg.fonttype": "none", "svg.hashsalt": "rconv"},
+    **{"axes.spines.top": False, "axes.spines.right": False},
+    **{"legend.frameon": False, "legend.labelcolor": "linecolor"},
+    "axes.prop_cycle": mpl.cycler(color=(BLUE, ORANGE, GREEN, PINK, YELLOW, SKY)),
 }
 """Matplotlib's settings for all figures. On a page text stays text, and pixels are stored as they
 are: the browser draws both sharply."""
 
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
-"""Of Okabe and Ito, which the colour-blind distinguish too."""
+METHODS = {
+    **dict.fromkeys(("paper", "gradient", "R-CONV (paper)"), BLUE),
+    **dict.fromkeys(("auto", "hybrid", "both", "R-CONV (auto)"), ORANGE),
+    **{"R-GAP": GREEN, "equations": SKY, "masked": PINK},
+    **{"DLG": PINK, "iDLG": YELLOW, "Inverting Gradients": SKY},
+}
+"""The colour of each method, the same in all figures."""
 
 ERROR_COLOURS, MAP_COLOURS, SIGNED_MAP_COLOURS = "magma", "viridis", "RdBu_r"
 NOT_A_NUMBER = "0.6"
@@ -200,7 +213,8 @@ def show_numbers(ax: Axes, values: torch.Tensor, title: str | None = None) -> Ax
     for row, numbers in enumerate(values.tolist()):
         for column, number in enumerate(numbers):
             if not math.isnan(number):
-                ax.text(column, row, f"{number:g}", ha="center", va="center", color=INK)
+                text = f"{number:g}".replace("-", "−")
+                ax.text(column, row, text, ha="center", va="center", color=INK)
     rows, columns = values.shape
     grid = {"colors": "0.7", "linewidth": 0.5}
     ax.hlines([row - 0.5 for row in range(rows + 1)], -0.5, columns - 0.5, **grid)
@@ -216,7 +230,7 @@ def _magnification(error: torch.Tensor) -> tuple[float, str]:
     if finite.max() == 0:
         return 1.0, "error 0"
     exponent = min(math.floor(-math.log10(finite.max())), 300)  # 10^-300 is as good as equal
-    return 10.0**exponent, rf"error $\times\,10^{{{exponent}}}$"
+    return 10.0**exponent, f"error × 10{str(exponent).translate(RAISED)}"
 
 
 def _image(image: torch.Tensor) -> torch.Tensor:

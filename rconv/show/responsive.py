@@ -19,12 +19,14 @@ from typing import Any
 
 from rconv.extras import extra
 from rconv.show.figures import STYLE
+from rconv.show.numbers import scientific
 
 with extra():
     import matplotlib as mpl
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
     from matplotlib.transforms import Bbox
 
 LINE = 7.0
@@ -33,8 +35,9 @@ wider ones have many panels, and several lines."""
 
 MANY = 9.0
 
-PHONE = 3.6
-"""Inches, 346 CSS pixels: the widest panel on a phone. Its text column may be 1/20 narrower."""
+PHONE, LOW = 3.6, 2.5
+"""Inches, 346 CSS pixels: the widest panel on a phone. Its text column may be 1/20 narrower. Plots
+without pictures are this low there."""
 
 TRIES, FITS = 3, 1.02
 """Layouts, at most, until pictures whose height was the limit are as narrow as that, and near
@@ -86,11 +89,17 @@ def page(figure: Figure) -> str:
     figure, best with the layout "constrained", is left as it was.
     """
     width, height = figure.get_size_inches()
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+        if isinstance(axis.get_major_formatter(), LogFormatter):
+            axis.set_major_formatter(lambda number, _: scientific(f"{number:.0e}"))
     line = LINE if LINE < width <= MANY else width
     panels, widest = _laid_out(figure, line)
     kinds, limit = [("", _drawn(figure, panels))], _even(panels)
     if widest > PHONE:
         kinds = [(" rconv-wide", kinds[0][1])]
+        if not any(ax.images for ax in figure.axes):
+            rows = max(max(_rows(ax)) for ax in figure.axes) + 1
+            figure.set_figheight(min(height, rows * max(LOW, _crowded(figure))))
         for _ in range(TRIES):  # pictures become narrower only where their height is no limit
             if widest > FITS * PHONE:
                 line *= PHONE / widest
@@ -134,6 +143,11 @@ def _laid_out(figure: Figure, width: float) -> tuple[list[tuple[list[Artist], Bb
     found = [(panels[place], box) for place, box in boxes.items()]
     found += [([legend], _box(figure, [legend])) for legend in figure.legends]
     return found, max(box.width for box in boxes.values())
+
+
+def _crowded(figure: Figure) -> float:
+    """Inches that the names on a vertical axis need, one below the other."""
+    return max(0.5 + 0.19 * len(ax.get_yticks()) for ax in figure.axes)
 
 
 def _drawn(figure: Figure, panels: Sequence[tuple[list[Artist], Bbox]]) -> str:

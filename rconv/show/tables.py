@@ -46,7 +46,8 @@ class Table:
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table, its numbers as `scientific` writes them."""
-    lines = [header, ["---"] * len(header), *rows]
+    cells = ([re.sub(r"(?<![\w.–-])-(?=\d)", "−", str(cell)) for cell in row] for row in rows)
+    lines = [header, ["---"] * len(header), *cells]
     return "\n".join(scientific("| " + " | ".join(map(str, line)) + " |") for line in lines)
 
 

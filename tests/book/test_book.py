@@ -113,6 +113,13 @@ def test_captions_are_numbered(book):
     assert not re.search(r"<em>(Figure|Table)\.</em>", text)
 
 
+def test_long_tables_fold_behind_their_captions(book):
+    for name, rows in (("rank", 45), ("success", 45), ("other_attacks", 36)):
+        text = (book / "notebooks" / f"{name}.html").read_text()
+        assert f"Show the table ({rows} rows)" in text
+    assert "rconv-long" not in (book / "notebooks" / "claims.html").read_text()
+
+
 @pytest.mark.parametrize("page", ["gradient_constraints", "recursion", "rank", "explore"])
 def test_a_figure_that_one_plays_with_is_the_first(book, page):
     article = (book / "notebooks" / f"{page}.html").read_text().split("<article", 1)[1]

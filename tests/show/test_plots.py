@@ -9,8 +9,17 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rconv.show.charts import show_psnr, show_shares, show_sweep
-from rconv.show.figures import comparison, save, show_error, show_image, show_map, show_numbers
+from rconv.show.charts import name_lines, show_dots, show_psnr, show_shares, show_sweep
+from rconv.show.figures import (
+    METHODS,
+    comparison,
+    save,
+    show_error,
+    show_image,
+    show_map,
+    show_numbers,
+)
+from rconv.show.numbers import RAISED
 
 WHITE = (1, 1, 1, 1)
 
@@ -69,7 +78,7 @@ def test_show_error_magnifies_by_the_power_of_ten_in_the_title(ax, error, expone
     image[1, 2, 3] = -error
     assert show_error(ax, image, reference) is ax
     picture = drawn(ax)
-    assert f"10^{{{exponent}}}" in ax.get_title()
+    assert ax.get_title() == f"error × 10{str(exponent).translate(RAISED)}"
     assert picture.get_array()[2, 3] == pytest.approx(error * 10.0**exponent)
     assert picture.get_array().sum() == picture.get_array()[2, 3] <= 1 + 1e-9
     assert picture.get_clim() == (0, 1)
@@ -92,7 +101,7 @@ def test_show_error_with_pixels_that_are_not_a_number(ax):
     image = torch.full((1, 2, 2), 0.02)
     image[0, 0, 0] = math.nan
     show_error(ax, image, torch.zeros(1, 2, 2))
-    assert "10^{1}" in ax.get_title()
+    assert "10¹" in ax.get_title()
     grey = drawn(ax).to_rgba(drawn(ax).get_array())[0, 0]
     assert np.allclose(grey, (0.6, 0.6, 0.6, 1), atol=0.01)
 
@@ -138,7 +147,7 @@ def test_show_map_refuses_more_than_one_map(ax):
 def test_show_numbers_writes_the_entries_into_the_cells(ax):
     assert show_numbers(ax, torch.tensor([[1.0, -2.5], [0.0, math.nan]]), "A") is ax
     written = {text.get_text(): text.get_position() for text in ax.texts}
-    assert written == {"1": (0, 0), "-2.5": (1, 0), "0": (0, 1)}
+    assert written == {"1": (0, 0), "−2.5": (1, 0), "0": (0, 1)}
     assert drawn(ax).get_clim() == (-5, 5)  # twice the largest: black figures stay readable
     assert ax.get_title() == "A"
 
@@ -180,6 +189,33 @@ def test_show_sweep_draws_success_as_points_and_rank_as_a_line_for_each_kind(ax)
     assert ax.get_title() == "conv2"
 
 
+def test_names_at_the_ends_of_lines_do_not_overlap(ax):
+    for name in ("a", "b"):
+        ax.plot([0, 1], [0, 1], label=name)
+    ax.plot([0, 1], [0.5, 0.5])
+    name_lines(ax)
+    assert [text.get_text() for text in ax.texts] == ["a", "b"]
+    below, above = (text.xyann[1] for text in ax.texts)
+    assert above - below == pytest.approx(11)
+
+
+def test_a_line_is_named_where_it_leaves_the_plot(ax):
+    ax.plot([0, 1, 2, 3], [0, 1, 2, 99], label="a")
+    ax.set_ylim(0, 2.5)
+    name_lines(ax)
+    assert [*ax.texts[0].xy] == [2, 2]
+
+
+def test_dots_have_the_colour_of_their_method_and_stay_below_the_limit(ax):
+    show_dots(ax, {"x": {"paper": (1.0,), "auto": (20.0, 5.0, math.inf)}}, limit=10)
+    dots = {line.get_label(): line for line in ax.lines if line.get_label() in METHODS}
+    assert {name: line.get_color() for name, line in dots.items()} == {
+        name: METHODS[name] for name in ("paper", "auto")
+    }
+    assert [*dots["auto"].get_xdata()] == [10]
+    assert ax.collections[0].get_segments()[0].tolist() == [[1, -0.08], [1, -0.08]]
+
+
 def test_comparison_has_a_column_per_image():
     originals = batch(4)
     reconstructions = originals + 1e-6
@@ -187,7 +223,7 @@ def test_comparison_has_a_column_per_image():
     grid = np.array(figure.axes).reshape(3, 4)
     assert [ax.get_title() for ax in grid[0]] == list("abcd")
     assert [ax.get_ylabel() for ax in grid[:, 0]] == ["original", "reconstruction", "error"]
-    assert all("10^{" in ax.get_title() for ax in grid[2])
+    assert all("× 10" in ax.get_title() for ax in grid[2])
     assert np.allclose(drawn(grid[0, 2]).get_array(), originals[2].permute(1, 2, 0))
     assert np.allclose(
         drawn(grid[1, 3]).get_array(), reconstructions[3].clamp(0, 1).permute(1, 2, 0)

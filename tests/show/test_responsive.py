@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from rconv.show.figures import STYLE, comparison, show_image, show_map
-from rconv.show.responsive import PHONE, SHRINK, page
+from rconv.show.responsive import LOW, PHONE, SHRINK, page
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +105,23 @@ def test_black_is_the_pages_own_and_other_colours_stay():
     html = page(figure)
     assert "#000000" not in html and "#ffffff" not in html
     assert "currentColor" in html and "#0072b2" in html
+
+
+def test_powers_of_ten_are_text_that_a_reader_can_copy():
+    figure, axes = drawn(3)
+    axes[0, 0].set(xscale="log", yscale="log", xlim=(1e-9, 1e3), ylim=(1e-9, 1))
+    html = page(figure)
+    assert ">10⁻⁶<" in html and ">10²<" in html and ">1<" in html
+
+
+def test_plots_are_low_on_a_phone_but_leave_room_for_the_names_of_rows():
+    figures = [Figure((7, 6), layout="constrained") for _ in range(2)]
+    for figure, rows in zip(figures, (3, 24), strict=True):
+        ax = figure.subplots()
+        ax.plot(range(rows), range(rows))
+        ax.set_yticks(range(rows))
+    low, high = (float(re.findall(r'viewBox="\S+ \S+ \S+ (\S+)"', page(f))[-1]) for f in figures)
+    assert low <= 72 * (LOW + 0.2) < 24 * 9 < high
 
 
 def test_names_differ_between_figures_and_what_is_named_is_there():
