@@ -37,6 +37,10 @@ NETWORKS = {
     "behind Tanh": [conv(1, 24), nn.Tanh, pool(2), nn.Flatten, linear(384)],
     "overlapping, padded": [conv(1, 32), nn.ReLU, pool(3, 2, 1), nn.Flatten, linear(512)],
     "two": [conv(1, 24), nn.ReLU, pool(2), conv(24, 48), nn.ReLU, pool(2), nn.Flatten, linear(192)],
+    "adaptive pooling to the size that a map has": [
+        conv(1, 32), nn.ReLU, pool(2), lambda: nn.AdaptiveAvgPool2d((4, None)), nn.Flatten,
+        linear(512),
+    ],
     "BatchNorm in evaluation": [
         conv(1, 32), lambda: nn.BatchNorm2d(32).eval(), nn.ReLU, pool(2), nn.Flatten, linear(512),
     ],
