@@ -304,7 +304,7 @@ class OnePooled:
         room = SURE * float(error) * size + TIED * size
         above = (z > given.value[..., None] + room) & (given.known | given.bounded)[..., None]
         # A residual is relative to the rows; the accuracy of a solution is that of float64.
-        good = residual <= NOISY * noise + ROUNDING * 10
+        good = residual <= NOISY * noise + ROUNDING
         if not good or above.any():
             return undetermined(given, x)
         close = _ties(given, choice, z, x, room)
