@@ -160,6 +160,9 @@ def _activation(operation: Operation) -> Activation:
         ) from None
 
 
+ENLARGES = ("ConvTranspose2d", "Upsample", "UpsamplingNearest2d", "UpsamplingBilinear2d")
+
+
 def _why_not(kind: str, error: str) -> str:
     """Reason and remedy for a layer that is no activation that the attack knows."""
     if "Pool" in kind:
@@ -167,6 +170,8 @@ def _why_not(kind: str, error: str) -> str:
             ", since it discards what it does not pass on; use a convolution with a stride in its "
             "place"
         )
+    if kind in ENLARGES:
+        return ": it enlarges maps, which the attack has no equations for; use Conv2d in its place"
     if "cannot be passed" in error:
         return (
             ", since its derivative is not known as a function of its output; use PyTorch's own "
