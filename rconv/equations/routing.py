@@ -368,11 +368,19 @@ class RoutedRows:
         for i, (own, vectors) in enumerate(found):
             sizes[i, : len(own)], directions[i, :, : len(own)] = own, vectors
         share = max(EXPLORED * DECAY**self.step, LAST)
-        values = self.given.value[self.given.known].square().mean()
-        missed = self._miss[1].square() / values  # of the patches, as far as they are known
-        floor = share**2 * sizes.sum(dim=1) / size + (LEAST**2 + missed) * level
+        floor = share**2 * sizes.sum(dim=1) / size + (LEAST**2 + self._missed) * level
         shrunk = 1 - (floor[:, None] / (sizes + floor[:, None])).sqrt()
         return directions, shrunk, self.given.observed * floor.rsqrt()
+
+    @property
+    def _missed(self) -> Tensor | float:
+        """Least variance of a gradient row, relative, behind a norm that the estimate enters.
+
+        As accurate as the estimate is. Without a norm, the search goes astray with it.
+        """
+        if self.given.norm is None:
+            return 0.0
+        return self._miss[1].square() / self.given.value[self.given.known].square().mean()
 
     def _directions(self, i: int) -> tuple[Tensor, Tensor]:
         """Eigenvalues (r,) and eigenvectors (m, r) of the covariance of one filter's gradient."""
