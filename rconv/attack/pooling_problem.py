@@ -231,7 +231,8 @@ class OnePooled:
             return linear_step(system, change, system.rhs, 0.0, ACCURACY, ITERATIONS)
 
         mean, slope, spread = given.prior
-        own = replace(given.to(torch.float32), prior=(mean, factor * slope, spread))
+        single, cautious = given.to(torch.float32), given.norm is not None and factor < 1
+        own = replace(single, prior=(mean, factor * slope, spread), cautious=cautious)
         return search(own, solve, rounds=rounds, rest=REST).double()
 
     def _normalised(self, given: PooledMap, start: Tensor) -> Solution:

@@ -209,6 +209,9 @@ class PooledMap:
         (D, L'), how many windows have this maximum in common.
     norm : LiveNorm or None
         Between the convolution and the pooling.
+    cautious : bool
+        Whether gradient rows are no more certain than the estimate. Below many maxima that are
+        nearly right the search rests then; where gradient rows determine most, it goes astray.
     """
 
     stage: Stage
@@ -224,6 +227,7 @@ class PooledMap:
     possible: Tensor
     shared: Tensor
     norm: LiveNorm | None = None
+    cautious: bool = False
 
     def to(self, dtype: torch.dtype) -> "PooledMap":
         """The same in another precision, cotangent and gradient scaled to a mean square of one."""
@@ -374,11 +378,8 @@ class RoutedRows:
 
     @property
     def _missed(self) -> Tensor | float:
-        """Least variance of a gradient row, relative, behind a norm that the estimate enters.
-
-        As accurate as the estimate is. Without a norm, the search goes astray with it.
-        """
-        if self.given.norm is None:
+        """Least variance of a gradient row, relative: that of the estimate, if it is cautious."""
+        if not self.given.cautious:
             return 0.0
         return self._miss[1].square() / self.given.value[self.given.known].square().mean()
 
