@@ -173,7 +173,7 @@ class BackwardState:
         for i, stage in self.network.fed_by(node):
             if isinstance(stage, Block):
                 own = stage, self.maps[node], self._outputs[i][0]
-                pooled = stage.pool is not None
+                pooled = stage.pool is not None and stage.live_norm is None
                 found = (
                     cotangent_below_pool(*own) if pooled else cotangent_below(*own, self.samples)
                 )

@@ -34,9 +34,9 @@ from rconv.linalg.gauss_newton import (
     determined,
     gauss_newton,
     linear_step,
+    roots_of,
     undetermined,
 )
-from rconv.linalg.iterative import WEAK
 from rconv.linalg.solution import Solution, root_mean_square
 from rconv.linalg.system import Rows, System
 from rconv.model.activations import Activation
@@ -330,8 +330,9 @@ class OneMap:
             start = gauss_newton(self.linearised, 0 * next(self._random_starts()), most=0)
             return undetermined(start)
         unscaled, best = partial(self.linearised, scaled=False), None
+        until = good if BELOW in self.observed else 0.0
         for start in self._starts():
-            found = gauss_newton(unscaled, start, good=good, patience=IMPATIENT)
+            found = gauss_newton(unscaled, start, good=good, until=until, patience=IMPATIENT)
             if found.residual > good:
                 found = gauss_newton(self.linearised, self._rescaled(found.value), good=good)
             if best is None or found.residual < best.residual:
@@ -401,7 +402,8 @@ class OneMap:
         start = None if informed is None else informed._from_output()
         if start is not None:
             own = partial(informed.linearised, scaled=False)
-            yield gauss_newton(own, start, most=INFORMED).value
+            good = informed._rounding
+            yield gauss_newton(own, start, good=good, until=good, most=INFORMED).value
         start = self._from_output()
         if start is not None:
             yield start
@@ -477,7 +479,7 @@ class OneMap:
         return o.reshape(shape)
 
     def _preconditioner(self, x: Tensor, derivative: Linearised, *, scaled: bool) -> Change:
-        """P⁻¹ with P² = AᵀA + α, A the gradient constraints, which all channels share.
+        """L⁻ᵀ with L Lᵀ = AᵀA + α, A the gradient constraints, which all channels share.
 
         α is what all other rows are on the average. Normalisation sees the scale of x through its
         ε alone: this direction is stretched to the size of the others.
@@ -490,13 +492,11 @@ class OneMap:
             rows = _gradient_rows(own, output).matrix[0]
             level = float(weights[self._where((own.weight,))].max())
             gram += level**2 * (rows.T @ rows)
-        sizes, vectors = torch.linalg.eigh(gram)
         v = torch.randn(len(x), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         others = self._where((ITSELF, *(own.block.name for own in self.function.blocks)))
         alpha = (derivative.product(v) * weights)[others].square().sum() / len(x)
-        sizes = sizes.clamp(min=0) + torch.maximum(alpha, WEAK * sizes[-1])
-        inverse = (vectors * sizes.rsqrt()) @ vectors.T
-        scale = self._by_channel((vectors * sizes.sqrt()) @ vectors.T, x)
+        root, inverse = roots_of(gram, alpha)
+        scale = self._by_channel(root, x)
         size = float((derivative.product(x) * weights).norm() / scale.norm().clamp(min=1e-300))
         scale = scale / scale.norm().clamp(min=1e-300)
         more = max(1.0, 1 / max(size, LEAST_SCALE)) - 1 if scaled else 0.0
@@ -507,10 +507,10 @@ class OneMap:
         def forward(y: Tensor) -> Tensor:
             return self._by_channel(inverse, stretched(y))
 
-        return Change(forward, lambda v: stretched(self._by_channel(inverse, v)))
+        return Change(forward, lambda v: stretched(self._by_channel(inverse.mT, v)))
 
     def _by_channel(self, matrix: Tensor, v: Tensor) -> Tensor:
-        """A symmetric matrix (B·H·W, B·H·W) times each channel of a map (n,)."""
+        """Each channel of a map (n,), a row, times a matrix (B·H·W, B·H·W)."""
         count, channels = self.shape[:2]
         columns = v.reshape(count, channels, -1).transpose(0, 1).reshape(channels, -1)
         return (columns @ matrix).reshape(channels, count, -1).transpose(0, 1).flatten()

@@ -4,10 +4,14 @@ Which position of each window carries its maximum is not known. It is searched f
 precision with routings as random variables (`rconv.equations.routing`). Given all of them, the
 equations are those of a convolution of which some outputs are known and the others bounded: they
 are solved as those, and the solution must confirm each routing.
+
+Where BatchNorm in training mode stands between the two, it is affine in the search, with the
+statistics that the client returns; the solution is that of the whole block.
 """
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -18,11 +22,11 @@ from rconv.attack.estimate import Cotangent, Estimate
 from rconv.attack.map_problem import ConvData, MapProblem
 from rconv.attack.plan import LayerPlan
 from rconv.attack.report import LayerReport
-from rconv.equations.routing import PooledMap, Windows, search
+from rconv.equations.routing import LiveNorm, PooledMap, Windows, search
 from rconv.linalg.gauss_newton import Change, linear_step
 from rconv.linalg.solution import STALLED, Solution, relative, root_mean_square
 from rconv.linalg.system import ONE, System
-from rconv.model.blocks import Block
+from rconv.model.blocks import STATISTICS, Block
 from rconv.model.geometry import Stage
 
 STEPS, SHORT = 25, 12
@@ -75,7 +79,7 @@ def cotangent_below_pool(block: Block, x: Estimate, cotangent: Cotangent) -> Cot
     cotangent : Cotangent
         The derivative by the maxima.
     """
-    stage, windows = block.unpooled, windows_of(block, cotangent.value)
+    stage, windows = block.unpooled({}), windows_of(block, cotangent.value)
     value = []
     for part, back in zip(x.value.split(1), cotangent.value.split(1), strict=True):
         shares = routed(stage, windows, part) * back[0].flatten(1)[..., None]
@@ -117,11 +121,25 @@ class OnePooled:
 
     def solve(self) -> Solution:
         """The map, if routings are found that explain everything; else the best estimate."""
-        given = self.given()
+        stage = self._stage
+        if stage is None:
+            return self._nothing
+        given = self.given(stage)
+        if not given.known.any():
+            return self._nothing
         enough = _determined(given)
-        x = self._searched(given, STEPS if enough else SHORT)
-        if not enough:
-            return undetermined(given, x)
+        live, found = self.data.block.live_norm is not None, []
+        for factor in SMOOTHER:
+            x = self._searched(given, STEPS if enough else SHORT, factor)
+            found.append(undetermined(given, x))
+            if enough:
+                solved = self._normalised(given, x) if live else self._routed(given, x)
+                if solved.rank.any():
+                    return solved
+        return min(found, key=lambda own: float(own.residual))
+
+    def _routed(self, given: PooledMap, x: Tensor) -> Solution:
+        """The solution with the routings of an estimate, which it must confirm."""
         choice = None
         for _ in range(SOLUTIONS):
             own = routed(given.stage, given.windows, x.reshape(1, *given.stage.geometry.input))
@@ -132,10 +150,21 @@ class OnePooled:
             x = solved.value.flatten()
         return self._judged(given, choice, solved, system)
 
-    def given(self) -> PooledMap:
+    @cached_property
+    def _stage(self) -> Stage | None:
+        """What stands below the pooling; None where that takes more than is observed."""
+        own, norm = self.data, self.data.block.live_norm
+        if norm is not None:
+            keys = (*STATISTICS, "weight", "bias")
+            weight = own.block.layers[0][1].weight
+            if not all(f"{norm}.{key}" in own.gradients for key in keys) or (weight == 0).any():
+                return None
+        return own.block.unpooled({key: g[self.client] for key, g in own.gradients.items()})
+
+    def given(self, stage: Stage) -> PooledMap:
         """What is known, in float64."""
         problem, i, block = self.data, self.client, self.data.block
-        stage, output = block.unpooled, problem.output.select([self.client])
+        output = problem.output.select([self.client])
         bias = 0.0 if stage.bias is None else stage.bias[:, None]
         known = (output.weight > 0)[0].flatten(1)
         side = torch.zeros_like(output.value) if output.side is None else output.side
@@ -143,55 +172,92 @@ class OnePooled:
         gradient, std = problem.gradients.get(name), problem.stds.get(name)
         gradient = zero if gradient is None else stage.expanded(gradient[i])
         seen = zero if std is None else stage.expanded((std[i] < torch.inf) + zero[:, :, :1, :1])
-        cotangent = problem.cotangent.value[[i]]
+        value, cotangent = output.value[0].flatten(1) - bias, problem.cotangent.value[[i]]
+        windows, bounded = windows_of(block, output.value), (side > 0)[0].flatten(1) & ~known
+        room = SURE * output.std[0, :, None] + TIED * root_mean_square(value[known][None])
+        limit = torch.where(known | bounded, value, torch.inf)
         return PooledMap(
             replace(stage, bias=None),
-            windows_of(block, output.value),
-            (output.value[0].flatten(1) - bias),
+            windows,
+            value,
             known,
-            (side > 0)[0].flatten(1) & ~known,
+            bounded,
             stage.unscaled(cotangent)[0].flatten(1),
             gradient.flatten(1),
             (seen if stage.groups == 1 else seen + 1 - stage.meeting()).flatten(1).all(dim=1),
             self.problem.bounds[0],
-            self._prior(stage, (output.value[0].flatten(1) - bias)[known]),
+            self._prior(stage, value[known]),
+            *windows.candidates(value, known, limit, stage.geometry.positions, room),
+            self._norm(stage),
         )
+
+    def _norm(self, stage: Stage) -> LiveNorm | None:
+        """BatchNorm in training mode below the pooling, as the folded convolution has it."""
+        block, own = self.data.block, self.data.gradients
+        if block.live_norm is None:
+            return None
+        ((name, norm), _), count = block.layers, block.geometry.positions
+        means = (own[f"{name}.{key}"][self.client] / count for key in ("bias", "weight"))
+        by_bias, by_weight = (stage.scale * mean for mean in means)
+        # The output of the folded convolution is γ ô + β, and its own norm knows no sign of γ.
+        parts = norm.bias.detach() - stage.bias, by_bias, by_weight * norm.weight.detach().sign()
+        return LiveNorm(*(part[:, None] for part in parts))
+
+    @property
+    def _nothing(self) -> Solution:
+        """What is said where there is nothing to search with."""
+        block = self.data.block
+        return unknown(block.weight.new_full((block.geometry.unknowns,), self._middle))
+
+    @property
+    def _middle(self) -> float:
+        """Of the range of an image; 0 for other maps."""
+        return sum(self.problem.bounds) / 2 if self.problem.node == 0 else 0.0
 
     def _prior(self, stage: Stage, value: Tensor) -> tuple[float, float, float]:
         """Of an image by its range; of other maps by the size that the maxima suggest."""
         if self.problem.node == 0:
             low, high = self.problem.bounds
             size = high - low
-            return (low + high) / 2, PIXELS[0] * size, PIXELS[1] * size
+            return self._middle, PIXELS[0] * size, PIXELS[1] * size
         rows = stage.weight.square().sum(dim=(1, 2, 3)).mean().sqrt()
         size = float(value.square().mean().sqrt() / rows) if len(value) else 1.0
         return 0.0, ENTRIES[0] * size, ENTRIES[1] * size
 
-    def _searched(self, given: PooledMap, rounds: int) -> Tensor:
-        if not given.known.any():
-            return given.value.new_zeros(given.stage.geometry.unknowns)
+    def _searched(self, given: PooledMap, rounds: int, factor: float) -> Tensor:
+        """An estimate, with a prior of differences of neighbours that is wider by a factor."""
 
         def solve(system: System, change: Change) -> Tensor:
             return linear_step(system, change, system.rhs, 0.0, ACCURACY, ITERATIONS)
 
-        found, single = [], given.to(torch.float32)
-        for factor in SMOOTHER:
-            mean, slope, spread = given.prior
-            own = replace(single, prior=(mean, factor * slope, spread))
-            found.append(search(own, solve, rounds=rounds, rest=REST).double())
-            miss = [given.miss(x)[given.known].square().mean().sqrt() for x in found]
-            if miss[-1] <= REST * given.value[given.known].square().mean().sqrt():
-                break
-        return found[int(torch.stack(miss).argmin())]
+        mean, slope, spread = given.prior
+        single, cautious = given.to(torch.float32), given.norm is not None and factor < 1
+        own = replace(single, prior=(mean, factor * slope, spread), cautious=cautious)
+        return search(own, solve, rounds=rounds, rest=REST).double()
+
+    def _normalised(self, given: PooledMap, start: Tensor) -> Solution:
+        """The solution of convolution, norm and pooling together, from an estimate."""
+        found = self.problem.one(self.client).solve_from(start)
+        x, g = found.value.flatten(), given.stage.geometry
+        if not found.rank.any():
+            return undetermined(given, start)
+        choice = routed(given.stage, given.windows, x.reshape(1, *g.input))
+        z = given.windows.values(given.outputs(x))
+        room = (SURE * float(found.error) + TIED) * z[z.isfinite()].square().mean().sqrt()
+        above = (z > given.value[..., None] + room) & (given.known | given.bounded)[..., None]
+        if above.any():
+            return undetermined(given, x)
+        close = _ties(given, choice, z, x, room)
+        return replace(found, value=x[None], rank=(found.rank - close).clamp(min=0))
 
     def _with_routing(self, given: PooledMap, choice: Tensor) -> tuple[Solution, System]:
         """The solution where it is known which position carries each maximum."""
         own, i, g = self.data, self.client, given.stage.geometry
         shape, name = (1, *g.output), f"{own.block.name}.weight"
-        stage = replace(own.block.unpooled, bias=None)
+        stage = given.stage
         equal = given.windows.summed(choice * given.known[..., None], g.positions) > 0
-        bound = torch.where(given.known | given.bounded, given.value, torch.inf)[..., None]
-        least = _least(given.windows, bound.expand_as(choice), g.positions)
+        limit = torch.where(given.known | given.bounded, given.value, torch.inf)
+        least = given.windows.least(limit, g.positions)
         side = (least < torch.inf) & ~equal
         std = own.output.select([i]).std
         estimate = Estimate(
@@ -239,19 +305,11 @@ class OnePooled:
         room = SURE * float(error) * size + TIED * size
         above = (z > given.value[..., None] + room) & (given.known | given.bounded)[..., None]
         # A residual is relative to the rows; the accuracy of a solution is that of float64.
-        good = residual <= NOISY * noise + ROUNDING * 10
+        good = residual <= NOISY * noise + ROUNDING
         if not good or above.any():
             return undetermined(given, x)
         close = _ties(given, choice, z, x, room)
         return replace(solved, rank=(solved.rank - close).clamp(min=0), error=error)
-
-
-def _least(windows: Windows, bounds: Tensor, count: int) -> Tensor:
-    """(D, L), the smallest of the bounds (D, L', K) of the windows that hold each position."""
-    bounds = torch.where(windows.inside, bounds, torch.inf).flatten(1)
-    index = windows.positions.flatten().expand_as(bounds)
-    start = bounds.new_full((len(bounds), count), torch.inf)
-    return start.scatter_reduce(1, index, bounds, "amin")
 
 
 def _ties(given: PooledMap, choice: Tensor, z: Tensor, x: Tensor, room: Tensor) -> int:
@@ -272,17 +330,20 @@ def _ties(given: PooledMap, choice: Tensor, z: Tensor, x: Tensor, room: Tensor) 
 def _determined(given: PooledMap) -> bool:
     """Whether equations determine the unknowns and confirm the routings, by their number."""
     seen = given.gradient[given.observed]
-    values, gradients = int(given.known.sum()), int((seen != 0).sum())
-    bits = values * math.log2(given.windows.positions.shape[1])
-    # Windows that overlap may share their maximum.
-    pooled = 1 if len(given.windows.positions.unique()) >= given.windows.inside.sum() else 2
-    return values / pooled + gradients > given.stage.geometry.unknowns + bits / DIGITS
+    gradients = int((seen != 0).sum())
+    bits = float(given.possible.sum(dim=2)[given.known].log2().sum())
+    distinct = float((1 / given.shared)[given.known].sum())
+    return distinct + gradients > given.stage.geometry.unknowns + bits / DIGITS
+
+
+def unknown(x: Tensor, miss: float = 1.0, steps: int = 0) -> Solution:
+    """An estimate (n,) of which nothing is known; what its maxima miss, relative, and the steps."""
+    one = torch.ones(1, dtype=torch.float64)
+    fields = torch.tensor([0]), one * math.inf, one, one * miss, one, torch.tensor([steps])
+    return Solution(x[None], *fields, ("routings",), (STALLED,))
 
 
 def undetermined(given: PooledMap, x: Tensor) -> Solution:
-    """An estimate of which nothing is known."""
-    one = torch.ones(1, dtype=torch.float64)
+    """The same of an estimate that was searched for."""
     miss = given.miss(x)[given.known].norm() / given.value[given.known].norm().clamp(min=1e-300)
-    steps, rank = torch.tensor([STEPS]), torch.tensor([0])
-    fields = rank, one * math.inf, one, one * miss.nan_to_num(nan=1.0), one, steps
-    return Solution(x[None], *fields, ("routings",), (STALLED,))
+    return unknown(x, float(miss.nan_to_num(nan=1.0)), STEPS)

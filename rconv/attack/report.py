@@ -92,6 +92,11 @@ class LayerReport:
         """(N,), directions that nothing determines."""
         return self.unknowns - self.rank - self.signs
 
+    @property
+    def known(self) -> Tensor:
+        """(N, unknowns), the layer's input where it is determined; elsewhere not a number."""
+        return torch.where(self.low == self.high, self.low, torch.nan)
+
     def under(self, above: Sequence["LayerReport"], bounds: tuple[float, float]) -> "LayerReport":
         """The same with nothing but the range for an interval where a layer above is open."""
         opened = (sum(report.open for report in above) > 0)[:, None]

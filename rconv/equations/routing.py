@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from rconv.equations.block import Linearised
 from rconv.equations.conv_gradient import gradient_matrix, gradient_rhs
-from rconv.linalg.gauss_newton import Change
+from rconv.linalg.gauss_newton import Change, roots_of
 from rconv.linalg.system import Rows, System
 from rconv.model.geometry import Geometry, Stage
 
@@ -39,6 +39,10 @@ EXCEEDED = 2.0
 
 LEAST = 1e-7
 """Least standard deviation of a value, relative to the values: rounding of single precision."""
+
+NEAR, PATIENCE, BETTER = 0.05, 4, 0.98
+"""A search whose best estimate misses less than this, relative, ends after so many steps that did
+not leave this share of it: single precision has no more digits, or the search has come to rest."""
 
 CERTAIN = 1e-6
 """Probability of all other positions below which the routing of a window has no variance."""
@@ -84,6 +88,47 @@ class Windows:
         rows = torch.where(self.inside, rows, 0.0).flatten(1)
         return rows.new_zeros(len(rows), count).index_add_(1, self.positions.flatten(), rows)
 
+    def least(self, limit: Tensor, count: int) -> Tensor:
+        """(D, L), L = count, the smallest of the limits (D, L') of the windows of each position."""
+        rows = torch.where(self.inside, limit[..., None], torch.inf).flatten(1)
+        start = rows.new_full((len(rows), count), torch.inf)
+        index = self.positions.flatten().expand_as(rows)
+        return start.scatter_reduce(1, index, rows, "amin")
+
+    def candidates(
+        self, value: Tensor, known: Tensor, limit: Tensor, count: int, room: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Places that can carry each maximum, (D, L', K), and how many windows share it, (D, L').
+
+        A position of several windows has no larger value than the least of their maxima, and
+        windows that overlap and have equal maxima share the position of it.
+
+        Parameters
+        ----------
+        value : Tensor
+            (D, L'), the maxima.
+        known : Tensor, bool
+            (D, L'), where they are known.
+        limit : Tensor
+            (D, L'), what they are at most.
+        count : int
+            L, positions of the map.
+        room : Tensor
+            (D, 1), difference within which values count as equal.
+        """
+        holds = value.new_zeros(len(self.positions), count)
+        holds.scatter_add_(1, self.positions, self.inside.to(value))
+        free = self.inside.expand(len(value), -1, -1)
+        if not (holds.sum(dim=0) > 1).any():
+            return free, torch.ones_like(value)
+        equal = (value[:, :, None] - value[:, None, :]).abs() <= room[..., None]
+        equal &= known[:, :, None] & known[:, None, :] & (holds @ holds.mT > 0)
+        shared = equal.sum(dim=2).clamp(min=1)
+        at = (equal.to(value) @ holds).gather(2, self.positions.expand(len(value), -1, -1))
+        low = self.values(self.least(limit, count)) >= (value - room)[..., None]
+        found = free & low & (at >= shared[..., None]) & known[..., None]
+        return torch.where(found.any(dim=2, keepdim=True), found, free), shared
+
     def routed(self, z: Tensor, tolerance: Tensor | float) -> Tensor:
         """(D, L', K), 1 at the first position that is within the tolerance of the maximum.
 
@@ -92,6 +137,44 @@ class Windows:
         values = self.values(z)
         near = values >= values.amax(dim=2, keepdim=True) - tolerance
         return functional.one_hot(near.int().argmax(dim=2), near.shape[2]).to(z)
+
+
+@dataclass(frozen=True)
+class LiveNorm:
+    """BatchNorm in training mode between convolution and pooling; all of them (D, 1).
+
+    Parameters
+    ----------
+    mean : Tensor
+        Of the outputs over the positions.
+    by_bias, by_weight : Tensor
+        m₁ and m₂: the derivative by the outputs is that of the maxima less m₁ + ô m₂, where ô are
+        the outputs less their mean over their standard deviation.
+    """
+
+    mean: Tensor
+    by_bias: Tensor
+    by_weight: Tensor
+
+    def beside(self, outputs: Tensor) -> Tensor:
+        """(D, L) → (D, L), what it adds to the derivative. An estimate is normalised by itself."""
+        return -self.by_bias - self.by_weight * _normal(outputs)[0]
+
+    def moved(self, outputs: Tensor, change: Tensor) -> Tensor:
+        """The derivative of `beside` for a change of the outputs; it is its own adjoint.
+
+        That of a change of scale is zero, so that linear equations with it hold for the estimate.
+        """
+        normal, scale = _normal(outputs)
+        mean, along = ((own * change).mean(dim=1, keepdim=True) for own in (1.0, normal))
+        return -self.by_weight * scale * (change - mean - normal * along)
+
+
+def _normal(outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row of (D, L) less its mean over its standard deviation, and the inverse of that."""
+    variance, mean = torch.var_mean(outputs, dim=1, correction=0, keepdim=True)
+    scale = torch.where(variance > 0, variance, torch.inf).rsqrt()
+    return (outputs - mean) * scale, scale
 
 
 @dataclass(frozen=True)
@@ -120,6 +203,15 @@ class PooledMap:
         Mean of the entries of the input, standard deviation of differences of neighbours, and of
         the entries, before anything is known. Where the input is flat, routings are open whatever
         the equations, and without a prior the search invents a texture there.
+    possible : Tensor, bool
+        (D, L', K), places that can carry the maximum.
+    shared : Tensor
+        (D, L'), how many windows have this maximum in common.
+    norm : LiveNorm or None
+        Between the convolution and the pooling.
+    cautious : bool
+        Whether gradient rows are no more certain than the estimate. Below many maxima that are
+        nearly right the search rests then; where gradient rows determine most, it goes astray.
     """
 
     stage: Stage
@@ -132,6 +224,10 @@ class PooledMap:
     observed: Tensor
     low: float
     prior: tuple[float, float, float]
+    possible: Tensor
+    shared: Tensor
+    norm: LiveNorm | None = None
+    cautious: bool = False
 
     def to(self, dtype: torch.dtype) -> "PooledMap":
         """The same in another precision, cotangent and gradient scaled to a mean square of one."""
@@ -139,7 +235,11 @@ class PooledMap:
         stage = replace(self.stage, weight=self.stage.weight.to(dtype), bias=None)
         own = {"cotangent": self.cotangent / size, "gradient": self.gradient / size}
         own = {name: tensor.to(dtype) for name, tensor in own.items()}
-        return replace(self, stage=stage, value=self.value.to(dtype), **own)
+        norm, n = None, self.norm
+        if n is not None:
+            parts = n.mean, n.by_bias / size, n.by_weight / size
+            norm = LiveNorm(*(part.to(dtype) for part in parts))
+        return replace(self, stage=stage, value=self.value.to(dtype), norm=norm, **own)
 
     def outputs(self, x: Tensor) -> Tensor:
         """(n,) → (D, L), without the bias."""
@@ -147,7 +247,8 @@ class PooledMap:
 
     def miss(self, x: Tensor) -> Tensor:
         """(D, L'), how far the largest value of each window is from its maximum, where known."""
-        top = self.windows.values(self.outputs(x)).amax(dim=2)
+        seen = self.windows.values(self.outputs(x))
+        top = torch.where(self.possible, seen, -torch.inf).amax(dim=2)
         return torch.where(self.known, (top - self.value).abs(), 0.0)
 
     def linearised(self, x: Tensor, step: int) -> tuple[System, Change]:
@@ -187,9 +288,14 @@ class RoutedRows:
         return self.given.stage.geometry
 
     @cached_property
+    def _outputs(self) -> Tensor:
+        """(D, L), at x."""
+        return self.given.outputs(self.x)
+
+    @cached_property
     def _seen(self) -> Tensor:
         """(D, L', K), values of the windows at x."""
-        return self.given.windows.values(self.given.outputs(self.x))
+        return self.given.windows.values(self._outputs)
 
     @cached_property
     def _miss(self) -> tuple[Tensor, Tensor]:
@@ -208,10 +314,11 @@ class RoutedRows:
     @cached_property
     def share(self) -> Tensor:
         """(D, L', K), probability of each position."""
+        possible = self.given.possible
         if self.first:
-            inside = self.given.windows.inside.to(self.x)
-            return (inside / inside.sum(dim=1, keepdim=True)).expand_as(self._seen)
-        return torch.softmax(self._seen / self._temperature, dim=2)
+            return possible / possible.sum(dim=2, keepdim=True).to(self.x)
+        seen = torch.where(possible, self._seen, -torch.inf)
+        return torch.softmax(seen / self._temperature, dim=2)
 
     @cached_property
     def _value_weight(self) -> Tensor:
@@ -242,8 +349,10 @@ class RoutedRows:
     @cached_property
     def _expected(self) -> Tensor:
         """(D·kh·kw, H·W), the matrix of the expected gradient, one for all channels."""
-        shares = self.share * self.given.cotangent[..., None]
-        positions = self.given.windows.summed(shares, self.geometry.positions)
+        given, shares = self.given, self.share * self.given.cotangent[..., None]
+        positions = given.windows.summed(shares, self.geometry.positions)
+        if given.norm is not None:
+            positions = positions + given.norm.beside(self._outputs)
         return gradient_matrix(positions[None], self.geometry)[0]
 
     @cached_property
@@ -263,9 +372,16 @@ class RoutedRows:
         for i, (own, vectors) in enumerate(found):
             sizes[i, : len(own)], directions[i, :, : len(own)] = own, vectors
         share = max(EXPLORED * DECAY**self.step, LAST)
-        floor = share**2 * sizes.sum(dim=1) / size + LEAST**2 * level
+        floor = share**2 * sizes.sum(dim=1) / size + (LEAST**2 + self._missed) * level
         shrunk = 1 - (floor[:, None] / (sizes + floor[:, None])).sqrt()
         return directions, shrunk, self.given.observed * floor.rsqrt()
+
+    @property
+    def _missed(self) -> Tensor | float:
+        """Least variance of a gradient row, relative: that of the estimate, if it is cautious."""
+        if not self.given.cautious:
+            return 0.0
+        return self._miss[1].square() / self.given.value[self.given.known].square().mean()
 
     def _directions(self, i: int) -> tuple[Tensor, Tensor]:
         """Eigenvalues (r,) and eigenvectors (m, r) of the covariance of one filter's gradient."""
@@ -309,20 +425,26 @@ class RoutedRows:
             given.value[..., None] * self._over_weight,
             self._low_weight * max(given.low, -1e30),
             *self._prior_rows(torch.full_like(self.x, given.prior[0])),
+            *self._mean_rows(None if given.norm is None else given.norm.mean),
         ]
         return torch.cat([part.flatten() for part in parts])
 
     def apply(self, x: Tensor) -> Tensor:
         """(n,) → (m,)."""
         x, (channels, *_), g = x.to(self.x), self.geometry.input, self.geometry
-        seen = self.given.windows.values(self.given.outputs(x), 0.0)
+        outputs = self.given.outputs(x)
+        seen = self.given.windows.values(outputs, 0.0)
         own = (self._expected @ x.reshape(channels, -1).T).reshape(g.output[0], -1, channels)
+        gradient = own.mT.flatten(1)
+        if self.given.norm is not None:
+            gradient = gradient + self.given.norm.moved(self._outputs, outputs) @ self._patches
         parts = [
             (self.share * seen).sum(dim=2) * self._value_weight,
-            self._whitened(own.mT.flatten(1)),
+            self._whitened(gradient),
             self._over_weight * seen,
             self._low_weight * x,
             *self._prior_rows(x),
+            *self._mean_rows(outputs.mean(dim=1, keepdim=True)),
         ]
         return torch.cat([part.flatten() for part in parts])
 
@@ -330,16 +452,32 @@ class RoutedRows:
         """(m,) → (n,)."""
         g, (d, places) = self.geometry, self.given.value.shape
         gradient, over = self.given.gradient.numel(), self._over_weight.numel()
-        left = len(rows) - d * places - gradient - over - len(self.x)
-        sizes = [d * places, gradient, over, len(self.x), left]
-        value, own, above, low, prior = rows.to(self.x).split(sizes)
+        means = d * (self.given.norm is not None)
+        left = len(rows) - d * places - gradient - over - len(self.x) - means
+        sizes = [d * places, gradient, over, len(self.x), left, means]
+        value, own, above, low, prior, mean = rows.to(self.x).split(sizes)
         value = (value.reshape(d, places) * self._value_weight)[..., None] * self.share
         value = value + above.reshape(value.shape) * self._over_weight
-        maps = self.given.windows.summed(value, g.positions).reshape(1, *g.output)
-        own = self._whitened(own.reshape(d, -1)).reshape(1, d, g.input[0], *g.kernel)
-        found = self.given.stage.transpose(maps).flatten()
+        maps = self.given.windows.summed(value, g.positions)
+        own = self._whitened(own.reshape(d, -1))
+        if means:
+            maps = maps + self.given.norm.moved(self._outputs, own @ self._patches.mT)
+            maps = maps + mean[:, None] * self._mean_weight / g.positions
+        own = own.reshape(1, d, g.input[0], *g.kernel)
+        found = self.given.stage.transpose(maps.reshape(1, *g.output)).flatten()
         found = found + (self._expected.T @ gradient_rhs(own)[0]).T.flatten()
         return found + self._low_weight * low + self._prior_adjoint(prior)
+
+    @property
+    def _mean_weight(self) -> Tensor:
+        """(), of the mean of the outputs, which is known: that of all positions together."""
+        value = self.given.value[self.given.known]
+        spread = value.std().clamp(min=1e-30) if self.first else self._miss[1]
+        return self.geometry.positions**0.5 / spread
+
+    def _mean_rows(self, mean: Tensor | None) -> list[Tensor]:
+        """Means of the outputs (D, 1), over their standard deviation; none without a norm."""
+        return [] if self.given.norm is None else [mean * self._mean_weight]
 
     def _prior_rows(self, x: Tensor) -> list[Tensor]:
         """Differences of neighbours, and entries, over their standard deviations."""
@@ -355,7 +493,7 @@ class RoutedRows:
         return entries / spread - (down + right).flatten() / slope
 
     def preconditioner(self) -> Change:
-        """P⁻¹ with P² = AᵀA + α: A the gradient rows, averaged over the channels; α of all others.
+        """L⁻ᵀ with L Lᵀ = AᵀA + α: A the gradient rows, for all channels; α of all others.
 
         One matrix (H·W, H·W) for all channels.
         """
@@ -376,14 +514,12 @@ class RoutedRows:
             self.given.value.numel() + self.given.gradient.numel(),
         )
         alpha = (seen.square().sum() - seen[start:end].square().sum()) / n
-        sizes, vectors = torch.linalg.eigh((rows.mT @ rows).double())
-        sizes = sizes.clamp(min=0) + torch.maximum(alpha, 1e-8 * sizes[-1])
-        matrix = ((vectors * sizes.rsqrt()) @ vectors.T).to(self.x)
-
-        def change(y: Tensor) -> Tensor:
-            return (y.reshape(-1, g.pixels) @ matrix).flatten()
-
-        return Change(change, change)
+        _, inverse = roots_of((rows.mT @ rows).double(), alpha.double())
+        inverse = inverse.to(self.x)
+        return Change(
+            lambda y: (y.reshape(-1, g.pixels) @ inverse).flatten(),
+            lambda v: (v.reshape(-1, g.pixels) @ inverse.mT).flatten(),
+        )
 
 
 def search(
@@ -406,13 +542,14 @@ def search(
     rest : float
         Root mean square of what the windows miss, relative to the maxima, at which it ends.
     """
-    x = given.value.new_zeros(given.stage.geometry.unknowns)
+    x, found = given.value.new_zeros(given.stage.geometry.unknowns), 0
     size, best, least = given.value[given.known].square().mean().sqrt(), x, torch.inf
     for step in range(rounds):
         x = x + solve(*given.linearised(x, step))
         miss = float(given.miss(x)[given.known].square().mean().sqrt() / size)
+        found = step if miss < BETTER * least else found
         if miss < least:
             best, least = x, miss
-        if miss <= rest:
+        if miss <= rest or (step - found >= PATIENCE and least <= NEAR):
             break
     return best

@@ -14,7 +14,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, lsmr
 from torch import Tensor
 
-from rconv.linalg.iterative import COARSE, CORRECTION, SEEN
+from rconv.linalg.iterative import COARSE, CORRECTION, SEEN, WEAK
 from rconv.linalg.refine import NEGLIGIBLE
 from rconv.linalg.solution import CONVERGED, POWERS, PROBES, STALLED, Solution
 from rconv.linalg.system import System
@@ -57,6 +57,26 @@ class Change:
         return Change(torch.clone, torch.clone)
 
 
+def roots_of(gram: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """L (p, p), lower triangular, with L Lᵀ = A + α, and its inverse.
+
+    Parameters
+    ----------
+    gram : Tensor
+        A (p, p), positive semidefinite.
+    level : Tensor
+        α, which is at least `WEAK` of the norm of A, and more where rounding of A asks for it.
+    """
+    level, failed = torch.maximum(level, WEAK * gram.norm()).clamp(min=1e-300), True
+    while failed:
+        root, failed = torch.linalg.cholesky_ex(gram + torch.diag(level.expand(len(gram))))
+        level = level * 10
+        if not level.isfinite():
+            raise torch.linalg.LinAlgError("the matrix is not finite")
+    one = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return root, torch.linalg.solve_triangular(root, one, upper=False)
+
+
 @dataclass(frozen=True)
 class Stationary:
     """Where an iteration came to rest: its value (n,) after so many steps.
@@ -79,20 +99,21 @@ def gauss_newton(
     start: Tensor,
     *,
     good: float = 0.0,
+    until: float = 0.0,
     patience: int = PATIENCE,
     most: int = STEPS,
 ) -> Stationary:
     """A local minimum of the residual.
 
     `linearised` takes x (n,) and returns the equations of a step from there, N = k = 1, with a
-    right preconditioner. `good` is the norm of the residual that is rounding. `patience` slow steps
-    in a row, or `most` steps, end the iteration.
+    right preconditioner. `good` is the norm of the residual that is rounding. A norm of `until` or
+    less, `patience` slow steps in a row, or `most` steps end the iteration.
     """
     x, slow, rests, steps = start, 0, 0, 0
     system, change = linearised(x)
     size = float(system.rhs.norm().nan_to_num(nan=math.inf))
     damping = min(DAMPING, DAMPING * size * size / system.rhs.shape[1])  # ** overflows
-    while steps < most and damping < MOST and slow < patience and rests < 2:
+    while steps < most and damping < MOST and slow < patience and rests < 2 and size > until:
         steps += 1
         step = linear_step(system, change, system.rhs, damping if size > good else 0.0)
         if not step.isfinite().all():

@@ -54,16 +54,29 @@ class Block(Stage):
 
     @property
     def pool(self) -> nn.MaxPool2d | None:
-        """The max pooling that ends it, if one does; all else in it is linear then."""
+        """The max pooling that ends it, if one does; only BatchNorm stands below it then."""
         module = self.layers[-1][1] if self.layers else None
         return module if type(module) is nn.MaxPool2d else None
 
     @property
-    def unpooled(self) -> Stage:
-        """Of a block that ends in max pooling, what stands below it, as one convolution."""
+    def live_norm(self) -> str | None:
+        """Of a block that ends in max pooling, the BatchNorm in training mode, if there is one."""
+        name, norm = self.layers[0]
+        return name if type(norm) is nn.BatchNorm2d and is_blocked(norm) else None
+
+    def unpooled(self, statistics: Mapping[str, Tensor]) -> Stage:
+        """Of a block that ends in max pooling, what stands below it, as one convolution.
+
+        Takes the statistics of the batch by name, which are needed where there is a `live_norm`.
+        """
         parts = (self.name, self.weight, self.bias, self.activation, self.geometry)
         stage = Stage(*parts, groups=self.groups)
         for name, norm in self.layers[:-1]:
+            if name == self.live_norm:
+                norm = copy.deepcopy(norm).eval()
+                count = self.geometry.positions
+                mean, variance = (statistics[f"{name}.{key}"] for key in STATISTICS)
+                norm.running_mean, norm.running_var = mean, variance * (count - 1) / count
             stage = folded(stage, name, affine_of(name, norm, len(self.weight)))
         return stage
 
@@ -239,7 +252,7 @@ def _down_to_convolution(
         pooled = any(type(steps[i].what) is nn.MaxPool2d for i in chain)
         if type(what) is nn.Conv2d:
             return chain
-        if pooled and (type(what) is not nn.BatchNorm2d or is_blocked(what) or len(chain) > 2):
+        if pooled and (type(what) is not nn.BatchNorm2d or len(chain) > 2):
             return None
         if not (is_blocked(what) or type(what) in (*ACTIVATIONS, nn.BatchNorm2d)):
             return None

@@ -65,6 +65,8 @@ class _Builder:
             if what.start_dim != 1 or what.end_dim != -1:
                 raise operation.refusal("Flatten must keep the batch axis and no other")
             self.place[step], flat = self.place[operation.inputs[0]], True
+        elif self._changes_nothing(operation):
+            self.place[step] = self.place[operation.inputs[0]]
         elif type(what) in (nn.Conv2d, nn.BatchNorm2d, Fused) or what == CONCATENATION:
             if flat:
                 kind = what if isinstance(what, str) else type(what).__name__
@@ -76,6 +78,16 @@ class _Builder:
             self._activation(step, operation)
         if flat:
             self.flat.add(step)
+
+    def _changes_nothing(self, operation: Operation) -> bool:
+        """Whether a step is adaptive average pooling of a map to the size that it has."""
+        what = operation.what
+        if type(what) is not nn.AdaptiveAvgPool2d:
+            return False
+        size = what.output_size
+        size = size if isinstance(size, tuple) else (size, size)
+        below = self.nodes[self.place[operation.inputs[0]]].shape[1:]
+        return all(own in (None, now) for own, now in zip(size, below, strict=True))
 
     def _map(self, step: int, operation: Operation) -> None:
         below = self.nodes[self.place[operation.inputs[0]]]
@@ -148,6 +160,9 @@ def _activation(operation: Operation) -> Activation:
         ) from None
 
 
+ENLARGES = ("ConvTranspose2d", "Upsample", "UpsamplingNearest2d", "UpsamplingBilinear2d")
+
+
 def _why_not(kind: str, error: str) -> str:
     """Reason and remedy for a layer that is no activation that the attack knows."""
     if "Pool" in kind:
@@ -155,6 +170,8 @@ def _why_not(kind: str, error: str) -> str:
             ", since it discards what it does not pass on; use a convolution with a stride in its "
             "place"
         )
+    if kind in ENLARGES:
+        return ": it enlarges maps, which the attack has no equations for; use Conv2d in its place"
     if "cannot be passed" in error:
         return (
             ", since its derivative is not known as a function of its output; use PyTorch's own "

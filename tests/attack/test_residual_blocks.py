@@ -53,6 +53,15 @@ def network(*blocks, pooled=False, filters=32, pixels=16):
     return own.double().train()
 
 
+def pooled_stem():
+    """A network as ResNet-18 is made, for images of 12 × 12."""
+    model = network(same, narrower, pooled=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model[0] = nn.Conv2d(1, 24, 5, 1, 2, bias=False).double()
+    return nn.Sequential(*model[:3], nn.MaxPool2d(3, 2, 1), *model[3:])
+
+
 def same():
     return Residual(24, 24, 1)
 
@@ -68,6 +77,23 @@ def sent(model, images, labels):
     names, parameters = zip(*client.named_parameters(), strict=True)
     gradients = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
     return gradients, client.state_dict()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_stem_with_max_pooling_and_the_maps_above_it(frozen):
+    """Without the gradients of the stem, the maps above it are exact all the same."""
+    model, image = pooled_stem(), uniform(1, 1, 12, 12)
+    gradients, buffers = sent(model, image, torch.tensor([3]))
+    if frozen:
+        gradients = {name: g for name, g in gradients.items() if name[0] not in "01"}
+    result = Attack(model, (1, 12, 12))(gradients, buffers=buffers)
+    pooled = model[:4](image).detach()
+    assert relative_error(result.layers[-2].known.reshape(pooled.shape), pooled) < EXACT
+    assert bool(result.unique) != frozen
+    if frozen:
+        assert result.layers[-1].open == 144 and result.diagnostics[0]
+    else:
+        assert relative_error(result.images, image) < EXACT
 
 
 @pytest.mark.parametrize("pooled", [False, True])

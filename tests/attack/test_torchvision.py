@@ -15,12 +15,12 @@ SECONDS = 10.0
 
 REFUSED = [
     # model, training, what the refusal names
-    ("alexnet", False, r"avgpool: AdaptiveAvgPool2d between .*; use a convolution with a stride"),
-    ("vgg11", False, r"avgpool: AdaptiveAvgPool2d"),
+    ("alexnet", False, r"features\.2: the positions of maxima are searched for in maps of at most"),
+    ("vgg11", False, r"features\.2: the positions of maxima are searched for in maps of at most"),
     ("squeezenet1_1", False, r"features\.5: MaxPool2d"),
     ("squeezenet1_1", True, r"classifier\.0: Dropout is active, .*; call model\.eval\(\)"),
     ("resnet18", False, r"avgpool: AdaptiveAvgPool2d"),
-    ("resnet18", True, r"maxpool: MaxPool2d"),
+    ("resnet18", True, r"avgpool: AdaptiveAvgPool2d"),
     ("densenet121", False, r"adaptive_avg_pool2d: AdaptiveAvgPool2d"),
     ("shufflenet_v2_x0_5", False, r"stage2\.0: InvertedResidual's view"),
     ("googlenet", False, r"inception3a\.branch4\.0: MaxPool2d"),
@@ -67,6 +67,14 @@ def test_the_reasons_say_why_no_convolution_is_an_entry_point():
     assert len(str(refusal.value)) < 250
     layers = dict(refusal.value.reasons)
     assert "64 filters" in layers["conv1"] and "MaxPool2d" in layers["maxpool"]
+
+
+def test_resnet18_in_training_mode_is_read_down_to_its_image():
+    """Entered by the gradients of its last convolution, which lies below global pooling."""
+    read = Attack(network("resnet18", training=True), (3, 64, 64)).network
+    assert read.head.name == "layer4.1.conv2" and read.nodes[0].shape == (3, 64, 64)
+    stem = read.stages[0]
+    assert (stem.name, stem.live_norm, stem.pool is None) == ("conv1", "bn1", False)
 
 
 def test_a_vision_transformer_is_answered():
