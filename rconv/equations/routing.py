@@ -376,9 +376,12 @@ class RoutedRows:
             self.given.value.numel() + self.given.gradient.numel(),
         )
         alpha = (seen.square().sum() - seen[start:end].square().sum()) / n
-        sizes, vectors = torch.linalg.eigh((rows.mT @ rows).double())
-        sizes = sizes.clamp(min=0) + torch.maximum(alpha, 1e-8 * sizes[-1])
-        matrix = ((vectors * sizes.rsqrt()) @ vectors.T).to(self.x)
+        # Not eigh of AᵀA, whose iteration may fail where most eigenvalues are zero.
+        _, sizes, vectors = torch.linalg.svd(rows.double(), full_matrices=False)
+        alpha = torch.maximum(alpha, 1e-8 * sizes[0].square())
+        gains = (sizes.square() + alpha).rsqrt() - alpha.rsqrt()
+        matrix = (vectors.mT * gains) @ vectors + alpha.rsqrt() * torch.eye(g.pixels).to(vectors)
+        matrix = matrix.to(self.x)
 
         def change(y: Tensor) -> Tensor:
             return (y.reshape(-1, g.pixels) @ matrix).flatten()
@@ -413,6 +416,6 @@ def search(
         miss = float(given.miss(x)[given.known].square().mean().sqrt() / size)
         if miss < least:
             best, least = x, miss
-        if miss <= rest:
+        if miss <= rest or not miss < torch.inf:  # NaN: noise has made the steps diverge
             break
     return best

@@ -5,7 +5,8 @@ images comes back as the only one possible, and how well the prior shows the oth
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
@@ -16,10 +17,12 @@ from rconv.attack.report import Reconstruction
 from rconv.audit import NOT_UNIQUE, TOO_LARGE
 from rconv.data.datasets import photographs
 from rconv.lab.experiment import as_dtype
+from rconv.lab.features import Features, features
 from rconv.lab.intervals import rate_interval
 from rconv.lab.metrics import flat, matched, psnr
 from rconv.lab.records import SHOWN, score
 from rconv.lab.scenarios import Scenario, client_model, sent
+from rconv.model.wrappers import shared_copy, tensor_of
 from rconv.observe.check import check_value_range
 from rconv.observe.observation import Loss
 
@@ -28,7 +31,8 @@ VISIBLE = 10 * math.log10(2)
 squared error is less than half the truth's variance."""
 
 LEAKS, PARTLY, NOT_BY_THIS_ATTACK = RISKS = ("leaks", "partly", "not by this attack")
-"""How much the attack shows of some image: all of it, a part of it, or nothing that is visible."""
+"""How much the attack shows of some image: all of it; a part, or the features that a Linear takes;
+or nothing."""
 
 LAYER_COLUMNS = ("layer", "unknowns", "equations leave", "signs close", "left open", "images short")
 
@@ -53,6 +57,8 @@ class Trial:
         (N,), in dB: the PSNR of a flat image of the truth's mean grey, which shows nothing.
     false : Tensor
         (N,), bool: called unique and wrong (`rconv.lab.records.score`). There must be none.
+    features : Features or None
+        What the gradients of a Linear reveal, whatever became of the images.
     """
 
     source: str
@@ -62,6 +68,23 @@ class Trial:
     psnr: Tensor
     flat: Tensor
     false: Tensor
+    features: Features | None = None
+
+    @staticmethod
+    def concatenate(parts: Sequence["Trial"]) -> "Trial":
+        """Trials of one model in one scenario, one after the other."""
+        first = parts[0]
+        joined = {
+            name: torch.cat([getattr(own, name) for own in parts])
+            for name in ("truth", "psnr", "flat", "false")
+        }
+        known = None
+        if first.features is not None:
+            own = [part.features for part in parts]
+            pairs = {n: torch.cat([getattr(f, n) for f in own]) for n in ("error", "labels")}
+            known = replace(first.features, **pairs)
+        whole = Reconstruction.concatenate([own.reconstruction for own in parts])
+        return replace(first, reconstruction=whole, features=known, **joined)
 
     @property
     def unique(self) -> Tensor:
@@ -94,7 +117,8 @@ class Trial:
         """A value of `RISKS`, that of the image that is shown best."""
         if self.recovered.any():
             return LEAKS
-        return PARTLY if self.visible.any() else NOT_BY_THIS_ATTACK
+        known = self.features is not None and bool(self.features.exact.any())
+        return PARTLY if known or self.visible.any() else NOT_BY_THIS_ATTACK
 
     @property
     def clear(self) -> int:
@@ -213,17 +237,27 @@ def trial(
     attack = Attack(client, input_shape, value_range=(low, high), loss=stated)
     source = "given images"
     if images is None:
-        images, source = photographs(attack.network.input_shape, count)
+        images, labels, source = chosen(client, attack.network.input_shape, count)
         images = low + (high - low) * images
-        labels = torch.arange(count) % _classes(client, images)
-        source = f"{source}, labels 0 to {int(labels.max())}"
     truth = _checked(images, labels, attack.network.input_shape, (low, high))
     gradients, noise = sent(client, truth, labels, scenario, loss)
     found = attack(gradients, batch=scenario.together, noise=noise, progress=progress)
     if scenario.together > 1:
         found = found.select(matched(found.images.cpu(), truth).tolist())
     received = str(next(iter(gradients.values())).dtype).removeprefix("torch.")
-    return _judged(source, received, truth.to(found.images.device), found, (low, high))
+    judged = _judged(source, received, truth.to(found.images.device), found, (low, high))
+    return replace(judged, features=features(client, truth, labels, gradients, noise, scenario))
+
+
+def chosen(
+    model: nn.Module, input_shape: tuple[int, int, int], count: int
+) -> tuple[Tensor, Tensor, str]:
+    """Photographs (N, C, H, W) in [0, 1], classes for them (N,), and what they are, in words."""
+    images, source = photographs(input_shape, count)
+    with torch.no_grad():
+        logits = tensor_of(shared_copy(model).eval()(images[:1].to(next(model.parameters()))))
+    labels = torch.arange(count) % max(2, logits.shape[1])  # one logit is that of two classes
+    return images, labels, f"{source}, labels 0 to {int(labels.max())}"
 
 
 def _judged(
@@ -241,13 +275,6 @@ def _judged(
         psnr(flat(truth), truth, data_range=peak),
         torch.tensor([r["false"] for r in score(found, truth, {}, data_range=peak)]),
     )
-
-
-def _classes(model: nn.Sequential, images: Tensor) -> int:
-    """Classes of the model: its logits, or 2 where there is one."""
-    with torch.no_grad():
-        logits = model(images[:1].to(next(model.parameters())))
-    return max(2, logits.shape[1])
 
 
 def _checked(
