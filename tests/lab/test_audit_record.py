@@ -126,7 +126,11 @@ def test_a_refused_model_gives_away_its_last_features():
     norm = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveMaxPool2d(1)
     model = nn.Sequential(*norm, nn.Flatten(), nn.Linear(8, 4))
     deep = nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.Conv2d(3, 8, 6), nn.BatchNorm2d(8), *model[2:])
-    for own, mode, tried in ((model, "evaluation", 3), (model, "training", 3), (deep, "training", 2)):
+    for own, mode, tried in (
+        (model, "evaluation", 3),
+        (model, "training", 3),
+        (deep, "training", 2),
+    ):
         audit = full_audit(own, (3, 6, 6), scenario=Scenario(mode=mode), trials=3)
         record = valid(audit.record)
         assert record["verdict"]["risk"] == PARTLY and audit.trial is None
