@@ -244,9 +244,9 @@ def _add_answer(audit: argparse.ArgumentParser) -> None:
     audit.add_argument(
         "--time-limit",
         type=amount,
-        default=40.0,
+        default=45.0,
         metavar="S",
-        help="seconds for all trials (default 40), the most informative first; the report names "
+        help="seconds for all trials (default 45), the most informative first; the report names "
         "what was left out; 0 for no limit",
     )
 

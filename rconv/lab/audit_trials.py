@@ -25,7 +25,7 @@ FIRST = 0.6
 """Share of the time limit that is left to the user's own setup, where others follow."""
 
 PAIR = 2
-"""Images of another scenario, where each has a gradient of its own."""
+"""Images of another scenario, where each has a gradient of its own; one under a time limit."""
 
 SEVERER = ("Batch", "Sum over clients", "Local steps", "DP noise")
 """Respects whose values become harder for the attack from one to the next."""
@@ -39,16 +39,19 @@ class Budget:
     ----------
     limit : float
         Seconds of wall time since this was made; infinite for no limit.
+    spent, images : float, int
+        Seconds that trials have taken, and on how many images.
     """
 
     limit: float
     start: float = field(default_factory=time.monotonic)
-    longest: float = 0.0
+    spent: float = 0.0
+    images: int = 0
 
     def room(self, share: float = 1.0) -> float:
-        """How many images there is time for, if each takes as long as the longest so far."""
+        """How many images there is time for, if each takes as long as those so far on average."""
         left = max(0.0, share * self.limit - (time.monotonic() - self.start))
-        return left / self.longest if self.longest else torch.inf
+        return left * self.images / self.spent if self.spent else torch.inf
 
     @contextmanager
     def timed(self, images: int) -> Iterator[None]:
@@ -57,7 +60,8 @@ class Budget:
         try:
             yield
         finally:
-            self.longest = max(self.longest, (time.monotonic() - begun) / images)
+            self.spent += time.monotonic() - begun
+            self.images += images
 
 
 @dataclass
@@ -200,9 +204,9 @@ class Trials:
             return {**Outcome(refusal=ValueError(reason)).record, "risk": NOT_RUN}
         if self.announce is not None:
             self.announce(f"trying {respect}: {value}")
-        most = min(PAIR if room >= PAIR else 1, self.count) if together == 1 else together
+        one = 1 if self.limit < torch.inf else min(PAIR, self.count)
         try:
-            return self._tried(scenario, 0, most).record
+            return self._tried(scenario, 0, one if together == 1 else together).record
         except ValueError as error:
             return Outcome(refusal=error).record
 

@@ -77,6 +77,7 @@ def matrix(base: Scenario) -> list[tuple[str, str, Scenario]]:
         *(("Local steps", f"{k} steps", replace(one, steps=k)) for k in (2, 5)),
         *(("Precision", name, replace(one, dtype=name)) for name in ("float32", "float16")),
         ("Precision", "float64", replace(one, dtype="float64")),
+        ("Sum over clients", "1 client", one),
         *(("Sum over clients", f"{c} clients", replace(one, clients=c)) for c in (4, 16)),
     ]
 

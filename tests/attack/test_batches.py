@@ -254,7 +254,7 @@ def test_the_derivative_with_factors_is_that_of_the_residual():
     equations = HeadEquations.of(matrix, gradient, 2, clipped=True)
     x = normal(6, seed=3)
     _, derivative = equations.residual(x, labels)
-    expected = torch.func.jacfwd(lambda y: equations.residual(y, labels)[0])(x)
+    expected = torch.autograd.functional.jacobian(lambda y: equations.residual(y, labels)[0], x)
     assert relative_error(derivative, expected) < 1e-12
 
 
