@@ -341,24 +341,10 @@ def from_batch(
     rank = head_rank(gradient, errors)
     if rank != batch:
         raise _wrong_rank(gradient[:, :-1], rank, batch)
-    matrix, least = torch.cat([head.weight, bias[:, None]], dim=1), None
+    matrix = torch.cat([head.weight, bias[:, None]], dim=1)
     level = float(errors.norm() / gradient.norm())
     accepted = ACCUMULATED * level + ARITHMETIC
-    # The gradient is a mean, or a sum; or a sum of clipped ones, where equations are left over.
-    clipping = [(1, True)] if batch < len(bias) - 1 else []
-    for factor, clipped in [(batch, False), (1, False), *clipping]:
-        samples = disaggregate(matrix, factor * gradient, batch, accepted, clipped)
-        if samples is not None and samples.residual <= accepted:
-            break
-        if samples is not None and (least is None or samples.residual < least):
-            least = samples.residual
-    else:
-        miss = "no labels fit" if least is None else f"residual {least:.0e}"
-        raise InseparableError(
-            f"no {batch} samples of cross-entropy, averaged, summed or clipped, were found to "
-            f"explain the head's gradient ({miss}): labels that repeat, a network that is sure of "
-            "its classes, another loss, or noise"
-        )
+    factor, clipped, samples = _separated(matrix, gradient, batch, accepted)
     # The samples' own cotangents are measured by what was sent, the sum by its share of that.
     largest = largest_entry(clients.gradients)
     equations = HeadEquations.of(matrix, factor * gradient, batch, clipped)
@@ -375,6 +361,28 @@ def from_batch(
         head.name,
         samples.cotangent / largest,
         labels=samples.labels,
+    )
+
+
+def _separated(
+    matrix: Tensor, gradient: Tensor, batch: int, accepted: float
+) -> tuple[int, bool, _Samples]:
+    """The factor that makes the gradient a sum, whether samples are clipped, and the samples.
+
+    The gradient is a mean, or a sum; or a sum of clipped ones, where equations are left over.
+    """
+    least, clipping = None, [(1, True)] if batch < len(matrix) - 1 else []
+    for factor, clipped in [(batch, False), (1, False), *clipping]:
+        samples = disaggregate(matrix, factor * gradient, batch, accepted, clipped)
+        if samples is not None and samples.residual <= accepted:
+            return factor, clipped, samples
+        if samples is not None and (least is None or samples.residual < least):
+            least = samples.residual
+    miss = "no labels fit" if least is None else f"residual {least:.0e}"
+    raise InseparableError(
+        f"no {batch} samples of cross-entropy, averaged, summed or clipped, were found to "
+        f"explain the head's gradient ({miss}): labels that repeat, a network that is sure of "
+        "its classes, another loss, or noise"
     )
 
 

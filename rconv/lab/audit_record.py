@@ -127,27 +127,34 @@ def full_audit(
     _, asked = trials_of.feasible("", scenario)
     found, refusal = _accepted(lambda: examine(model, input_shape, active=active))
     own = Outcome(refusal=refusal)
-    if trials or images is not None:
+    attacked = bool(trials) or images is not None
+    if attacked:
         own = trials_of.own(asked, FIRST if scenarios else 1.0)
-    tried = own.trial
     record: Record = {
         **_made(command),
         **_question(model, input_shape, name, asked),
         "rank": _rank(found, active),
-        "trial": None if tried is None else _trial(tried),
-        "features": None if own.features is None else _features(own.features),
-        "layers": _layers(model, found, tried),
-        "refusal": None if own.refusal is None else _refusal(own.refusal),
+        **_found(model, found, own),
     }
-    record["verdict"] = _verdict(record, found, own)
     if asked != scenario:
         record["verdict"]["caveat"] = TWO
-    if scenarios and (trials or images is not None):
+    if scenarios and attacked:
         if announce is not None:
             announce(f"{record['verdict']['sentence']} Now other scenarios, for the report.")
         record["scenarios"] = trials_of.others(asked, own.record)
         record["verdict"]["action"] = _action(own.risk, record)
-    return Audit(record, found, tried)
+    return Audit(record, found, own.trial)
+
+
+def _found(model: nn.Module, found: Findings | None, own: Outcome) -> Record:
+    """What came of the user's own scenario, and the verdict."""
+    record: Record = {
+        "trial": None if own.trial is None else _trial(own.trial),
+        "features": None if own.features is None else _features(own.features),
+        "layers": _layers(model, found, own.trial),
+        "refusal": None if own.refusal is None else _refusal(own.refusal),
+    }
+    return {**record, "verdict": _verdict(record, found, own)}
 
 
 def _accepted(judged: Callable[[], Any]) -> tuple[Any, UnsupportedModelError | None]:
@@ -392,7 +399,7 @@ def _action(risk: str, record: Record) -> str:
             "Do not rely on this alone: try an optimisation-based attack as well (see "
             "rconv.adapters.breaching), and repeat the audit with trained weights and real images."
         )
-    noisy = [own for own in record["scenarios"] if own["noise"] > 0 and own["tried"]]
+    noisy = [own for own in record.get("scenarios", ()) if own["noise"] > 0 and own["tried"]]
     quiet = [own for own in noisy if own["risk"] == NOT_BY_THIS_ATTACK]
     said = ""
     if quiet:

@@ -147,8 +147,6 @@ def text(audit: Audit) -> str:
             f"recovered: {own['recovered']} of {own['tried']} (95 % interval {low:.0%} to "
             f"{high:.0%}); unique: {own['unique']}",
             tried.verdict,
-            record["verdict"]["caveat"],
-            "",
         ]
     if record["features"] is not None:
         known = record["features"]
@@ -157,8 +155,8 @@ def text(audit: Audit) -> str:
             f"features that enter {known['layer']} ({known['count']} numbers): {known['exact']} of "
             f"{known['tried']} exact (relative errors {errors}); labels right: "
             f"{known['labels_right']} of {known['tried']}",
-            "",
         ]
+    lines += [record["verdict"]["caveat"], ""]
     lines += [f"Risk: {record['verdict']['risk']}. {record['verdict']['sentence']}"]
     lines += [f"What to do: {record['verdict']['action']}"]
     return "\n".join(line for i, line in enumerate(lines) if line or (i and lines[i - 1]))
