@@ -95,7 +95,10 @@ def features(
         top = next((own for own in heads if own.last), None)
         classes = torch.full((len(found),), -1)
         if top is not None:
-            classes = inferred_labels(_of_each(top, clients)[1])
+            value, cotangent = _of_each(top, clients)
+            weight, bias = top.weight, getattr(model.get_submodule(top.name), "bias", None)
+            logits = value @ weight.mT + (0.0 if bias is None else bias.detach().double())
+            classes = inferred_labels(cotangent, logits)
     error = (found - truth).norm(dim=1) / truth.norm(dim=1).clamp(min=1e-300)
     return Features(head.name, truth.shape[1], error.cpu(), classes.cpu() == labels.cpu())
 

@@ -286,7 +286,11 @@ def _setup(record: Record) -> str:
         "Local steps": f"{own['steps']}",
         "DP noise": f"σ = {own['noise']:g}" if own["noise"] else "none",
         "The attacker knows": ", ".join(own["attacker_knows"]),
-        "Images tried": record["trial"]["source"] if record["trial"] else "none",
+        "Images tried": record["trial"]["source"]
+        if record["trial"]
+        else "none, features alone"
+        if record["features"]
+        else "none",
     }
     return "".join(
         f"<dt>{name}</dt><dd>{value if value.startswith('<span') else _text(value)}</dd>\n"
