@@ -30,7 +30,7 @@ def main(readme: str) -> None:
     assert Path(rconv.__file__).is_relative_to(sys.prefix), rconv.__file__
     Path("net.py").write_text(example.partition("model = Net()")[0])
     command = [Path(sys.executable).with_name("rconv"), "audit", "--model", "net.py:Net"]
-    command += ["--input-shape", "3,32,32", "--trials", "1", "--time-limit", "0"]
+    command += ["--input-shape", "3,32,32", "--trials", "1", "--time-limit", "0.1"]
     command += ["--json", "audit.json", "--html", "report.html", "--fail-on", "leaks"]
     code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
     risk = json.loads(Path("audit.json").read_text())["verdict"]["risk"]

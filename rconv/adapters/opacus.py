@@ -11,6 +11,12 @@
     optimizer.original_optimizer.step()
     result = Attack(original_model, (3, 32, 32))(gradients, noise=noise, batch=len(images))
 
+The images of a batch are separated although each is clipped by a factor of its own: these factors
+are computed as well, for batches of up to two images less than there are classes. That needs a
+gradient with next to no noise. Measured with 24 and 48 filters, 10 classes and float32, ten draws
+each: without noise two images came back in 10 draws of 10 and four in 8; two in 7 of 10 at a noise
+multiplier of 1e-5, and in none at 1e-4. Of a single image much more noise is tolerated.
+
 Opacus refuses BatchNorm; its `ModuleValidator.fix` puts GroupNorm in its place, and the attack
 says whether it can read that.
 """

@@ -11,6 +11,10 @@ must satisfy Qᵀ Z = Cᵀ and put a 1 at the end of every row: B (K - 1) + B eq
 unknowns. A head without a bias, and one sample, is the equation in
 `rconv.attack.head.scales_from_softmax`.
 
+DP-SGD clips each sample's gradient, that is, multiplies row b of Z by a factor of its own. These B
+factors are further unknowns, which B < K - 1 samples leave determined; they are looked for where
+neither the mean nor the sum of whole gradients fits.
+
 What the noise does to features and cotangents is measured: gradients with random errors of its
 size are disaggregated again.
 """
@@ -90,60 +94,74 @@ class HeadEquations:
         R [V c]ᵀ, (B, K): logits of a sample are its row of Q times this.
     gradient : Tensor
         G, (K, n + 1).
+    clipped : bool
+        Whether each sample has a factor; the unknowns x are Q and, then, the logarithms of these.
     """
 
     basis: Tensor
     sides: Tensor
     logits: Tensor
     gradient: Tensor
+    clipped: bool = False
 
     @staticmethod
-    def of(matrix: Tensor, gradient: Tensor, batch: int) -> "HeadEquations":
+    def of(matrix: Tensor, gradient: Tensor, batch: int, clipped: bool = False) -> "HeadEquations":
         """From [V c] and the gradient summed over the samples, both (K, n + 1)."""
         u, s, basis = torch.linalg.svd(gradient, full_matrices=False)
         basis = basis[:batch]
         sides = (u[:, :batch] * s[:batch]).mT
-        return HeadEquations(basis, sides, basis @ matrix.mT, gradient)
+        return HeadEquations(basis, sides, basis @ matrix.mT, gradient, clipped)
 
-    def start(self, cotangent: Tensor) -> Tensor:
-        """Q of these logit gradients Z (B, K), as well as they fit; (B·B,)."""
+    def start(self, cotangent: Tensor, factors: Tensor) -> Tensor:
+        """Unknowns for logit gradients (B, K), factors (B,) included, as well as they fit."""
         q = torch.linalg.pinv(cotangent.mT) @ self.sides.mT
         ends = q @ self.basis[:, -1]
-        return (q / torch.where(ends.abs() > FLAT, ends, 1.0)[:, None]).flatten()
+        q = (q / torch.where(ends.abs() > FLAT, ends, 1.0)[:, None]).flatten()
+        return torch.cat([q, factors.log()]) if self.clipped else q
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Q (B, B) and the factors (B,)."""
+        count = len(self.basis)
+        q, rest = x[: count**2].reshape(count, count), x[count**2 :]
+        return q, rest.exp() if self.clipped else q.new_ones(count)
 
     def cotangent(self, q: Tensor, labels: Tensor) -> Tensor:
         """Z of Q (B, B), the label's entry as what the others add up to."""
         z = torch.softmax(q @ self.logits, dim=1).scatter(1, labels[:, None], 0.0)
         return z.scatter(1, labels[:, None], -z.sum(dim=1, keepdim=True))
 
-    def residual(self, q: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What Q, (B·B,), leaves of the equations, rows of Cᵀ by their size; its derivative."""
+    def residual(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What the unknowns leave of the equations, rows of Cᵀ by their size; its derivative."""
         batch, classes = self.sides.shape
-        q = q.reshape(batch, batch)
-        z = self.cotangent(q, labels)
+        q, factors = self.parts(x)
+        z = factors[:, None] * self.cotangent(q, labels)
         p = torch.softmax(q @ self.logits, dim=1)
         # ∂p_b[k] / ∂Q[b, i], and ∂(Qᵀ Z)[j, k] / ∂Q[b, i].
         slope = p[:, None, :] * (self.logits - (p @ self.logits.mT)[:, :, None])
+        slope = factors[:, None, None] * slope
         derivative = torch.einsum("bj,bik->jkbi", q, slope)
         derivative.diagonal(dim1=0, dim2=3).add_(z.mT[:, :, None])
         size = self.sides.norm(dim=1)
         ends = torch.einsum("bc,i->bci", torch.eye(batch).to(q), self.basis[:, -1])
         derivative = derivative / size[:, None, None, None]
         rows = ((q.mT @ z - self.sides) / size[:, None]).flatten()
-        return (
-            torch.cat([rows, q @ self.basis[:, -1] - 1]),
-            torch.cat([derivative.reshape(batch * classes, -1), ends.reshape(batch, -1)]),
-        )
+        columns = torch.cat([derivative.reshape(batch * classes, -1), ends.reshape(batch, -1)])
+        if self.clipped:
+            of_factors = (torch.einsum("bj,bk->jkb", q, z) / size[:, None, None]).flatten(0, 1)
+            of_factors = torch.cat([of_factors, of_factors.new_zeros(batch, batch)])
+            columns = torch.cat([columns, of_factors], dim=1)
+        return torch.cat([rows, q @ self.basis[:, -1] - 1]), columns
 
-    def solve(self, start: Tensor, labels: Tensor, good: float) -> tuple[Tensor, Tensor]:
-        """Ṽ, (B, n + 1), and Z, (B, K), from a start (B·B,).
+    def solve(self, start: Tensor, labels: Tensor, good: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Ṽ, (B, n + 1), Z with its factors, (B, K), and these, (B,), from a start.
 
         Q R carries the rounding of all features into each, where a feature that is zero must not
         pass for one that is not. So Ṽ is what Z makes of the gradient, each feature by itself.
         """
-        q, _ = levenberg_marquardt(lambda x: self.residual(x, labels), start, good)
-        z = self.cotangent(q.reshape(len(labels), -1), labels)
-        return torch.linalg.lstsq(z.mT, self.gradient).solution, z
+        x, _ = levenberg_marquardt(lambda x: self.residual(x, labels), start, good)
+        q, factors = self.parts(x)
+        z = factors[:, None] * self.cotangent(q, labels)
+        return torch.linalg.lstsq(z.mT, self.gradient).solution, z, factors
 
 
 @dataclass(frozen=True)
@@ -155,7 +173,9 @@ class _Samples:
     features : Tensor
         Ṽ, (B, n + 1), the 1 included.
     cotangent : Tensor
-        Z, (B, K), logit gradients of the samples' own losses.
+        Z, (B, K), logit gradients of the samples' own losses, times their factors.
+    factors : Tensor
+        (B,), 1 where they are not clipped.
     labels : Tensor
         (B,), int64.
     residual : float
@@ -164,11 +184,14 @@ class _Samples:
 
     features: Tensor
     cotangent: Tensor
+    factors: Tensor
     labels: Tensor
     residual: float
 
 
-def disaggregate(matrix: Tensor, gradient: Tensor, batch: int, noise: float) -> _Samples | None:
+def disaggregate(
+    matrix: Tensor, gradient: Tensor, batch: int, noise: float, clipped: bool = False
+) -> _Samples | None:
     """The samples behind the summed gradient of a head; None where no labels fit.
 
     Of those that are found, the ones of the smallest residual, which may be large.
@@ -183,14 +206,16 @@ def disaggregate(matrix: Tensor, gradient: Tensor, batch: int, noise: float) -> 
         B.
     noise : float
         Relative residual up to which the samples explain it.
+    clipped : bool
+        Whether each sample has an unknown factor.
     """
-    equations, best = HeadEquations.of(matrix, gradient, batch), None
+    equations, best = HeadEquations.of(matrix, gradient, batch, clipped), None
     spread = noise * float(gradient.norm()) / gradient.numel() ** 0.5
     for labels, start in _starts(equations, gradient[:, -1], spread):
-        features, z = equations.solve(start, labels, noise)
+        features, z, factors = equations.solve(start, labels, noise)
         miss = float(relative((z.mT @ features - gradient)[None], gradient[None])[0])
         if best is None or miss < best.residual:
-            best = _Samples(features, z, labels, miss)
+            best = _Samples(features, z, factors, labels, miss)
         if miss <= noise:
             break
     return best
@@ -206,11 +231,14 @@ def _starts(
     """
     batch, classes = equations.sides.shape
     generator, left = torch.Generator().manual_seed(0), TRIES
-    counts = label_counts(bias_gradient, batch, noise)
+    # Of clipped gradients a class counts once at first: no entry shows more than its largest.
+    unit = float((-bias_gradient).max().clamp(min=1e-300)) if equations.clipped else 1.0
+    counts = label_counts(bias_gradient / unit, batch, noise / unit)
     for i in range(ROUNDS):
         for count in counts[: max(1, left)]:
             labels = torch.repeat_interleave(torch.arange(classes), count.cpu()).to(count.device)
-            mean = ((bias_gradient + count) / batch).clamp(min=FLAT)
+            factor = _common_factor(bias_gradient, count) if equations.clipped else 1.0
+            mean = ((bias_gradient / factor + count) / batch).clamp(min=FLAT)
             alike = i == 0 and int(count.max()) == 1
             unlike = torch.randn(batch, classes, generator=generator, dtype=mean.dtype).to(mean)
             p = mean * (unlike * (0.0 if alike else SPREADS[i % len(SPREADS)])).exp()
@@ -219,7 +247,19 @@ def _starts(
             left -= 1
             if left < 0:
                 return
-            yield labels, equations.start(p.scatter_add(1, labels[:, None], -torch.ones_like(p)))
+            z = factor * p.scatter_add(1, labels[:, None], -torch.ones_like(p))
+            yield labels, equations.start(z, torch.full_like(mean[:batch], factor))
+
+
+def _common_factor(bias_gradient: Tensor, count: Tensor) -> float:
+    """A factor of all samples: that of equal probabilities, or where a label's would be negative.
+
+    The gradient by the bias (K,) and the label counts (K,).
+    """
+    present, batch = count > 0, int(count.sum())
+    share = batch * (1 - float(present.double().mean()))
+    least = float((-bias_gradient[present] / count[present]).max())
+    return max(float(bias_gradient[~present].sum()) / share, least, 1e-300)
 
 
 def required_for_batches(network: Network, batch: int | None) -> None:
@@ -301,25 +341,14 @@ def from_batch(
     rank = head_rank(gradient, errors)
     if rank != batch:
         raise _wrong_rank(gradient[:, :-1], rank, batch)
-    matrix, least = torch.cat([head.weight, bias[:, None]], dim=1), None
+    matrix = torch.cat([head.weight, bias[:, None]], dim=1)
     level = float(errors.norm() / gradient.norm())
     accepted = ACCUMULATED * level + ARITHMETIC
-    for factor in (batch, 1):  # the gradient is a mean, or a sum
-        samples = disaggregate(matrix, factor * gradient, batch, accepted)
-        if samples is not None and samples.residual <= accepted:
-            break
-        if samples is not None and (least is None or samples.residual < least):
-            least = samples.residual
-    else:
-        raise InseparableError(
-            f"no {batch} samples of cross-entropy, averaged or summed, were found to explain the "
-            f"head's gradient ({'no labels fit' if least is None else f'residual {least:.0e}'}): "
-            "labels that repeat, a network that is sure of its classes, another loss, or scaled "
-            "or noisy gradients"
-        )
+    factor, clipped, samples = _separated(matrix, gradient, batch, accepted)
     # The samples' own cotangents are measured by what was sent, the sum by its share of that.
     largest = largest_entry(clients.gradients)
-    maps = _measured(matrix, factor * gradient, factor * errors, samples, largest, shape)
+    equations = HeadEquations.of(matrix, factor * gradient, batch, clipped)
+    maps = _measured(equations, matrix, factor * errors, samples, largest, shape)
     every = torch.ones(batch, dtype=torch.bool, device=bias.device)
     residual = torch.full_like(every, samples.residual, dtype=torch.float64)
     value = samples.features[:, :-1]
@@ -332,6 +361,28 @@ def from_batch(
         head.name,
         samples.cotangent / largest,
         labels=samples.labels,
+    )
+
+
+def _separated(
+    matrix: Tensor, gradient: Tensor, batch: int, accepted: float
+) -> tuple[int, bool, _Samples]:
+    """The factor that makes the gradient a sum, whether samples are clipped, and the samples.
+
+    The gradient is a mean, or a sum; or a sum of clipped ones, where equations are left over.
+    """
+    least, clipping = None, [(1, True)] if batch < len(matrix) - 1 else []
+    for factor, clipped in [(batch, False), (1, False), *clipping]:
+        samples = disaggregate(matrix, factor * gradient, batch, accepted, clipped)
+        if samples is not None and samples.residual <= accepted:
+            return factor, clipped, samples
+        if samples is not None and (least is None or samples.residual < least):
+            least = samples.residual
+    miss = "no labels fit" if least is None else f"residual {least:.0e}"
+    raise InseparableError(
+        f"no {batch} samples of cross-entropy, averaged, summed or clipped, were found to "
+        f"explain the head's gradient ({miss}): labels that repeat, a network that is sure of "
+        "its classes, another loss, or noise"
     )
 
 
@@ -368,8 +419,8 @@ def head_rank(gradient: Tensor, errors: Tensor) -> int:
 
 
 def _measured(
+    known: HeadEquations,
     matrix: Tensor,
-    gradient: Tensor,
     errors: Tensor,
     samples: _Samples,
     unit: Tensor,
@@ -382,9 +433,10 @@ def _measured(
     shifts, turns = [], []
     for _ in range(REPEATS):
         e = torch.randn(errors.shape, generator=generator, dtype=errors.dtype).to(errors)
-        equations = HeadEquations.of(matrix, gradient + e * errors, batch)
-        start = equations.start(samples.cotangent)
-        features, z = equations.solve(start, samples.labels, samples.residual)
+        shifted = known.gradient + e * errors
+        equations = HeadEquations.of(matrix, shifted, batch, known.clipped)
+        start = equations.start(samples.cotangent, samples.factors)
+        features, z, _ = equations.solve(start, samples.labels, samples.residual)
         shifts.append(features[:, :-1] - value)
         turns.append(z @ weight - back)
     channels = torch.stack(shifts).reshape(REPEATS, batch, shape[0], -1)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 
 from torch import Tensor
 
@@ -11,7 +12,8 @@ from rconv.cli.output import check_files
 from rconv.cli.terminal import complain, say, watched
 from rconv.files import claimed, replacing
 from rconv.lab import architectures
-from rconv.lab.audit_record import NOT_SUPPORTED, Audit, above, full_audit
+from rconv.lab.audit_record import Audit, above, full_audit
+from rconv.lab.audit_trials import NOT_SUPPORTED
 from rconv.lab.scenarios import Scenario
 from rconv.show import audit as shown
 
@@ -70,7 +72,8 @@ def _audited(model: Shared, arguments: argparse.Namespace) -> Audit:
         labels=labels,
         trials=TRIALS if a.trials is None else a.trials,
         active=a.active,
-        time_limit=a.time_limit if a.json or a.html else 0.0,
+        scenarios=bool(a.json or a.html),
+        time_limit=a.time_limit or math.inf,
         command=a.line,
         announce=complain if watched() else None,
     )

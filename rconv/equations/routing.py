@@ -550,6 +550,7 @@ def search(
         found = step if miss < BETTER * least else found
         if miss < least:
             best, least = x, miss
-        if miss <= rest or (step - found >= PATIENCE and least <= NEAR):
+        diverged = not miss < torch.inf  # NaN: noise does that
+        if miss <= rest or diverged or (step - found >= PATIENCE and least <= NEAR):
             break
     return best

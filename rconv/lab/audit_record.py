@@ -5,11 +5,11 @@ writes, and draws as a page.
 """
 
 import platform
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,35 +17,49 @@ from torch import Tensor, nn
 
 from rconv.attack.entry_points import entry_points
 from rconv.audit import HYBRID, NOT_UNIQUE, TOO_LARGE, Findings, examine, weakest
+from rconv.lab.audit_trials import FIRST, NOT_SUPPORTED, Outcome, Trials, described
+from rconv.lab.features import Features
 from rconv.lab.intervals import rate_interval
 from rconv.lab.records import Record, finite
-from rconv.lab.scenarios import Scenario, matrix
-from rconv.lab.trial import LEAKS, NOT_BY_THIS_ATTACK, PARTLY, Trial, trial
-from rconv.model.graph import first_line
+from rconv.lab.scenarios import Scenario
+from rconv.lab.trial import LEAKS, NOT_BY_THIS_ATTACK, PARTLY, Trial
 from rconv.model.nodes import UnsupportedModelError
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "2.0"
 """Of `audit.schema.json`: the second number grows with new fields, the first with changed ones."""
-
-NOT_SUPPORTED, NOT_RUN = "not supported", "not run"
 
 MEANINGS = {
     LEAKS: "At least one of the images that were tried was recovered, at 40 dB or more or as the "
     "only image that explains the gradients.",
-    PARTLY: "No image was recovered, but some information about one was: at least one "
-    "reconstruction has less than half the error of a flat grey image.",
-    NOT_BY_THIS_ATTACK: "No reconstruction has less than half the error of a flat grey image. "
-    "Other attacks may show more.",
+    PARTLY: "No image was recovered, but some information about one was: a reconstruction has less "
+    "than half the error of a flat grey image, or the numbers that enter a Linear were computed "
+    "exactly. Others have rebuilt likenesses of images from such numbers; that was not tried.",
+    NOT_BY_THIS_ATTACK: "No reconstruction has less than half the error of a flat grey image, and "
+    "no input of a Linear was computed exactly. Other attacks may show more.",
     NOT_SUPPORTED: "The audit has no answer for this model. That says nothing about its privacy.",
 }
 """Risk level → what it means."""
 
 
+TWO = (
+    "BatchNorm in training mode takes no channel of a single value, so a client cannot make a step "
+    "on one such image: the audit takes two."
+)
+"""Caveat where a batch of one image is not possible."""
+
+
 @dataclass(frozen=True)
 class Audit:
-    """A record, as `audit.schema.json` describes it, and what it was made of.
+    """A record, and the trial whose images it is about.
 
-    `findings` is None where the model cannot be read, `trial` where no image was tried.
+    Parameters
+    ----------
+    record : dict
+        JSON values, as `audit.schema.json` describes them.
+    findings : Findings or None
+        The verdict by rank; None where the model cannot be read.
+    trial : Trial or None
+        None where no image was tried, or the attack on images is refused.
     """
 
     record: Record
@@ -63,7 +77,8 @@ def full_audit(
     labels: Tensor | None = None,
     trials: int = 4,
     active: float = 0.5,
-    time_limit: float = 0.0,
+    scenarios: bool = False,
+    time_limit: float = torch.inf,
     command: str = "",
     announce: Callable[[str], Any] | None = None,
 ) -> Audit:
@@ -73,15 +88,23 @@ def full_audit(
     ----------
     model : Module
         With the weights that are asked about; is put into the mode of the scenario.
+    input_shape : tuple of int
+        (C, H, W) of one image.
+    name : str
+        What it is called.
     scenario : Scenario, optional
-        By default one step on one image, evaluation mode, float32.
+        The user's own; by default one step on one image, evaluation mode, float32.
     images, labels : Tensor, optional
-        As `rconv.lab.trial.trial` takes them; by default so many photographs as `trials` says,
-        where 0 means the rank alone.
+        As `rconv.lab.trial.trial` takes them; by default photographs.
+    trials : int
+        Number of photographs; 0 for the rank alone.
     active : float
         As `rconv.audit.audit` takes it.
+    scenarios : bool
+        Whether others are tried as well, as `rconv.lab.scenarios.matrix` lists them.
     time_limit : float
-        Seconds after which no further scenario starts; 0 for none of them.
+        Seconds within which all is to end: fewer images and fewer scenarios are tried then, but at
+        least one image.
     command : str
         The command line that asked for it.
     announce : callable, optional
@@ -100,28 +123,38 @@ def full_audit(
     """
     scenario = scenario or Scenario()
     _check_shape(model.eval(), input_shape).train(scenario.mode == "training")
-    given = {"images": images, "labels": labels}
+    trials_of = Trials(model, input_shape, images, labels, trials, time_limit, announce)
+    _, asked = trials_of.feasible("", scenario)
     found, refusal = _accepted(lambda: examine(model, input_shape, active=active))
-    tried = None
-    if trials or images is not None:
-        chosen = {**_enough(given, scenario, trials), "progress": announce is not None}
-        tried, refusal = _accepted(lambda: trial(model, input_shape, scenario=scenario, **chosen))
-    reasons = [{"layer": layer, "reason": r} for layer, r in getattr(refusal, "reasons", ())]
+    own = Outcome(refusal=refusal)
+    attacked = bool(trials) or images is not None
+    if attacked:
+        own = trials_of.own(asked, FIRST if scenarios else 1.0)
     record: Record = {
-        **_question(model, input_shape, name, scenario, command),
+        **_made(command),
+        **_question(model, input_shape, name, asked),
         "rank": _rank(found, active),
-        "trial": None if tried is None else _trial(tried),
-        "layers": _layers(model, found, tried),
-        "refusal": refusal and {"message": str(refusal), "reasons": reasons},
+        **_found(model, found, own),
     }
-    record["verdict"] = _verdict(record, found, tried)
-    if time_limit > 0 and (trials or images is not None):
-        announce = announce or (lambda text: None)
-        announce(f"{record['verdict']['sentence']} Now other scenarios, for the report.")
-        known = {scenario: _outcome(tried, str(refusal or ""))}
-        record["scenarios"] = _scenarios(model, input_shape, given, known, time_limit, announce)
-        record["verdict"] = _verdict(record, found, tried)
-    return Audit(record, found, tried)
+    if asked != scenario:
+        record["verdict"]["caveat"] = TWO
+    if scenarios and attacked:
+        if announce is not None:
+            announce(f"{record['verdict']['sentence']} Now other scenarios, for the report.")
+        record["scenarios"] = trials_of.others(asked, own.record)
+        record["verdict"]["action"] = _action(own.risk, record)
+    return Audit(record, found, own.trial)
+
+
+def _found(model: nn.Module, found: Findings | None, own: Outcome) -> Record:
+    """What came of the user's own scenario, and the verdict."""
+    record: Record = {
+        "trial": None if own.trial is None else _trial(own.trial),
+        "features": None if own.features is None else _features(own.features),
+        "layers": _layers(model, found, own.trial),
+        "refusal": None if own.refusal is None else _refusal(own.refusal),
+    }
+    return {**record, "verdict": _verdict(record, found, own)}
 
 
 def _accepted(judged: Callable[[], Any]) -> tuple[Any, UnsupportedModelError | None]:
@@ -132,104 +165,46 @@ def _accepted(judged: Callable[[], Any]) -> tuple[Any, UnsupportedModelError | N
         return None, error
 
 
+def _made(command: str) -> Record:
+    """Schema, time, command and versions."""
+    names = ("rconv", "torch", "numpy", "scipy")
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in names},
+        },
+    }
+
+
 def _check_shape(model: nn.Module, input_shape: tuple[int, int, int]) -> nn.Module:
     image = torch.zeros(1, *input_shape).to(next(model.parameters(), torch.zeros(1)))
     try:
         with torch.no_grad():
             model(image)
     except Exception as error:
-        shape, reason = tuple(input_shape), first_line(error)
-        raise ValueError(f"the model takes no image of the shape {shape}: {reason}") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"the model takes no image of the shape {tuple(input_shape)}: {reason}"
+        ) from error
     return model
 
 
-def _enough(given: Record, scenario: Scenario, trials: int) -> Record:
-    """Images for a scenario: as many as are behind one gradient, or all that are to be tried."""
-    count = trials if scenario.together == 1 else scenario.together
-    if given["images"] is None:
-        return {"count": count}
-    if scenario.together == 1:
-        return given
-    return {key: value[:count] for key, value in given.items()}
-
-
-def _scenarios(
-    model: nn.Module,
-    input_shape: tuple[int, int, int],
-    given: Record,
-    known: dict[Scenario, Record],
-    limit: float,
-    announce: Callable[[str], Any],
-) -> list[Record]:
-    """One entry for each scenario; those that there is no time for say so.
-
-    `known` starts with the outcome of the user's scenario and collects the others.
-    """
-    whole, start = matrix(next(iter(known))), time.monotonic()
-    respects = [respect for respect, *_ in whole]
-    # The first of each respect, then the second, so that none is missing where time is short.
-    order = sorted(range(len(whole)), key=lambda i: i - respects.index(respects[i]))
-    for respect, value, scenario in (whole[i] for i in order):
-        if scenario not in known:
-            if time.monotonic() - start > limit:
-                known[scenario] = _outcome(None, f"{NOT_RUN} within {limit:g} s")
-            else:
-                announce(f"trying {respect}: {value}")
-                known[scenario] = _attempt(model, input_shape, given, scenario)
-    return [
-        {"respect": respect, "value": value, **_setup(scenario), **known[scenario]}
-        for respect, value, scenario in whole
-    ]
-
-
-def _attempt(
-    model: nn.Module, input_shape: tuple[int, int, int], given: Record, scenario: Scenario
-) -> Record:
-    """What came of one scenario, on two images where each has a gradient of its own."""
-    try:
-        chosen = _enough(given, scenario, 2)
-        return _outcome(trial(model, input_shape, **chosen, scenario=scenario))
-    except ValueError as error:  # among them UnsupportedModelError
-        return _outcome(None, str(error))
-
-
-def _outcome(tried: Trial | None, reason: str = "") -> Record:
-    if tried is None:
-        risk = NOT_RUN if reason.startswith(NOT_RUN) else NOT_SUPPORTED
-        return {"risk": risk, "tried": 0, "recovered": 0, "psnr": None, "reason": reason}
-    return {
-        "risk": tried.risk,
-        "tried": len(tried.psnr),
-        "recovered": int(tried.recovered.sum()),
-        "psnr": finite(tried.psnr.median()),
-        "reason": next(filter(None, tried.reconstruction.diagnostics), ""),
-    }
-
-
 def _question(
-    model: nn.Module, shape: tuple[int, int, int], name: str, scenario: Scenario, command: str
+    model: nn.Module, input_shape: tuple[int, int, int], name: str, scenario: Scenario
 ) -> Record:
-    """The model, the setup and the versions that the audit is about, before anything is tried."""
-    packages = {name: version(name) for name in ("rconv", "torch", "numpy", "scipy")}
-    knows = ["model code", "weights", "buffers", "range of the pixels", "loss"]
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "versions": {"python": platform.python_version(), **packages},
-        "model": {
-            "name": name,
-            "input_shape": list(shape),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "buffers": [buffer for buffer, _ in model.named_buffers()],
-        },
-        "threat_model": {**_setup(scenario), "attacker_knows": knows},
-        "scenarios": [],
+    """The model and the setup that the audit is about, before anything is tried."""
+    asked = {
+        "name": name,
+        "input_shape": list(input_shape),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "buffers": [own for own, _ in model.named_buffers()],
     }
-
-
-def _setup(scenario: Scenario) -> Record:
-    return {**asdict(scenario), "epsilon": scenario.epsilon}
+    knows = ["model code", "weights", "buffers", "range of the pixels", "loss"]
+    threat_model = {**described(scenario), "attacker_knows": knows}
+    return {"model": asked, "threat_model": threat_model, "scenarios": []}
 
 
 def _rank(found: Findings | None, active: float) -> Record | None:
@@ -240,8 +215,8 @@ def _rank(found: Findings | None, active: float) -> Record | None:
     return {
         "verdict": found.verdict,
         "active": active,
-        "largest_batch": getattr(least, "largest", None),
-        "largest_batch_layer": getattr(least, "name", None),
+        "largest_batch": None if least is None else least.largest,
+        "largest_batch_layer": None if least is None else least.name,
     }
 
 
@@ -257,11 +232,22 @@ def _trial(tried: Trial) -> Record:
         "unique": int(tried.unique.sum()),
         "unique_and_wrong": int(tried.false.sum()),
         "visible": int(tried.visible.sum()),
-        "psnr": [finite(decibels) for decibels in tried.psnr],
-        "psnr_flat": [finite(decibels) for decibels in tried.flat],
-        "psnr_of_recovered": finite(tried.psnr[recovered].median()) if any(ones) else None,
-        "psnr_of_rest": finite(tried.psnr[rest].median()) if not all(ones) else None,
+        "psnr": [finite(own) for own in tried.psnr],
+        "psnr_flat": [finite(own) for own in tried.flat],
+        "psnr_of_recovered": finite(median(tried.psnr[recovered].tolist())) if any(ones) else None,
+        "psnr_of_rest": finite(median(tried.psnr[rest].tolist())) if not all(ones) else None,
         "reasons": list(tried.reconstruction.diagnostics),
+    }
+
+
+def _features(known: Features) -> Record:
+    return {
+        "layer": known.layer,
+        "count": known.count,
+        "tried": len(known.error),
+        "exact": int(known.exact.sum()),
+        "labels_right": int(known.labels.sum()),
+        "error": [finite(own) for own in known.error],
     }
 
 
@@ -274,17 +260,19 @@ def _layers(model: nn.Module, found: Findings | None, tried: Trial | None) -> li
     followed = _followers(model, found, tried)
     layers = []
     for name in judged or measured:
-        layer, row = judged.get(name), measured.get(name)
+        own, row = judged.get(name), measured.get(name)
         widths = [] if found is None else [w for w in found.widths if w.layer == name]
-        kind = " and ".join(_kind(model, part) for part in name.split(" and "))
-        ranks = ("counted", "gradient_rank", "weight_rows", "verdict")
         layers.append(
             {
                 "name": name,
-                "kind": kind + followed.get(name, ""),
-                "unknowns": row[1] if layer is None else layer.unknowns,
-                **{key: getattr(layer, key, None) for key in ranks},
-                "rank": getattr(layer, "hybrid_rank", None),
+                "kind": " and ".join(_kind(model, part) for part in name.split(" and "))
+                + followed.get(name, ""),
+                "unknowns": row[1] if own is None else own.unknowns,
+                "counted": None if own is None else own.counted,
+                "gradient_rank": None if own is None else own.gradient_rank,
+                "weight_rows": None if own is None else own.weight_rows,
+                "rank": None if own is None else own.hybrid_rank,
+                "verdict": None if own is None else own.verdict,
                 "filters": [w.filters for w in widths],
                 "filters_needed": [w.needed for w in widths],
                 "open_in_trial": None if row is None else row[4],
@@ -320,17 +308,22 @@ def _kind(model: nn.Module, name: str) -> str:
     return type(module).__name__
 
 
-def _verdict(record: Record, found: Findings | None, tried: Trial | None) -> Record:
-    if record["refusal"] is not None:
-        risk = NOT_SUPPORTED
-    elif tried is not None:
-        risk = tried.risk
+def _refusal(error: UnsupportedModelError) -> Record:
+    reasons = [{"layer": layer, "reason": reason} for layer, reason in error.reasons]
+    return {"message": str(error), "reasons": reasons}
+
+
+def _verdict(record: Record, found: Findings | None, own: Outcome) -> Record:
+    tried = own.trial
+    if tried is not None or own.refusal is not None:
+        risk, meaning = own.risk, MEANINGS[own.risk]
     else:
         risk = PARTLY if found.verdict in (NOT_UNIQUE, TOO_LARGE) else LEAKS
+        meaning = "By rank alone."
     return {
         "risk": risk,
         "sentence": _sentence(risk, record, found),
-        "meaning": MEANINGS[risk] if tried or record["refusal"] else "By rank alone.",
+        "meaning": meaning,
         "action": _action(risk, record),
         "caveat": "" if tried is None or found is None else tried.beside(found.verdict),
     }
@@ -338,22 +331,43 @@ def _verdict(record: Record, found: Findings | None, tried: Trial | None) -> Rec
 
 def _sentence(risk: str, record: Record, found: Findings | None) -> str:
     """The verdict, with the figures of the trial."""
-    tried = record["trial"]
-    if risk == NOT_SUPPORTED:
+    tried, known = record["trial"], record["features"]
+    if record["refusal"] is not None:
         reason = record["refusal"]["message"].split("; ")[0].rstrip(".")
-        return f"rconv cannot judge this model: {reason}. This does not mean that it is private."
+        if risk == NOT_SUPPORTED:
+            return (
+                f"rconv cannot judge this model: {reason}. This does not mean that it is private."
+            )
+        return (
+            f"This setup leaks partly: {features_found(known)}. The image itself is not determined "
+            f"by this attack: {reason}."
+        )
     if tried is None:
         return by_rank(found)
     of = f"{tried['tried']} image" + ("s" if tried["tried"] > 1 else "")
     if risk == LEAKS:
         return f"This setup leaks: the attack recovered {tried['recovered']} of {of}."
-    best, flat = (max(filter(None, tried[key])) for key in ("psnr", "psnr_flat"))
-    if risk == PARTLY:
+    if risk == PARTLY and tried["visible"]:
+        best, flat = (max(filter(None, tried[key])) for key in ("psnr", "psnr_flat"))
         return (
             f"This setup leaks partly: 0 of {of} recovered, but {tried['visible']} recognisable in "
             f"part (up to {best:.0f} dB; a flat grey image has at most {flat:.0f} dB)."
         )
+    if risk == PARTLY:
+        return (
+            f"This setup leaks partly: 0 of {of} recovered, none recognisable in part, but "
+            f"{features_found(known)}."
+        )
     return f"With this attack nothing is visible: 0 of {of} recovered, none recognisable in part."
+
+
+def features_found(known: Record) -> str:
+    """What the gradients of a Linear revealed, in words."""
+    of = f"{known['tried']} image" + ("s" if known["tried"] > 1 else "")
+    label = "the label and " if known["labels_right"] >= known["exact"] else ""
+    exact = f"{known['exact']} of " if known["exact"] < known["tried"] else ""
+    what = f"{label}the {known['count']} features that enter {known['layer']}"
+    return f"{what} are exact for {exact}{of}"
 
 
 def by_rank(found: Findings) -> str:
@@ -363,7 +377,7 @@ def by_rank(found: Findings) -> str:
         return f"Undecided: the rank of {name} is too large to compute."
     if found.verdict == NOT_UNIQUE:
         short = [layer for layer in found.layers if layer.verdict == NOT_UNIQUE]
-        worst = max(short, key=lambda layer: layer.open or 0)
+        worst = max(short, key=lambda own: own.open or 0)
         return (
             f"The equations do not determine the image: {worst.name} leaves "
             f"{worst.open or 'some'} of {worst.unknowns} directions of its input open. That alone "
@@ -385,11 +399,11 @@ def _action(risk: str, record: Record) -> str:
             "Do not rely on this alone: try an optimisation-based attack as well (see "
             "rconv.adapters.breaching), and repeat the audit with trained weights and real images."
         )
-    noisy = [tried for tried in record["scenarios"] if tried["noise"] > 0 and tried["tried"]]
-    quiet = [tried for tried in noisy if tried["risk"] == NOT_BY_THIS_ATTACK]
+    noisy = [own for own in record.get("scenarios", ()) if own["noise"] > 0 and own["tried"]]
+    quiet = [own for own in noisy if own["risk"] == NOT_BY_THIS_ATTACK]
     said = ""
     if quiet:
-        least = min(quiet, key=lambda tried: tried["noise"])
+        least = min(quiet, key=lambda own: own["noise"])
         said = (
             " Do not choose it from this trial, which is one attack: nothing was visible at "
             f"σ = {least['noise']:g}"

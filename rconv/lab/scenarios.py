@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rconv.lab import defences
-from rconv.lab.architectures import DTYPES, MODES
+from rconv.lab.architectures import MODES
 from rconv.lab.channels import several_steps
 from rconv.lab.experiment import as_dtype
 from rconv.model.wrappers import tensor_of
@@ -60,18 +60,23 @@ class Scenario:
 
 
 def matrix(base: Scenario) -> list[tuple[str, str, Scenario]]:
-    """Scenarios that differ from a given one in one respect, as (respect, value, scenario)."""
+    """Scenarios that differ from a given one in one respect, as (respect, value, scenario).
+
+    The most informative ones first, which a time limit leaves.
+    """
     one = replace(base, batch=1, clients=1)
     return [
-        *(("Precision", name, replace(one, dtype=name)) for name in DTYPES),
-        *(("Mode", f"{mode} mode", replace(one, mode=mode)) for mode in MODES),
+        ("DP noise", "none", replace(one, noise=0.0)),
+        *(("DP noise", f"σ = {s:g}", replace(one, noise=s)) for s in (0.01, 0.1, 1.0)),
         ("Batch", "1 image", one),
         *(("Batch", f"{b} images", replace(one, batch=b)) for b in (2, 4, 8)),
-        *(("Sum over clients", f"{c} clients", replace(one, clients=c)) for c in (4, 16)),
+        *(("Mode", f"{mode} mode", replace(one, mode=mode)) for mode in MODES),
         ("Local steps", "1 step", replace(one, steps=1)),
         *(("Local steps", f"{k} steps", replace(one, steps=k)) for k in (2, 5)),
-        ("DP noise", "none", replace(one, noise=0.0)),
-        *(("DP noise", f"σ = {s:g}", replace(one, noise=s)) for s in (1.0, 0.1, 0.01)),
+        *(("Precision", name, replace(one, dtype=name)) for name in ("float32", "float16")),
+        ("Precision", "float64", replace(one, dtype="float64")),
+        ("Sum over clients", "1 client", one),
+        *(("Sum over clients", f"{c} clients", replace(one, clients=c)) for c in (4, 16)),
     ]
 
 

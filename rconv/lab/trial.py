@@ -5,7 +5,8 @@ images comes back as the only one possible, and how well the prior shows the oth
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
@@ -16,9 +17,12 @@ from rconv.attack.report import Reconstruction
 from rconv.audit import NOT_UNIQUE, TOO_LARGE
 from rconv.data.datasets import photographs
 from rconv.lab.experiment import as_dtype
+from rconv.lab.features import Features, features
+from rconv.lab.intervals import rate_interval
 from rconv.lab.metrics import flat, matched, psnr
 from rconv.lab.records import SHOWN, score
 from rconv.lab.scenarios import Scenario, client_model, sent
+from rconv.model.wrappers import shared_copy, tensor_of
 from rconv.observe.check import check_value_range
 from rconv.observe.observation import Loss
 
@@ -27,7 +31,8 @@ VISIBLE = 10 * math.log10(2)
 squared error is less than half the truth's variance."""
 
 LEAKS, PARTLY, NOT_BY_THIS_ATTACK = RISKS = ("leaks", "partly", "not by this attack")
-"""How much the attack shows of some image: all of it, a part of it, or nothing that is visible."""
+"""How much the attack shows of some image: all of it; a part, or the features that a Linear takes;
+or nothing."""
 
 LAYER_COLUMNS = ("layer", "unknowns", "equations leave", "signs close", "left open", "images short")
 
@@ -38,17 +43,22 @@ class Trial:
 
     Parameters
     ----------
-    source, dtype : str
-        Which images they are, in words; and of the gradients that were sent.
+    source : str
+        Which images they are, in words.
+    dtype : str
+        Of the gradients that were sent.
     truth : Tensor
         (N, C, H, W), float64, the images.
     reconstruction : Reconstruction
         The attack's answer, which does not know them.
-    psnr, flat : Tensor
-        (N,), in dB, of the reconstructions, clipped to the pixels' range, whose width is the peak;
-        and of a flat image of the truth's mean grey, which shows nothing.
+    psnr : Tensor
+        (N,), in dB, of the reconstructions, cut to the pixels' range, whose width is the peak.
+    flat : Tensor
+        (N,), in dB: the PSNR of a flat image of the truth's mean grey, which shows nothing.
     false : Tensor
         (N,), bool: called unique and wrong (`rconv.lab.records.score`). There must be none.
+    features : Features or None
+        What the gradients of a Linear reveal, whatever became of the images.
     """
 
     source: str
@@ -58,11 +68,39 @@ class Trial:
     psnr: Tensor
     flat: Tensor
     false: Tensor
+    features: Features | None = None
+
+    @staticmethod
+    def concatenate(parts: Sequence["Trial"]) -> "Trial":
+        """Trials of one model in one scenario, one after the other."""
+        first = parts[0]
+        joined = {
+            name: torch.cat([getattr(own, name) for own in parts])
+            for name in ("truth", "psnr", "flat", "false")
+        }
+        known = None
+        if first.features is not None:
+            own = [part.features for part in parts]
+            pairs = {n: torch.cat([getattr(f, n) for f in own]) for n in ("error", "labels")}
+            known = replace(first.features, **pairs)
+        whole = Reconstruction.concatenate([own.reconstruction for own in parts])
+        return replace(first, reconstruction=whole, features=known, **joined)
 
     @property
     def unique(self) -> Tensor:
         """(N,), bool: the attack's own verdict, whether its image is the only one possible."""
         return self.reconstruction.unique
+
+    @property
+    def share(self) -> tuple[float, float, float]:
+        """Share of images that are unique, and its 95 % interval for more images of their kind.
+
+        The interval of Clopper and Pearson (`rconv.lab.intervals`), each image a draw of its own:
+        the model is the one that is asked about.
+        """
+        unique = self.unique.int().tolist()
+        low, high = rate_interval(unique, [1] * len(unique))
+        return sum(unique) / len(unique), low, high
 
     @property
     def recovered(self) -> Tensor:
@@ -79,7 +117,13 @@ class Trial:
         """A value of `RISKS`, that of the image that is shown best."""
         if self.recovered.any():
             return LEAKS
-        return PARTLY if self.visible.any() else NOT_BY_THIS_ATTACK
+        known = self.features is not None and bool(self.features.exact.any())
+        return PARTLY if known or self.visible.any() else NOT_BY_THIS_ATTACK
+
+    @property
+    def clear(self) -> int:
+        """Images that are shown at 40 dB (`rconv.lab.records.SHOWN`) or more, unique or not."""
+        return int((self.psnr >= SHOWN).sum())
 
     @property
     def layers(self) -> list[tuple[str, int, float, float, float, int]]:
@@ -125,7 +169,10 @@ class Trial:
         return f"{text}; {seen} with less than half its error): not unique is not private"
 
     def beside(self, generic: str) -> str:
-        """How the verdict of `rconv.audit.overall` and the trial differ; "" where they agree."""
+        """Which says what, where the generic verdict and the trial differ; "" where they agree.
+
+        `generic` is `rconv.audit.overall` of the same model.
+        """
         if generic == TOO_LARGE:
             return "The rank is too large to compute; the verdict is that of the trial."
         if generic == NOT_UNIQUE and self.unique.any():
@@ -165,18 +212,21 @@ def trial(
     model : Sequential
         As `Attack` takes it, with the weights that are asked about. A trained model is asked with
         images and labels of its own kind: what it has learnt makes its gradients small.
-    images, labels : Tensor, optional
-        (N, C, H, W), values in `value_range`, which the attacker knows, and classes (N,); by
-        default `photographs` with the classes 0, 1, 2, and so on.
+    images : Tensor, optional
+        (N, C, H, W), values in `value_range`; by default `photographs`.
+    labels : Tensor, optional
+        (N,), classes; needed with `images`. Photographs have classes 0, 1, 2, and so on.
+    value_range : tuple of float
+        Of the pixels, which the attacker knows.
     dtype : str, optional
         In which the clients compute, one of `rconv.lab.architectures.DTYPES`; float16 rounds
         float32 gradients. By default the model's own.
     loss : Callable, optional
-        The clients' loss, unknown to the attacker. By default cross-entropy, or the logistic loss
-        for one logit, which the attacker expects.
+        The clients' loss, unknown to the attacker. By default cross-entropy, or the
+        logistic loss for one logit, of which it is.
     scenario : Scenario, optional
-        How the gradients come about, in place of `dtype`; by default one step on each image, in the
-        model's own mode.
+        How the gradients come about, in place of `dtype`; by default one step on each image, in
+        the model's own mode.
     """
     low, high = check_value_range(value_range)
     scenario = scenario or Scenario(dtype=dtype, mode=None)
@@ -187,17 +237,27 @@ def trial(
     attack = Attack(client, input_shape, value_range=(low, high), loss=stated)
     source = "given images"
     if images is None:
-        images, source = photographs(attack.network.input_shape, count)
+        images, labels, source = chosen(client, attack.network.input_shape, count)
         images = low + (high - low) * images
-        labels = torch.arange(count) % _classes(client, images)
-        source = f"{source}, labels 0 to {int(labels.max())}"
     truth = _checked(images, labels, attack.network.input_shape, (low, high))
     gradients, noise = sent(client, truth, labels, scenario, loss)
     found = attack(gradients, batch=scenario.together, noise=noise, progress=progress)
     if scenario.together > 1:
         found = found.select(matched(found.images.cpu(), truth).tolist())
     received = str(next(iter(gradients.values())).dtype).removeprefix("torch.")
-    return _judged(source, received, truth.to(found.images.device), found, (low, high))
+    judged = _judged(source, received, truth.to(found.images.device), found, (low, high))
+    return replace(judged, features=features(client, truth, labels, gradients, noise, scenario))
+
+
+def chosen(
+    model: nn.Module, input_shape: tuple[int, int, int], count: int
+) -> tuple[Tensor, Tensor, str]:
+    """Photographs (N, C, H, W) in [0, 1], classes for them (N,), and what they are, in words."""
+    images, source = photographs(input_shape, count)
+    with torch.no_grad():
+        logits = tensor_of(shared_copy(model).eval()(images[:1].to(next(model.parameters()))))
+    labels = torch.arange(count) % max(2, logits.shape[1])  # one logit is that of two classes
+    return images, labels, f"{source}, labels 0 to {int(labels.max())}"
 
 
 def _judged(
@@ -215,13 +275,6 @@ def _judged(
         psnr(flat(truth), truth, data_range=peak),
         torch.tensor([r["false"] for r in score(found, truth, {}, data_range=peak)]),
     )
-
-
-def _classes(model: nn.Sequential, images: Tensor) -> int:
-    """Classes of the model: its logits, or 2 where there is one."""
-    with torch.no_grad():
-        logits = model(images[:1].to(next(model.parameters())))
-    return max(2, logits.shape[1])
 
 
 def _checked(

@@ -19,7 +19,7 @@ from rconv.model.heads import ConvEntry
 from rconv.model.nodes import SUM, Network, UnsupportedModelError
 from rconv.model.operations import Operation, leading_to, logits_of
 from rconv.model.read import refuse_mixed
-from rconv.model.wrappers import InFloat64, shapes_alone, shared_copy, tensor_of, without_values
+from rconv.model.wrappers import InFloat64, shapes_alone, shared_copy, tensor_of
 
 
 def entry_networks(
@@ -94,14 +94,12 @@ def _shapes(
     def look(name: str, args: tuple[torch.Tensor]) -> None:
         found[name] = args[0].shape
 
-    shaped = without_values(model)
-    dtype = next(shaped.parameters(), torch.empty(0)).dtype
-    for name, module in shaped.named_modules():
-        if type(module) is nn.Conv2d:
-            module.register_forward_pre_hook(lambda _, args, n=name: look(n, args))
     try:
-        with shapes_alone():
-            return found, tensor_of(shaped(torch.zeros(2, *shape, dtype=dtype))).shape
+        with shapes_alone(model, 2, shape) as (own, images):
+            for name, module in own.named_modules():
+                if type(module) is nn.Conv2d:
+                    module.register_forward_pre_hook(lambda _, args, n=name: look(n, args))
+            return found, tensor_of(own(images)).shape
     except Exception as error:  # whatever the model's own code raises
         raise UnsupportedModelError(f"has no fixed shapes: {first_line(error)}") from None
 

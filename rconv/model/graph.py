@@ -16,7 +16,7 @@ from torch.func import functional_call
 from rconv.model.functions import read_function
 from rconv.model.nodes import UnsupportedModelError
 from rconv.model.operations import Operation, dependencies, is_layer
-from rconv.model.wrappers import shapes_alone, tensor_of, without_values
+from rconv.model.wrappers import shapes_alone, tensor_of
 
 _PACKAGE = os.path.dirname(torch.__file__)
 
@@ -207,12 +207,11 @@ def _values(
     model: nn.Module, nodes: list[fx.Node], shape: tuple[int, int, int]
 ) -> dict[fx.Node, Any]:
     """What every step gives on a batch: shapes alone, or values where shapes depend on these."""
-    example = next(model.parameters(), torch.empty(0))
     try:
-        with shapes_alone():
-            batch = torch.zeros(BATCH, *shape, dtype=example.dtype)
-            return values_of(without_values(model), nodes, batch)
+        with shapes_alone(model, BATCH, shape) as (copied, batch):
+            return values_of(copied, nodes, batch)
     except Exception:  # whatever the model's own code does with tensors without values
+        example = next(model.parameters(), torch.empty(0))
         batch = torch.zeros(BATCH, *shape, dtype=example.dtype, device=example.device)
     try:
         return values_of(model, nodes, batch)

@@ -2,9 +2,10 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from math import prod
 from typing import Any
 
 import torch
@@ -130,21 +131,27 @@ def _doubled(value: Any) -> Any:
     return torch.float64 if real else value
 
 
-def without_values(model: nn.Module) -> nn.Module:
-    """A copy of a model whose parameters and buffers have shapes and no values.
-
-    Under `torch.device("meta")` it computes the shapes of what the model computes.
-    """
-    copied = shared_copy(model)
-    for module in copied.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, value in tensors.items():
-                tensors[name] = value if value is None else torch.empty_like(value, device="meta")
-    return copied
+LARGEST = 2**19, 2**24
+"""Numbers in a batch of images, and in a model's parameters, up to which shapes are seen by running
+the model: three images of 3 × 224 × 224 through resnet18 take one CPU second."""
 
 
 @contextmanager
-def shapes_alone() -> Iterator[None]:
-    """Within it, new tensors have no values either."""
-    with torch.device("meta"), torch.no_grad():
-        yield
+def shapes_alone(
+    model: nn.Module, count: int, shape: Sequence[int]
+) -> Iterator[tuple[nn.Module, Tensor]]:
+    """A copy of a model and black images, (count, *shape), to see the shapes that it computes.
+
+    Larger ones than `LARGEST`, images or models, have no values: PyTorch's meta device, whose first
+    use imports the compiler, 4 to 7 CPU seconds.
+    """
+    copied, first = shared_copy(model), next(model.parameters(), torch.empty(0))
+    sizes = count * prod(shape), sum(p.numel() for p in model.parameters())
+    large = any(size > most for size, most in zip(sizes, LARGEST, strict=True))
+    device = torch.device("meta") if large else first.device
+    for module in copied.modules():
+        for own in (module._parameters, module._buffers) if large else (module._buffers,):
+            for name, value in own.items():  # a BatchNorm in training mode changes its buffers
+                own[name] = value if value is None else value.detach().to(device, copy=True)
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), device:
+        yield copied, torch.zeros(count, *shape, dtype=first.dtype)

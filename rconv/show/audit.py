@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from rconv.audit import NOT_UNIQUE, Findings, weakest
-from rconv.lab.audit_record import MEANINGS, NOT_RUN, Audit, images_of
+from rconv.lab.audit_record import MEANINGS, Audit, images_of
+from rconv.lab.audit_trials import NOT_RUN
 from rconv.lab.records import Record, table
 from rconv.lab.trial import LAYER_COLUMNS
 
@@ -39,6 +40,8 @@ TERMS = {
     "gradients.",
     "PSNR": "Peak signal-to-noise ratio in decibels: 20 dB is a mean error of a tenth of the range "
     "of the pixels, 40 dB one of a hundredth, which is invisible.",
+    "features": "The numbers that enter a Linear layer, which its own gradients determine whatever "
+    "the layers below are. They count as exact up to 1 % of their size.",
     "flat image": "An image of one colour, the mean of the original: what an attacker who learns "
     "almost nothing would show.",
     "interval": "95 % confidence interval of the share of recovered images, for images of the "
@@ -144,9 +147,16 @@ def text(audit: Audit) -> str:
             f"recovered: {own['recovered']} of {own['tried']} (95 % interval {low:.0%} to "
             f"{high:.0%}); unique: {own['unique']}",
             tried.verdict,
-            record["verdict"]["caveat"],
-            "",
         ]
+    if record["features"] is not None:
+        known = record["features"]
+        errors = ", ".join("–" if own is None else f"{own:.0e}" for own in known["error"])
+        lines += [
+            f"features that enter {known['layer']} ({known['count']} numbers): {known['exact']} of "
+            f"{known['tried']} exact (relative errors {errors}); labels right: "
+            f"{known['labels_right']} of {known['tried']}",
+        ]
+    lines += [record["verdict"]["caveat"], ""]
     lines += [f"Risk: {record['verdict']['risk']}. {record['verdict']['sentence']}"]
     lines += [f"What to do: {record['verdict']['action']}"]
     return "\n".join(line for i, line in enumerate(lines) if line or (i and lines[i - 1]))
@@ -168,15 +178,17 @@ def page(audit: Audit) -> str:
     record, found = audit.record, audit.findings
     verdict = record["verdict"]
     details = [verdict["meaning"], verdict["caveat"]]
+    first, stop, rest = verdict["sentence"].partition(". ")
     if found is not None:
         details += [cheapest(found), batches(found)]
     return Template(files(__package__).joinpath("audit.html").read_text("utf-8")).substitute(
         title=_text(record["model"]["name"]),
         risk=_text(verdict["risk"]),
         state=_state(verdict["risk"]),
-        sentence=_text(verdict["sentence"]),
+        sentence=_text(first + stop.strip()),
+        reason=f"<p>{_text(rest)}</p>" if rest else "",
         scale="".join(_level(level, verdict["risk"]) for level in MEANINGS),
-        figure=_figure(record["trial"]),
+        figure=_figure(record),
         pairs=_pairs(audit),
         action=_text(verdict["action"]),
         setup=_setup(record),
@@ -210,10 +222,24 @@ def _state(risk: str) -> str:
     return "state-" + risk.replace(" ", "-")
 
 
-def _figure(tried: Record | None) -> str:
+def _figure(record: Record) -> str:
     """The figures of the trial."""
+    known, said = record["features"], ""
+    if known is not None:
+        errors = [own for own in known["error"] if own is not None]
+        error = f", relative error {max(errors):.0e} at most" if errors else ""
+        said = (
+            f"<p>{term('features', 'Features')} that enter {_text(known['layer'])}, "
+            f"{known['count']} numbers: <strong>{known['exact']} of {known['tried']}</strong> exact"
+            f"{error}; labels right: {known['labels_right']} of {known['tried']}.</p>"
+        )
+    return _recovered(record["trial"]) + said
+
+
+def _recovered(tried: Record | None) -> str:
+    """Images recovered of those that were tried, and how well the others are shown."""
     if tried is None:
-        return "<p>No image was attacked.</p>"
+        return "<p>No image was computed.</p>"
     low, high = (f"{100 * end:.0f}" for end in tried["interval"])
     said = (
         f"<p><strong>{tried['recovered']} of {tried['tried']}</strong> images "
@@ -260,7 +286,11 @@ def _setup(record: Record) -> str:
         "Local steps": f"{own['steps']}",
         "DP noise": f"σ = {own['noise']:g}" if own["noise"] else "none",
         "The attacker knows": ", ".join(own["attacker_knows"]),
-        "Images tried": record["trial"]["source"] if record["trial"] else "none",
+        "Images tried": record["trial"]["source"]
+        if record["trial"]
+        else "none, features alone"
+        if record["features"]
+        else "none",
     }
     return "".join(
         f"<dt>{name}</dt><dd>{value if value.startswith('<span') else _text(value)}</dd>\n"
@@ -279,8 +309,10 @@ def _scenarios(cells: Sequence[Record]) -> str:
         head = term(own, respect) if own else _text(respect)
         items = "".join(map(_cell, group))
         rows.append(f'<tr><th scope="row">{head}</th><td><ul>{items}</ul></td></tr>')
-    missing = [cell["reason"] for cell in cells if cell["risk"] == NOT_RUN]
-    said = f"<p>Some were {_text(missing[0])}; --time-limit sets it.</p>" if missing else ""
+    late = [cell["reason"] for cell in cells if cell["reason"].startswith(f"{NOT_RUN} within")]
+    said = ""
+    if late:
+        said = f"<p>{len(late)} scenarios were {_text(late[0])}; --time-limit 0 runs all.</p>"
     return f'{said}<table class="matrix"><tbody>{"".join(rows)}</tbody></table>'
 
 
@@ -294,11 +326,13 @@ def _cell(cell: Record) -> str:
     if cell["tried"]:
         psnr = "" if cell["psnr"] is None else f", {cell['psnr']:.0f} dB"
         result = f"<span>{cell['recovered']} of {cell['tried']} recovered{psnr}</span>"
+    if cell["features"]:
+        result += f"<span>{term('features')} exact: {cell['features']}</span>"
     if cell["epsilon"] is not None:
         epsilon = f"{cell['epsilon']:,.{1 if cell['epsilon'] < 100 else 0}f}"
         result += f"<span>{term('ε')} = {epsilon} for one step</span>"
     why = ""
-    if cell["reason"] and cell["risk"] != NOT_RUN:
+    if cell["reason"] and not cell["reason"].startswith(f"{NOT_RUN} within"):
         why = f"<details><summary>why</summary>{_text(cell['reason'])}</details>"
     return (
         f'<li class="{_state(cell["risk"])}"><b>{value}</b> <em>{_text(cell["risk"])}</em>'

@@ -202,7 +202,7 @@ def test_audit_tries_the_attack_without_the_datasets_files(tmp_path, capsys):
     assert main([*audit, "--trials", "2", "--dtype", "float32"]) == 0
     rank, tried, risk = capsys.readouterr().out.split("\n\n")
     assert "\nlenet_main on MNIST: leaks\n" in rank
-    header, *layers, share, verdict = tried.rstrip().splitlines()
+    header, *layers, share, verdict, features = tried.rstrip().splitlines()
     assert (
         "2 photographs of scikit-image (1 × 32 × 32, grey), labels 0 to 1, gradients in float32"
         in header
@@ -210,6 +210,7 @@ def test_audit_tries_the_attack_without_the_datasets_files(tmp_path, capsys):
     assert [line.split()[0] for line in layers] == "layer fc conv4 conv3 conv2 conv1".split()
     assert share.startswith("recovered: 2 of 2 (95 % interval 16% to 100%); unique: 2")
     assert verdict.startswith("2 of 2 images reconstructed as the only ones possible (median ")
+    assert features.startswith("features that enter fc (") and "labels right: 2 of 2" in features
     assert risk.startswith("Risk: leaks. This setup leaks: the attack recovered 2 of 2 images.")
 
 

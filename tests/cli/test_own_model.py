@@ -70,7 +70,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("arguments, hint", REFUSED.values(), ids=REFUSED)
 def test_what_is_no_model_is_one_line_before_the_work(arguments, hint, folder, monkeypatch, capsys):
-    monkeypatch.setattr("rconv.lab.audit_record.trial", lambda *a, **k: pytest.fail("tried first"))
+    monkeypatch.setattr("rconv.lab.audit_trials.trial", lambda *a, **k: pytest.fail("tried first"))
     try:
         code = main(["audit", *arguments])
     except SystemExit as stop:

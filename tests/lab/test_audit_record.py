@@ -34,13 +34,21 @@ def Partly():
     torch.manual_seed(1)
     return nn.Sequential(nn.Conv2d(1, 2, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3))
 
-class Opaque(nn.Module):
+class Vector(nn.Module):
     def __init__(self):
         super().__init__()
         self.fc = nn.Linear(36, 3)
 
     def forward(self, x):
         return self.fc(torch.fft.fft2(x).abs().flatten(1))
+
+class Opaque(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(36, 3))
+
+    def forward(self, x):
+        return torch.fft.fft2(x).abs().flatten(1) @ self.weight
 """
 OWN = ["--input-shape", "1,6,6", "--trials", "1"]
 
@@ -80,7 +88,7 @@ def test_the_schema_is_a_schema_and_refuses_what_it_does_not_know():
 
 
 def test_a_leaking_model_with_its_scenarios():
-    audit = full_audit(leaking(), (1, 6, 6), name="<b>\u202e", trials=2, time_limit=60.0)
+    audit = full_audit(leaking(), (1, 6, 6), name="<b>\u202e", trials=2, scenarios=True)
     record = valid(audit.record)
     assert record["verdict"]["risk"] == LEAKS and record["trial"]["recovered"] == 2
     assert record["layers"][-1]["kind"] == "Conv2d 1→6, 3×3"
@@ -95,19 +103,42 @@ def test_a_leaking_model_with_its_scenarios():
     assert cells["DP noise", "σ = 1"]["risk"] == NOT_BY_THIS_ATTACK
     assert "one attack: nothing was visible at σ = " in record["verdict"]["action"]
     epsilons = [own["epsilon"] for own in record["scenarios"] if own["noise"]]
-    assert epsilons == sorted(epsilons) and 5 < epsilons[0] < 15 < epsilons[-1]
+    assert epsilons == sorted(epsilons, reverse=True) and 5 < epsilons[-1] < 15 < epsilons[0]
     assert record["threat_model"]["epsilon"] is None
 
 
 def test_a_model_that_leaks_partly():
-    audit = full_audit(short(), (3, 16, 16), trials=2, time_limit=1e-9)
+    """A limit that is over before it begins leaves one image, and no other scenario."""
+    audit = full_audit(short(), (3, 16, 16), trials=2, scenarios=True, time_limit=1e-9)
     record = valid(audit.record)
     assert record["verdict"]["risk"] == PARTLY and record["trial"]["visible"] > 0
+    assert record["trial"]["tried"] == record["features"]["exact"] == 1
     assert {own["risk"] for own in record["scenarios"]} == {PARTLY, "not run"}
     assert "did not stop" not in record["verdict"]["action"]
     assert above(LEAKS, PARTLY) and above(PARTLY, PARTLY) and not above(PARTLY, LEAKS)
     assert not above(NOT_BY_THIS_ATTACK, PARTLY)
     assert tuple(MEANINGS)[:3] == RISKS
+
+
+def test_a_refused_model_gives_away_its_last_features():
+    """resnet18 in small: in both modes, with two images where BatchNorm takes no batch of one."""
+    torch.manual_seed(0)
+    norm = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveMaxPool2d(1)
+    model = nn.Sequential(*norm, nn.Flatten(), nn.Linear(8, 4))
+    deep = nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.Conv2d(3, 8, 6), nn.BatchNorm2d(8), *model[2:])
+    for own, mode, tried in (
+        (model, "evaluation", 3),
+        (model, "training", 3),
+        (deep, "training", 2),
+    ):
+        audit = full_audit(own, (3, 6, 6), scenario=Scenario(mode=mode), trials=3)
+        record = valid(audit.record)
+        assert record["verdict"]["risk"] == PARTLY and audit.trial is None
+        assert record["features"]["exact"] == record["features"]["labels_right"] == tried
+        assert max(record["features"]["error"]) < 1e-4 and record["features"]["count"] == 8
+        assert "The image itself is not determined" in record["verdict"]["sentence"]
+        assert ("takes two" in record["verdict"]["caveat"]) == (tried == 2)
+        assert "<strong>" in page(audit)
 
 
 def test_by_rank_alone_a_short_rank_is_not_called_safe():
@@ -141,32 +172,28 @@ CODES = {
     "partly, below the threshold": (["--model", "net.py:Partly", "--fail-on", "leaks"], 0),
     "not by this attack": (["--model", "net.py:Net", "--noise", "1", "--fail-on", "partly"], 0),
     "usage": (["--model", "net.py:Nope"], 2),
+    "features alone": (["--model", "net.py:Vector", "--fail-on", "partly"], 3),
     "not supported": (["--model", "net.py:Opaque", "--fail-on", "leaks"], 4),
 }
 
 
 @pytest.mark.parametrize("arguments, code", CODES.values(), ids=CODES)
-def test_exit_codes(arguments, code, folder, capsys):
+def test_exit_codes_of_the_process(arguments, code, folder):
     """Also the files that each leaves: a report of an unsupported model, none of wrong usage."""
-    files = ["--json", "a.json", "--html", "a.html"]
-    assert main(["audit", *OWN, *arguments, "--time-limit", "0", *files]) == code
+    command = [sys.executable, "-m", "rconv", "audit", *OWN, *arguments, "--time-limit", "0.1"]
+    command += ["--json", "a.json", "--html", "a.html"]
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert run.returncode == code, run.stderr
     written = code != 2
     assert [(folder / name).exists() for name in ("a.json", "a.html")] == [written] * 2
     if written:
         record = valid(json.loads((folder / "a.json").read_text()))
-        named = {"Opaque": "not supported", "Partly": PARTLY}
+        named = {"Opaque": "not supported", "Partly": PARTLY, "Vector": PARTLY}
         risk = named.get(arguments[1].partition(":")[2], LEAKS)
         assert record["verdict"]["risk"] == (NOT_BY_THIS_ATTACK if "--noise" in arguments else risk)
-        assert (record["refusal"] is not None) == (code == 4)
-        assert record["verdict"]["risk"] in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("case", ["leaks, threshold", "not supported"])
-def test_the_process_ends_with_the_exit_code(case, folder):
-    arguments, code = CODES[case]
-    command = [sys.executable, "-m", "rconv", "audit", *OWN, *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    assert run.returncode == code, run.stderr
+        refused = arguments[1].partition(":")[2] in ("Opaque", "Vector")
+        assert (record["refusal"] is not None) == refused
+        assert record["verdict"]["risk"] in run.stdout
 
 
 def test_settings_come_from_pyproject_and_the_command_line_wins(folder):
@@ -174,7 +201,7 @@ def test_settings_come_from_pyproject_and_the_command_line_wins(folder):
     assert parse(["audit"]).model is None
     file.write_text(
         '[tool.rconv.audit]\nmodel = "net.py:Net"\ninput-shape = [1, 6, 6]\ntrials = 1\n'
-        'fail-on = "leaks"\ntime-limit = 0.0\n'
+        'fail-on = "leaks"\ntime-limit = 0.1\n'
     )
     own = parse(["audit"])
     assert (own.model, own.input_shape, own.trials) == ("net.py:Net", (1, 6, 6), 1)
@@ -186,7 +213,7 @@ def test_settings_come_from_pyproject_and_the_command_line_wins(folder):
 
 def test_two_local_steps_with_their_scenarios():
     """No ε is stated for several steps."""
-    options = {"scenario": Scenario(steps=2), "trials": 1, "time_limit": 60.0}
+    options = {"scenario": Scenario(steps=2), "trials": 1, "scenarios": True}
     record = valid(full_audit(leaking(), (1, 6, 6), **options).record)
     assert {own["epsilon"] for own in record["scenarios"] if own["noise"]} == {None}
     assert "ε of a single step" not in record["verdict"]["action"]
@@ -235,7 +262,7 @@ class _Page(html.parser.HTMLParser):
 
 
 def test_the_report_is_one_file_that_says_what_the_record_says():
-    audit = full_audit(short(), (3, 16, 16), name="<b>\u202e", trials=2, time_limit=1e-9)
+    audit = full_audit(short(), (3, 16, 16), name="<b>\u202e", trials=2)
     source = page(audit)
     written = _Page(source)
     assert len(written.all("h1")) == 1 and written.all("html") == [{"lang": "en"}]

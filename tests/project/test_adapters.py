@@ -116,6 +116,34 @@ def test_opacus_shows_the_clipped_gradient_and_states_its_noise(sigma):
     assert (error < 1e-2) == (sigma < 1)
 
 
+def test_opacuss_clipped_batch_is_separated():
+    """Each image has a factor of its own, which the attack finds; see the page's example."""
+    needs("opacus")
+    from opacus import PrivacyEngine
+
+    from rconv.adapters.opacus import observed
+
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 24, 3, padding=1), nn.Tanh(), nn.Flatten()
+    original = nn.Sequential(*layers, nn.Linear(1536, 6))
+    data = torch.utils.data.TensorDataset(IMAGES, torch.tensor([1, 4]))
+    module = copy.deepcopy(original)
+    private, optimizer, loader = PrivacyEngine().make_private(
+        module=module,
+        optimizer=torch.optim.SGD(module.parameters(), 0.1),
+        data_loader=torch.utils.data.DataLoader(data, batch_size=2),
+        noise_multiplier=0.0,
+        max_grad_norm=0.5,
+        poisson_sampling=False,
+    )
+    ((x, y),) = loader
+    nn.functional.cross_entropy(private(x), y).backward()
+    gradients, noise = observed(private, optimizer)
+    found = Attack(original, (3, 8, 8))(gradients, noise=noise, batch=len(x))
+    assert found.unique.all() and sorted(found.labels.tolist()) == [1, 4]
+    assert torch.cdist(found.images.flatten(1).float(), x.flatten(1)).amin(dim=1).max() < 1e-2
+
+
 def test_opacuss_replacement_of_batchnorm_is_read_or_refused():
     needs("opacus")
     from opacus.validators import ModuleValidator
