@@ -77,7 +77,8 @@ class ConvGradient:
         if self._written_out:
             return self.matrix @ x.reshape(len(x), g.input[0], g.pixels).mT
         maps = x.reshape(-1, self.samples, *g.input)
-        pairs = zip(maps, self.cotangent, strict=True)
+        backs = self.cotangent.expand(len(maps), *self.cotangent.shape[1:])
+        pairs = zip(maps, backs, strict=True)
         shape = (g.output[0], g.input[0], *g.kernel)
         rows = [conv2d_weight(own, shape, back, **self._shifts) for own, back in pairs]
         return gradient_rhs(torch.stack(rows))
@@ -89,7 +90,8 @@ class ConvGradient:
             return (self.matrix.mT @ rows).mT.reshape(len(rows), -1, 1)
         kernels = rows.reshape(-1, g.output[0], g.offsets, g.input[0]).transpose(2, 3)
         kernels = kernels.reshape(-1, g.output[0], g.input[0], *g.kernel)
-        shape, pairs = (self.samples, *g.input), zip(kernels, self.cotangent, strict=True)
+        backs = self.cotangent.expand(len(kernels), *self.cotangent.shape[1:])
+        shape, pairs = (self.samples, *g.input), zip(kernels, backs, strict=True)
         maps = [conv2d_input(shape, own, back, **self._shifts) for own, back in pairs]
         return torch.stack(maps).reshape(len(rows), -1, 1)
 

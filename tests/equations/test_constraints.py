@@ -144,3 +144,17 @@ def test_stride_one_has_one_class_and_stride_two_has_four():
     offsets, pixels = zip(*residue_classes(square(16, 16, 5, 2, 2)), strict=True)
     assert sorted(len(own) for own in offsets) == [4, 6, 6, 9]
     assert [len(own) for own in pixels] == [64] * 4
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_many_inputs_go_through_the_rows_of_one_cotangent(samples):
+    """A batch of two through a wide layer ended in an error of zip, which the audit took for ours."""
+    g = square(4, 6, 3, 1, 1)
+    operator = ConvGradient(g, normal(1, samples, *g.output, seed=1))
+    x = normal(5, samples * g.unknowns, 1, seed=2)
+    whole = operator.apply(x)
+    for n in range(5):
+        torch.testing.assert_close(whole[n : n + 1], operator.apply(x[n : n + 1]))
+    back = operator.adjoint(whole)
+    for n in range(5):
+        torch.testing.assert_close(back[n : n + 1], operator.adjoint(whole[n : n + 1]))
