@@ -58,7 +58,8 @@ class Attack:
         Convolutions with activations, Flatten, a Linear and any head; as a Sequential, or as code.
         Average pooling, norms that depend on the data, BatchNorm in training mode and activations
         that are not monotone are solved for together with the convolution below them; so is max
-        pooling, of maps of up to 4,096 pixels, with monotone activations before or behind it.
+        pooling, of maps of up to 4,096 pixels, with monotone activations before or behind it; below
+        it, BatchNorm in training mode needs the buffers that the client returns.
         Or convolutions, of which the last has a learned position embedding added to its output;
         then anything, and a Linear. Or convolutions, the last of wide enough, and then anything.
         `DataParallel` and `torch.compile` are looked through. Of several tensors that it returns,

@@ -218,7 +218,7 @@ def _layers_reason(result: Reconstruction, i: int, short: list[LayerReport]) -> 
     revealed = float(result.revealed_noise[i])
     if short:
         rank, n = int(short[0].rank[i]), short[0].unknowns
-        if rank == 0 and 0 < float(short[0].residual[i]) < float("inf"):
+        if rank == 0 and short[0].constraints[i] == "block":
             return f"{short[0].name}: no input was found that explains its gradients"
         more = "" if n <= MAX_UNKNOWNS else ", too large for signs and a prior to close it"
         return f"{short[0].name} has rank {rank} of {n}{more}"
