@@ -148,7 +148,7 @@ def test_stride_one_has_one_class_and_stride_two_has_four():
 
 @pytest.mark.parametrize("samples", [1, 2])
 def test_many_inputs_go_through_the_rows_of_one_cotangent(samples):
-    """A batch of two through a wide layer ended in an error of zip, which the audit took for ours."""
+    """A batch of two through a wide layer ended in an error of zip, taken for a refusal."""
     g = square(4, 6, 3, 1, 1)
     operator = ConvGradient(g, normal(1, samples, *g.output, seed=1))
     x = normal(5, samples * g.unknowns, 1, seed=2)
