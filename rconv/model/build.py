@@ -1,8 +1,9 @@
 """Steps of a forward pass, made into the maps that the attack goes back through."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 
@@ -18,15 +19,19 @@ IDENTITY = from_module(nn.Identity())
 
 
 def build(
-    steps: Sequence[Operation], inside: Sequence[int], shape: tuple[int, int, int]
+    steps: Sequence[Operation],
+    inside: Sequence[int],
+    shape: tuple[int, int, int],
+    made: dict[tuple[int, ...], Stage] | None = None,
 ) -> tuple[list[Node], bool]:
     """The maps between the image and the first Linear.
 
     `steps` are those of the whole model; `inside` are the indices of those before the first Linear,
-    in order, the image first. Returns the nodes, from the image to the input of the Linear, and
-    whether that is flattened. Raises UnsupportedModelError at a step that the attack cannot pass.
+    in order, the image first. `made` keeps convolutions by their steps, for other parts of the same
+    model. Returns the nodes, from the image to the input of the Linear, and whether that is
+    flattened. Raises UnsupportedModelError at a step that the attack cannot pass.
     """
-    builder = _Builder(steps, inside)
+    builder = _Builder(steps, inside, {} if made is None else made)
     for i in inside:
         operation = steps[i]
         try:
@@ -44,8 +49,13 @@ def build(
 class _Builder:
     """Nodes so far; `place` says which node a step's result is, `flat` which are flattened."""
 
-    def __init__(self, steps: Sequence[Operation], inside: Sequence[int]):
-        self.steps = steps
+    def __init__(
+        self,
+        steps: Sequence[Operation],
+        inside: Sequence[int],
+        made: dict[tuple[int, ...], Stage],
+    ):
+        self.steps, self.made = steps, made
         self.nodes: list[Node] = []
         self.place: dict[int, int] = {}
         self.flat: set[int] = set()
@@ -92,7 +102,8 @@ class _Builder:
     def _map(self, step: int, operation: Operation) -> None:
         below = self.nodes[self.place[operation.inputs[0]]]
         if isinstance(operation.what, nn.Conv2d):
-            stage = stage_of(operation.name, operation.what, IDENTITY, below.shape)
+            read = partial(stage_of, operation.name, operation.what, IDENTITY, below.shape)
+            stage = self._once((step,), read)
             self._put(step, operation, stage, stage.geometry.output)
         elif isinstance(operation.what, Fused):
             stage = stage_of(operation.name, operation.what[0], IDENTITY, below.shape)
@@ -111,10 +122,17 @@ class _Builder:
             raise operation.refusal("BatchNorm2d stands before the first convolution")
         if type(stage) is Stage and stage.scale is None and alone:
             self.place[step] = self.place[operation.inputs[0]]
-            stage = folded(stage, operation.name, affine)
+            fold = partial(folded, stage, operation.name, affine)
+            stage = self._once((operation.inputs[0], step), fold)
             self.nodes[self.place[step]] = replace(below, does=stage)
         else:
             self._put(step, operation, affine, below.shape)
+
+    def _once(self, key: tuple[int, ...], make: Callable[[], Stage]) -> Stage:
+        """What was made of these steps before, or is made now."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
 
     def _activation(self, step: int, operation: Operation) -> None:
         activation = _activation(operation)

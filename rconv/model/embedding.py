@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from rconv.model.agreement import refuse_other_values
 from rconv.model.build import build
 from rconv.model.functions import SUMS
+from rconv.model.geometry import Stage
 from rconv.model.graph import before, graph_of, sees, values_of
 from rconv.model.heads import ConvEntry, Embedding
 from rconv.model.nodes import Network, UnsupportedModelError, solve_order
@@ -215,18 +216,23 @@ def entered(
 
 
 def network_below(
-    steps: list[Operation], shape: tuple[int, int, int], entry: ConvEntry, end: int | None = None
+    steps: list[Operation],
+    shape: tuple[int, int, int],
+    entry: ConvEntry,
+    end: int | None = None,
+    made: dict[tuple[int, ...], Stage] | None = None,
 ) -> Network:
     """The part of a model that a convolution's output is made of.
 
-    The last node is the step `end`, by default the convolution. Raises UnsupportedModelError at a
+    The last node is the step `end`, by default the convolution; `made` is that of
+    `rconv.model.build.build`. Raises UnsupportedModelError at a
     step below that the attack cannot pass, or where a map other than the image bypasses the
     convolution, so that its derivative is not known.
     """
     if end is None:
         end = next(i for i, step in enumerate(steps) if step.name == entry.name)
     inside = leading_to(steps, end)
-    nodes, _ = build(steps, sorted(inside), shape)
+    nodes, _ = build(steps, sorted(inside), shape, made)
     behind = leading_to(steps, len(steps) - 1) - inside
     # Nothing stands below the image that would need its derivative.
     refuse_bypasses(steps, behind, inside - {0, end}, entry.name)

@@ -14,6 +14,7 @@ from rconv.model.agreement import refuse_other_values
 from rconv.model.batchnorm import without_statistics
 from rconv.model.blocks import Fused
 from rconv.model.embedding import network_below
+from rconv.model.geometry import Stage
 from rconv.model.graph import first_line
 from rconv.model.heads import ConvEntry
 from rconv.model.nodes import SUM, Network, UnsupportedModelError
@@ -40,6 +41,7 @@ def entry_networks(
     entry = ConvEntry("", None, _logits(client, steps, result), reason)
     found: list[Network] = []
     refusals: list[UnsupportedModelError] = []
+    made: dict[tuple[int, ...], Stage] = {}
     for i in sorted(leading_to(steps, len(steps) - 1), reverse=True):
         convolution = _convolution(steps[i])
         if convolution is None:
@@ -48,7 +50,7 @@ def entry_networks(
             if convolution.groups > 1:
                 raise UnsupportedModelError(f"{steps[i].name}: its groups have a gradient each")
             _refuse_few_rows(steps[i].name, convolution, shapes[steps[i].name], most)
-            found.append(_entered(client, steps, i, shape, entry, found))
+            found.append(_entered(client, steps, i, shape, entry, found, made))
         except UnsupportedModelError as error:
             refusals.append(error)
     if not found:
@@ -68,12 +70,14 @@ def _entered(
     shape: tuple[int, int, int],
     entry: ConvEntry,
     confirmed: Sequence[Network],
+    made: dict[tuple[int, ...], Stage],
 ) -> Network:
     """The network that ends at a convolution, or at a sum, and that computes what was read."""
     reasons = []
     for end in _ends(steps, i):
         try:
-            network = network_below(steps, shape, replace(entry, name=steps[i].name), end)
+            own = replace(entry, name=steps[i].name)
+            network = network_below(steps, shape, own, end, made)
             refuse_mixed(network)
             names = {stage.name for stage in network.stages}
             if not any(names <= {stage.name for stage in other.stages} for other in confirmed):
