@@ -67,13 +67,13 @@ def roots_of(gram: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
     level : Tensor
         α, which is at least `WEAK` of the norm of A, and more where rounding of A asks for it.
     """
-    level, failed = torch.maximum(level, WEAK * gram.norm()).clamp(min=1e-300), True
+    one, failed = torch.eye(len(gram), dtype=gram.dtype, device=gram.device), True
+    level = torch.maximum(level, WEAK * gram.norm()).clamp(min=1e-300)
     while failed:
+        if not level.isfinite():  # an iteration has diverged, as its residual shows
+            return one, one
         root, failed = torch.linalg.cholesky_ex(gram + torch.diag(level.expand(len(gram))))
         level = level * 10
-        if not level.isfinite():
-            raise torch.linalg.LinAlgError("the matrix is not finite")
-    one = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     return root, torch.linalg.solve_triangular(root, one, upper=False)
 
 
@@ -113,7 +113,9 @@ def gauss_newton(
     system, change = linearised(x)
     size = float(system.rhs.norm().nan_to_num(nan=math.inf))
     damping = min(DAMPING, DAMPING * size * size / system.rhs.shape[1])  # ** overflows
-    while steps < most and damping < MOST and slow < patience and rests < 2 and size > until:
+    while steps < most and damping < MOST and slow < patience and rests < 2:
+        if not until < size < math.inf:
+            break
         steps += 1
         step = linear_step(system, change, system.rhs, damping if size > good else 0.0)
         if not step.isfinite().all():

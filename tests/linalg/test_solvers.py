@@ -13,6 +13,7 @@ from small import SEEDS, normal, relative_error
 from rconv.linalg import columns as solvers
 from rconv.linalg.columns import independent
 from rconv.linalg.dense import SINGLE_FROM, determines
+from rconv.linalg.gauss_newton import Change, gauss_newton, roots_of
 from rconv.linalg.refine import LIMIT, refine
 from rconv.linalg.solution import CONDITION_LIMIT, Solution, relative, root_mean_square
 from rconv.linalg.sparse import SparseFactor
@@ -390,3 +391,13 @@ def test_a_matrix_of_short_rank_determines_nothing_in_any_precision(change):
         matrix[:, :50] = matrix[:, 50:100] - 0.3 * matrix[:, 100:150]
     system = System.dense(matrix[None], matrix[None, :, :1])
     assert determines(system, 1e-16) == (change in ("none", "condition"))
+
+
+def test_an_iteration_that_diverges_ends_without_an_error():
+    """A step through softened kinks gave NaN, and its preconditioner no Cholesky factor."""
+    nothing = torch.full((3, 3), torch.nan).double()
+    root, inverse = roots_of(nothing, torch.tensor(torch.nan).double())
+    assert torch.equal(root, torch.eye(3).double()) and torch.equal(inverse, root)
+    system = System.dense(torch.eye(3).double()[None], torch.full((1, 3, 1), torch.nan).double())
+    found = gauss_newton(lambda x: (system, Change.none()), torch.zeros(3))
+    assert found.residual == torch.inf and found.steps == 0 and not found.converged
