@@ -60,9 +60,8 @@ def per_sample_gradients(
     def losses(parameters: Gradients) -> Tensor:
         try:
             logits = vmap(output)(parameters, images)
-        except (RuntimeError, ValueError) as error:
-            shape, reason = tuple(images.shape[1:]), str(error).splitlines()[0]
-            raise ValueError(f"the model takes no image of the shape {shape}: {reason}") from error
+        except ValueError as error:  # of the model
+            raise RuntimeError from error
         return client_losses(logits, targets, loss)
 
     try:
@@ -78,7 +77,11 @@ def _one_by_one(
     parameters = {n: ordinary(p.detach()).requires_grad_() for n, p in model.named_parameters()}
     found = []
     for image, target in zip(images.split(1), targets.split(1), strict=True):
-        logits = tensor_of(functional_call(model, parameters, (image,)))
+        try:
+            logits = tensor_of(functional_call(model, parameters, (image,)))
+        except (RuntimeError, ValueError) as error:
+            shape, reason = tuple(image.shape[1:]), str(error).splitlines()[0]
+            raise ValueError(f"the model takes no image of the shape {shape}: {reason}") from error
         value = client_losses(logits, target, loss).sum()
         own = torch.autograd.grad(
             value, list(parameters.values()), allow_unused=True, materialize_grads=True
