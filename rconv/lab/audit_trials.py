@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rconv.lab.features import Features, features
+from rconv.lab.features import Features, any_exact, features
 from rconv.lab.records import Record, finite
 from rconv.lab.scenarios import Scenario, client_model, matrix, sent
 from rconv.lab.trial import NOT_BY_THIS_ATTACK, PARTLY, Trial, chosen, trial
@@ -77,8 +77,7 @@ class Outcome:
         """The trial's level; `PARTLY` where there are features, and no image."""
         if self.trial is not None:
             return self.trial.risk
-        known = self.features is not None and bool(self.features.exact.any())
-        return PARTLY if known else NOT_SUPPORTED
+        return PARTLY if any_exact(self.features) else NOT_SUPPORTED
 
     @property
     def record(self) -> Record:
@@ -86,7 +85,7 @@ class Outcome:
         tried, reason = self.trial, str(self.refusal or "")
         if tried is not None:
             reason = next((own for own in tried.reconstruction.diagnostics if own), "")
-        elif self.features is not None and not self.features.exact.any():
+        elif self.features is not None and not any_exact(self.features):
             layer, error = self.features.layer, float(self.features.error.min())
             reason = f"features that enter {layer} inexact, relative error {error:.1g}; {reason}"
         return {

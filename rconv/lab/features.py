@@ -52,6 +52,11 @@ class Features:
         return self.error <= CLEAR
 
 
+def any_exact(found: Features | None) -> bool:
+    """Whether the features of some image are exact."""
+    return found is not None and bool(found.exact.any())
+
+
 def features(
     model: nn.Module,
     images: Tensor,

@@ -17,7 +17,7 @@ from rconv.attack.report import Reconstruction
 from rconv.audit import NOT_UNIQUE, TOO_LARGE
 from rconv.data.datasets import photographs
 from rconv.lab.experiment import as_dtype
-from rconv.lab.features import Features, features
+from rconv.lab.features import Features, any_exact, features
 from rconv.lab.intervals import rate_interval
 from rconv.lab.metrics import flat, matched, psnr
 from rconv.lab.records import SHOWN, score
@@ -117,8 +117,7 @@ class Trial:
         """A value of `RISKS`, that of the image that is shown best."""
         if self.recovered.any():
             return LEAKS
-        known = self.features is not None and bool(self.features.exact.any())
-        return PARTLY if known or self.visible.any() else NOT_BY_THIS_ATTACK
+        return PARTLY if any_exact(self.features) or self.visible.any() else NOT_BY_THIS_ATTACK
 
     @property
     def clear(self) -> int:

@@ -201,7 +201,7 @@ def test_noise_of_a_batch_that_was_not_declared_is_revealed(head):
     error = relative_error(result.images[matched(result.images, x)], x)
     assert level / 10 < error < 5 * result.expected_error.max() < 100 * level
     assert (result.revealed_noise > level / 3).all() and (result.revealed_noise < 3 * level).all()
-    assert all("not declared" in doubt for doubt in result.diagnostics)
+    assert all("not declared" in why for why in result.diagnostics)
 
 
 def twice(x, labels):

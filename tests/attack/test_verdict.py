@@ -62,7 +62,7 @@ def test_noise_that_was_not_told_is_revealed_in_its_size(activation, level):
     found = attack(noisy(gradients, level))
     assert (found.revealed_noise > level / 10).all()
     assert (found.expected_error >= found.revealed_noise).all()
-    assert all("not declared" in doubt or "outer product" in doubt for doubt in found.diagnostics)
+    assert all("not declared" in why or "outer product" in why for why in found.diagnostics)
     assert honest(found)
 
 
